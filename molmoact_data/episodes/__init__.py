@@ -1,0 +1,19 @@
+"""Episode sources: where demonstrations come from (LeRobot v2.0, v2.1, v3.0; RLDS)."""
+
+from molmoact_data.episodes.base import (
+    CameraBatch,
+    CameraFeature,
+    EpisodeColumns,
+    EpisodeRef,
+    EpisodeSource,
+    SourceInfo,
+)
+
+__all__ = [
+    "CameraBatch",
+    "CameraFeature",
+    "EpisodeColumns",
+    "EpisodeRef",
+    "EpisodeSource",
+    "SourceInfo",
+]

@@ -1,0 +1,64 @@
+"""The two ways things go wrong here, and the closed list of reasons an episode is rejected.
+
+`UserError` is the user's to mend: the command line prints its one message and exits with 2.
+`EpisodeRejected` belongs to one episode: it is counted, written to `rejects.jsonl`, and the run goes on.
+Anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Input, flags or environment are wrong. The message says what, why it matters and what to do."""
+
+
+class RejectReason(str, enum.Enum):
+    """Why a whole episode is not in the output. The value is what `rejects.jsonl` and reports spell."""
+
+    ROWS_MISSING = "rows_missing"
+    ROWS_UNREADABLE = "rows_unreadable"
+    ROWS_EMPTY = "rows_empty"
+    ROWS_OUT_OF_ORDER = "rows_out_of_order"
+    COLUMN_MISSING = "column_missing"
+    VIDEO_MISSING = "video_missing"
+    VIDEO_EMPTY = "video_empty"
+    VIDEO_GIT_LFS_POINTER = "video_git_lfs_pointer"
+    VIDEO_UNDECODABLE = "video_undecodable"
+    VIDEO_SHORTER_THAN_ROWS = "video_shorter_than_rows"
+    VIDEO_LONGER_THAN_ROWS = "video_longer_than_rows"
+    VIDEO_SIZE_CHANGED = "video_size_changed"
+    FRAME_TIMESTAMP_MISMATCH = "frame_timestamp_mismatch"
+    IMAGE_MISSING = "image_missing"
+    IMAGE_UNDECODABLE = "image_undecodable"
+    INSTRUCTION_MISSING = "instruction_missing"
+    ACTION_NON_FINITE = "action_non_finite"
+    ACTION_DIMENSION_DIFFERS = "action_dimension_differs"
+    STATE_NON_FINITE = "state_non_finite"
+    STATE_DIMENSION_DIFFERS = "state_dimension_differs"
+    DEPTH_NON_FINITE = "depth_non_finite"
+    CHECKSUM_MISMATCH = "checksum_mismatch"
+    DECODER_CRASHED = "decoder_crashed"
+
+
+class EpisodeRejected(Exception):
+    """One episode cannot become records; `detail` names the file, the row or the value."""
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason.value}: {self.detail}"
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a misspelt `kind`: names the nearest match and lists what exists."""
+    choices = sorted(known)
+    nearest = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(choices) or 'none'}.")

@@ -1,0 +1,37 @@
+"""Teacher name -> `package.module:Attribute`, imported only when chosen."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from molmoact_data.errors import UserError, unknown_name
+
+DEPTH_ESTIMATORS: Mapping[str, str] = {
+    "depth-anything-v2": "molmoact_data.adapters.depth_anything:DepthAnythingV2",
+    "embedded": "molmoact_data.adapters.embedded:EmbeddedDepth",
+}
+DEPTH_TOKENIZERS: Mapping[str, str] = {
+    "vqvae": "vqvae.codec:VQVAECodec",
+}
+GRIPPER_POINTERS: Mapping[str, str] = {
+    "molmo": "molmoact_data.adapters.molmo_pointer:MolmoPointer",
+    "column": "molmoact_data.adapters.column_pointer:RecordedPoints",
+    "embedded": "molmoact_data.adapters.embedded:EmbeddedPointer",
+}
+
+
+def resolve(kind: str, name: str, table: Mapping[str, str]) -> Any:
+    """The class or factory registered under `name`; a missing optional dependency names the extra."""
+    if name not in table:
+        raise unknown_name(kind, name, table)
+    module_name, _, attribute = table[name].partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{kind} {name!r} needs the package {error.name!r}, which is not installed. "
+            "Install it with: pip install 'molmoact[data]'"
+        ) from error
+    return getattr(module, attribute)

@@ -1,0 +1,195 @@
+"""THE record: one Parquet row is one frame. Column names are spelled here and nowhere else.
+
+Numbers are stored and text is rendered late (`molmoact_data.prompts`), so a new template never
+rebuilds a dataset.
+
+| column | type | meaning, unit, range |
+|---|---|---|
+| `dataset`, `revision` | string | source id and revision |
+| `episode_index`, `frame_index` | int32 | the key; unique together |
+| `timestamp_s` | float32 | seconds from the episode's start |
+| `instruction` | string | never empty |
+| `image_<role>` | struct<bytes: binary, path: string> | encoded RGB (JPEG or PNG), path null; Hugging Face `Image` feature |
+| `depth_codes` | uint8[G] (int16 above 256 codes) | codebook ids, row-major, 0 <= id < codebook size |
+| `depth_range` | float32[2] | raw min and max of the depth map before per-image scaling |
+| `gripper_points` | list over arms of float32[2] | unit coordinates 0..1, x right, y down; null = not found |
+| `gripper_confidence` | list over arms of float32 | 0..1; 0 where the point is null |
+| `trace` | list over arms of list (0..5) of uint8[2] | x right, y down, 0..255 over the frame; first point is *now* |
+| `trace_quality` | float32 | 0..1, of the worst arm |
+| `trace_reject_reason` | string | null = usable; otherwise why a trace is empty |
+| `action`, `state` | float32[D], float32[S] | raw, as recorded |
+| `action_bins` | int16[H][D] | bins 1..256 of the normalised chunk starting at this frame |
+| `num_valid_actions` | int8 | steps of the chunk before the episode's end; the rest repeats the last |
+
+Every field is nullable in the Arrow sense only because `datasets` ignores its `Image` metadata
+otherwise; `molmoact validate` holds the record to this table.
+
+A part that was not asked for (no depth, no pointer, no actions, a dataset without state) is an absent
+column, never an empty one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+SCHEMA_VERSION = "1.0"
+
+DATASET = "dataset"
+REVISION = "revision"
+EPISODE_INDEX = "episode_index"
+FRAME_INDEX = "frame_index"
+TIMESTAMP_S = "timestamp_s"
+INSTRUCTION = "instruction"
+IMAGE_PREFIX = "image_"
+DEPTH_CODES = "depth_codes"
+DEPTH_RANGE = "depth_range"
+GRIPPER_POINTS = "gripper_points"
+GRIPPER_CONFIDENCE = "gripper_confidence"
+TRACE = "trace"
+TRACE_QUALITY = "trace_quality"
+TRACE_REJECT_REASON = "trace_reject_reason"
+ACTION = "action"
+STATE = "state"
+ACTION_BINS = "action_bins"
+NUM_VALID_ACTIONS = "num_valid_actions"
+
+# Keys of the Parquet file's own metadata.
+META_SCHEMA_VERSION = b"molmoact.schema_version"
+META_CONFIG_HASH = b"molmoact.config_hash"
+META_STATISTICS_HASH = b"molmoact.statistics_hash"
+
+# Files beside the shards.
+DATA_DIR = "data"
+STATISTICS_FILE = "dataset_statistics.json"
+MANIFEST_FILE = "manifest.json"
+REJECTS_FILE = "rejects.jsonl"
+REPORT_FILE = "report.html"
+
+TRACE_MAX_POINTS = 5
+# `datasets` decodes images on load only from this struct, not from a bare binary column.
+IMAGE_TYPE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+DEPTH_GRID_CODES = 100
+
+
+def image_column(role: str) -> str:
+    """The column that holds the frames of one camera role."""
+    return IMAGE_PREFIX + role
+
+
+@dataclass(frozen=True)
+class RecordLayout:
+    """What varies between outputs; decides the Arrow schema and nothing else."""
+
+    cameras: tuple[str, ...]
+    """Roles in order; the first is the one that depth, points and traces belong to."""
+    action_dim: int | None
+    """D; None = actions were not processed."""
+    state_dim: int | None
+    """S; None = the dataset has no state."""
+    action_chunk_size: int = 8
+    depth_codes: int | None = DEPTH_GRID_CODES
+    """Codes per frame; None = no depth."""
+    codebook_size: int = 128
+    num_arms: int | None = 1
+    """None = no pointer, hence no points and no traces."""
+
+    def __post_init__(self) -> None:
+        if not self.cameras:
+            raise ValueError("a record needs at least one camera role")
+        if len(set(self.cameras)) != len(self.cameras):
+            raise ValueError(f"camera roles repeat: {self.cameras}")
+
+    def arrow_schema(self, metadata: dict[bytes, bytes] | None = None) -> pa.Schema:
+        """The schema of a shard, with Hugging Face features so that images decode on load."""
+        fields = self._fields()
+        features = {f.name: _hf_feature(f) for f in fields}
+        hf = json.dumps({"info": {"features": features}}).encode()
+        base = {b"huggingface": hf, META_SCHEMA_VERSION: SCHEMA_VERSION.encode()}
+        return pa.schema(fields, metadata={**base, **(metadata or {})})
+
+    def _fields(self) -> list[pa.Field]:
+        fields = [
+            pa.field(DATASET, pa.string()),
+            pa.field(REVISION, pa.string()),
+            pa.field(EPISODE_INDEX, pa.int32()),
+            pa.field(FRAME_INDEX, pa.int32()),
+            pa.field(TIMESTAMP_S, pa.float32()),
+            pa.field(INSTRUCTION, pa.string()),
+        ]
+        fields += [pa.field(image_column(r), IMAGE_TYPE) for r in self.cameras]
+        return fields + self._depth_fields() + self._trace_fields() + self._action_fields()
+
+    def _depth_fields(self) -> list[pa.Field]:
+        if self.depth_codes is None:
+            return []
+        code = pa.uint8() if self.codebook_size <= 256 else pa.int16()
+        return [
+            pa.field(DEPTH_CODES, pa.list_(code, self.depth_codes)),
+            pa.field(DEPTH_RANGE, pa.list_(pa.float32(), 2)),
+        ]
+
+    def _trace_fields(self) -> list[pa.Field]:
+        if self.num_arms is None:
+            return []
+        return [
+            # Parquet cannot hold a null fixed-size list, hence the variable inner list.
+            pa.field(GRIPPER_POINTS, pa.list_(pa.list_(pa.float32()))),
+            pa.field(GRIPPER_CONFIDENCE, pa.list_(pa.float32())),
+            pa.field(TRACE, pa.list_(pa.list_(pa.list_(pa.uint8(), 2)))),
+            pa.field(TRACE_QUALITY, pa.float32()),
+            pa.field(TRACE_REJECT_REASON, pa.string()),
+        ]
+
+    def _action_fields(self) -> list[pa.Field]:
+        fields = []
+        if self.action_dim is not None:
+            row = pa.list_(pa.int16(), self.action_dim)
+            fields += [
+                pa.field(ACTION, pa.list_(pa.float32(), self.action_dim)),
+                pa.field(ACTION_BINS, pa.list_(row, self.action_chunk_size)),
+                pa.field(NUM_VALID_ACTIONS, pa.int8()),
+            ]
+        if self.state_dim is not None:
+            fields.append(pa.field(STATE, pa.list_(pa.float32(), self.state_dim)))
+        return fields
+
+    @classmethod
+    def from_arrow_schema(cls, schema: pa.Schema) -> RecordLayout:
+        """The layout a shard was written with; the inverse of `arrow_schema`."""
+
+        def size(name: str) -> int | None:
+            return schema.field(name).type.list_size if name in schema.names else None
+
+        code = schema.field(DEPTH_CODES).type.value_type if DEPTH_CODES in schema.names else None
+        return cls(
+            cameras=tuple(
+                n.removeprefix(IMAGE_PREFIX) for n in schema.names if n.startswith(IMAGE_PREFIX)
+            ),
+            action_dim=size(ACTION),
+            state_dim=size(STATE),
+            action_chunk_size=size(ACTION_BINS) or cls.action_chunk_size,
+            depth_codes=size(DEPTH_CODES),
+            codebook_size=2**15 if code == pa.int16() else cls.codebook_size,
+            num_arms=1 if TRACE in schema.names else None,
+        )
+
+
+def _hf_feature(field: pa.Field) -> dict[str, Any]:
+    """The `datasets.Features` spelling of a column, as JSON."""
+    if field.name.startswith(IMAGE_PREFIX):
+        return {"_type": "Image"}
+    return _hf_type(field.type)
+
+
+def _hf_type(arrow_type: pa.DataType) -> dict[str, Any]:
+    if pa.types.is_fixed_size_list(arrow_type):
+        feature = _hf_type(arrow_type.value_type)
+        return {"_type": "List", "feature": feature, "length": arrow_type.list_size}
+    if pa.types.is_list(arrow_type):
+        return {"_type": "List", "feature": _hf_type(arrow_type.value_type)}
+    name = {"float": "float32", "double": "float64"}.get(str(arrow_type), str(arrow_type))
+    return {"_type": "Value", "dtype": name}

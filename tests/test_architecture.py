@@ -1,0 +1,61 @@
+"""The house rules, as tests: imports point down, and cheap things stay cheap to import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = "molmoact_data"
+SIBLINGS = ("pipelines", "vqvae", "molmoact_train")
+
+
+def imported_packages(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
+    names += [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("package", [BASE, *SIBLINGS])
+def test_imports_point_down(package: str) -> None:
+    forbidden = {*SIBLINGS, "cli"} - {package} if package != BASE else {*SIBLINGS, "cli"}
+    for path in (ROOT / package).rglob("*.py"):
+        assert not imported_packages(path) & forbidden, f"{path.relative_to(ROOT)} imports upwards"
+
+
+def test_only_pipelines_import_beam() -> None:
+    for package in (BASE, "vqvae", "molmoact_train"):
+        for path in (ROOT / package).rglob("*.py"):
+            assert "apache_beam" not in imported_packages(path), path.relative_to(ROOT)
+
+
+def modules_loaded_by(code: str) -> set[str]:
+    script = f"{code}\nimport sys; print(' '.join({{m.partition('.')[0] for m in sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_imports_neither_torch_nor_beam() -> None:
+    code = (
+        "import cli\nfrom typer.testing import CliRunner\n"
+        "assert CliRunner().invoke(cli.app, ['--help']).exit_code == 0"
+    )
+    assert not modules_loaded_by(code) & {"torch", "apache_beam", "transformers", "datasets"}
+
+
+def test_base_needs_numpy_and_pyarrow_alone() -> None:
+    heavy = {"torch", "cv2", "av", "PIL", "transformers", "datasets", "apache_beam", "pandas", "yaml"}
+    light = [
+        "schema", "errors", "tokens", "actions", "traces", "prompts", "quality", "depth",
+        "pointing", "registry", "shards", "episodes",
+    ]  # fmt: skip
+    present = [m for m in light if list((ROOT / BASE).glob(f"{m}*"))]
+    code = "\n".join(f"import molmoact_data.{m}" for m in present)
+    assert not modules_loaded_by(code) & heavy
