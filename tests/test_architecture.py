@@ -35,7 +35,8 @@ def test_only_pipelines_import_beam() -> None:
 
 
 def modules_loaded_by(code: str) -> set[str]:
-    script = f"{code}\nimport sys; print(' '.join({{m.partition('.')[0] for m in sys.modules}}))"
+    report = "import sys; print(' '.join({m.partition('.')[0] for m in sys.modules}))"
+    script = code + "\n" + report
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -51,7 +52,17 @@ def test_help_imports_neither_torch_nor_beam() -> None:
 
 
 def test_base_needs_numpy_and_pyarrow_alone() -> None:
-    heavy = {"torch", "cv2", "av", "PIL", "transformers", "datasets", "apache_beam", "pandas", "yaml"}
+    heavy = {
+        "torch",
+        "cv2",
+        "av",
+        "PIL",
+        "transformers",
+        "datasets",
+        "apache_beam",
+        "pandas",
+        "yaml",
+    }
     light = [
         "schema", "errors", "tokens", "actions", "traces", "prompts", "quality", "depth",
         "pointing", "registry", "shards", "episodes",
