@@ -1,0 +1,92 @@
+"""One attention call for the whole network, and the mask that a batch needs (often: none).
+
+Legend: B batch, S query positions, K key positions, H heads, G key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attend(
+    query_BHSD: Tensor,
+    key_BGKD: Tensor,
+    value_BGKD: Tensor,
+    *,
+    mask_B1SK: Tensor | None = None,
+    is_causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Scaled dot product attention, [B, H, S, D]; G may be a divisor of H (grouped queries).
+
+    Under a mask the key/value heads are repeated: PyTorch's masked CUDA kernels know no groups and would
+    fall back to the one that materialises S x K scores.
+    """
+    grouped = key_BGKD.shape[1] != query_BHSD.shape[1]
+    if grouped and mask_B1SK is not None:
+        repeats = query_BHSD.shape[1] // key_BGKD.shape[1]
+        key_BGKD = key_BGKD.repeat_interleave(repeats, dim=1)
+        value_BGKD = value_BGKD.repeat_interleave(repeats, dim=1)
+        grouped = False
+    return F.scaled_dot_product_attention(
+        query_BHSD,
+        key_BGKD,
+        value_BGKD,
+        attn_mask=mask_B1SK,
+        is_causal=is_causal,
+        dropout_p=dropout,
+        enable_gqa=grouped,
+    )
+
+
+def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """fp32 copies, except under autocast, which would cast them straight back (as in the reference)."""
+    if torch.is_autocast_enabled(tensors[0].device.type):
+        return tensors
+    return tuple(tensor.float() for tensor in tensors)
+
+
+def padding_is_on_the_right(attention_mask_BK: Tensor) -> bool:
+    """Then a causal mask alone is right: no real token ever sees a padded one."""
+    steps = attention_mask_BK[:, 1:] > attention_mask_BK[:, :-1]
+    return not bool(steps.any())
+
+
+def positions_from_mask(attention_mask_BK: Tensor) -> Tensor:
+    """0..n-1 over the real tokens of each row, int64; padded places get 0."""
+    return (attention_mask_BK.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def positions_from_documents(document_ids_BS: Tensor) -> Tensor:
+    """0..n-1 within each run of equal ids, int64 [B, S]."""
+    places_BS = torch.arange(document_ids_BS.shape[1], device=document_ids_BS.device).expand_as(
+        document_ids_BS
+    )
+    starts_BS = torch.ones_like(document_ids_BS, dtype=torch.bool)
+    starts_BS[:, 1:] = document_ids_BS[:, 1:] != document_ids_BS[:, :-1]
+    return places_BS - torch.where(starts_BS, places_BS, 0).cummax(dim=1).values
+
+
+def causal_mask(
+    num_queries: int,
+    *,
+    attention_mask_BK: Tensor | None = None,
+    document_ids_BK: Tensor | None = None,
+) -> Tensor:
+    """Boolean [B, 1, S, K], True = may be seen; the S queries are the last S of the K key positions.
+
+    A token sees itself always, so that a padded row has something to attend to and stays finite.
+    """
+    given = attention_mask_BK if attention_mask_BK is not None else document_ids_BK
+    assert given is not None, "a mask is only needed for padding or documents"
+    key_K = torch.arange(given.shape[1], device=given.device)
+    query_S = key_K[-num_queries:]
+    visible_BSK = (key_K[None, :] <= query_S[:, None])[None]
+    if attention_mask_BK is not None:
+        visible_BSK = visible_BSK & attention_mask_BK.bool()[:, None, :]
+    if document_ids_BK is not None:
+        same = document_ids_BK[:, -num_queries:, None] == document_ids_BK[:, None, :]
+        visible_BSK = visible_BSK & same
+    return (visible_BSK | (key_K[None, :] == query_S[:, None]))[:, None]
