@@ -1,0 +1,77 @@
+"""What pointing models say -> points. Pure; used by every pointer that reads text.
+
+Molmo answers in percent of the width and height, from the left upper corner:
+one point `<point x="63.5" y="44.5" alt="gripper">gripper</point>`, several
+`<points x1="10.0" y1="20.0" x2="30.5" y2="40.1" alt="...">...</points>`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+_TAG = re.compile(r"<points?(?=\s)")
+_ATTRIBUTE = re.compile(r"""\s+(\w+)\s*=\s*(?:"([^"]*)"|'([^']*)')""")
+_COORDINATE = re.compile(r"([xy])(\d*)")
+_NUMBER = re.compile(r"\s*\d+(?:\.\d*)?\s*|\s*\.\d+\s*")
+
+
+def parse_points(answer: str) -> list[tuple[float, float]]:
+    """All well-formed points of an answer, percent 0..100 (x right, y down), in the order they are told.
+
+    A point counts if both its coordinates are plain numbers within 0..100; anything else is not found,
+    never guessed. An answer cut off after its first point still has that point.
+    """
+    points: list[tuple[float, float]] = []
+    for tag in _TAG.finditer(answer):
+        points += _points_of_tag(answer, tag.end())
+    return points
+
+
+def _points_of_tag(answer: str, position: int) -> list[tuple[float, float]]:
+    coordinates: dict[str, dict[str, float]] = {}
+    while attribute := _ATTRIBUTE.match(answer, position):
+        position = attribute.end()
+        name, text = attribute[1], attribute[2] if attribute[2] is not None else attribute[3]
+        if (which := _COORDINATE.fullmatch(name)) and _NUMBER.fullmatch(text):
+            coordinates.setdefault(which[2], {}).setdefault(which[1], float(text))
+    pairs = [(c["x"], c["y"]) for c in coordinates.values() if c.keys() == {"x", "y"}]
+    return [(x, y) for x, y in pairs if 0 <= x <= 100 and 0 <= y <= 100]
+
+
+def format_points(points: Sequence[tuple[float, float]], label: str) -> str:
+    """The answer that Molmo gives for these points (percent, one decimal); inverse of `parse_points`."""
+    if not points:
+        return f"There is no {label} in the image."
+    if len(points) == 1:
+        (x, y) = points[0]
+        return f'<point x="{x:.1f}" y="{y:.1f}" alt="{label}">{label}</point>'
+    told = " ".join(f'x{i}="{x:.1f}" y{i}="{y:.1f}"' for i, (x, y) in enumerate(points, start=1))
+    return f'<points {told} alt="{label}">{label}</points>'
+
+
+def arms_from_percent(
+    points: Sequence[tuple[float, float]], num_arms: int, image_hw: tuple[int, int]
+) -> NDArray[np.float32]:
+    """The first `num_arms` points as unit coordinates [arms, 2]; NaN where fewer were told.
+
+    Percent p of a side of w pixels is pixel p/100*w, as the reference reads it, hence p/100*w/(w-1) in
+    unit coordinates, at most 1. With two or more arms points are ordered from left to right, and fewer
+    points than arms count as none, since nothing says whose they are.
+    """
+    if len(points) < num_arms:
+        return np.full((num_arms, 2), np.nan, np.float32)
+    told = sorted(points[:num_arms]) if num_arms > 1 else points[:1]
+    height, width = image_hw
+    scale = np.array([width / max(width - 1, 1), height / max(height - 1, 1)])
+    return np.minimum(np.array(told) / 100 * scale, 1).astype(np.float32)
+
+
+def answer_confidence(tokens: Sequence[str], logprobs: Sequence[float]) -> float:
+    """Geometric mean of the probabilities of the tokens that spell digits; 0 where none does."""
+    of_digits = [p for t, p in zip(tokens, logprobs, strict=True) if any(c.isdigit() for c in t)]
+    return math.exp(math.fsum(of_digits) / len(of_digits)) if of_digits else 0.0
