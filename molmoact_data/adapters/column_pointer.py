@@ -60,9 +60,9 @@ class RecordedPoints:
 def points_from_unit(xy_TA2: NDArray[np.float64]) -> GripperPoints:
     """Unit coordinates [T,A,2] -> points; outside 0..1 (by more than rounding) or not finite = not found."""
     rounding = 1e-6
-    inside_TA1 = ((xy_TA2 >= -rounding) & (xy_TA2 <= 1 + rounding)).all(axis=-1, keepdims=True)
-    xy = np.where(inside_TA1, np.clip(xy_TA2, 0, 1), np.nan).astype(np.float32)
-    return GripperPoints(xy, inside_TA1[..., 0].astype(np.float32))
+    inside_TA = np.all((xy_TA2 >= -rounding) & (xy_TA2 <= 1 + rounding), axis=-1)
+    xy_TA2 = np.where(inside_TA[..., None], np.clip(xy_TA2, 0, 1), np.nan)
+    return GripperPoints(xy_TA2.astype(np.float32), np.asarray(inside_TA, np.float32))
 
 
 def _full_scale(unit: Unit, image_hw: tuple[int, int]) -> NDArray[np.float64]:
