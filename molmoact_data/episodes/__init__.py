@@ -8,6 +8,8 @@ from molmoact_data.episodes.base import (
     EpisodeSource,
     SourceInfo,
 )
+from molmoact_data.episodes.opening import open_source
+from molmoact_data.episodes.selection import select_episodes
 
 __all__ = [
     "CameraBatch",
@@ -16,4 +18,6 @@ __all__ = [
     "EpisodeRef",
     "EpisodeSource",
     "SourceInfo",
+    "open_source",
+    "select_episodes",
 ]

@@ -43,6 +43,10 @@ class SourceInfo:
     robot_type: str | None = None
     warnings: tuple[str, ...] = ()
     """Metadata that disagrees with the rows, in words; rows are trusted."""
+    missing_cameras: tuple[str, ...] = ()
+    """Declared cameras of which not one file exists; they are not in `cameras`."""
+    columns: tuple[str, ...] = ()
+    """Numeric columns that `read_columns(extra=...)` can give."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,197 @@
+"""Where a dataset's files are: a local folder, or a Hub repository fetched file by file.
+
+Readers only ever ask for a relative path and get a local file. Metadata is fetched first, rows and
+videos when an episode needs them, so choosing five episodes of a terabyte costs five episodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from molmoact_data.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+WHOLE_HASH_BYTES = 64 * 2**20
+_SAMPLE_BYTES = 2**20
+_SAMPLES = 16
+_LFS_POINTER_PREFIX = b"version https://git-lfs"
+
+
+class Folder(Protocol):
+    """Files under one root; relative POSIX paths in, local files out."""
+
+    @property
+    def name(self) -> str:
+        """Hub id or folder name."""
+        ...
+
+    def fetch(self, path: str) -> Path:
+        """A local path of the file. Raises `FileNotFoundError` where the dataset has no such file."""
+        ...
+
+    def exists(self, path: str) -> bool:
+        """True where `fetch` would find it; nothing is downloaded."""
+        ...
+
+    def listing(self, folder: str, suffix: str) -> list[str]:
+        """Sorted relative paths below `folder` that end in `suffix`."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """A folder on this machine (or mounted on it)."""
+
+    root: Path
+    name: str
+
+    def fetch(self, path: str) -> Path:
+        local = self.root / path
+        if not local.is_file():
+            raise FileNotFoundError(str(local))
+        return local
+
+    def exists(self, path: str) -> bool:
+        return (self.root / path).is_file()
+
+    def listing(self, folder: str, suffix: str) -> list[str]:
+        found = (self.root / folder).rglob(f"*{suffix}")
+        return sorted(p.relative_to(self.root).as_posix() for p in found if p.is_file())
+
+
+@dataclass(frozen=True)
+class HubFolder:
+    """One commit of a Hub dataset; missing files are downloaded into the Hub cache when asked for."""
+
+    name: str
+    commit: str
+    snapshot: Path
+    files: tuple[str, ...] | None
+    """What the commit holds; None offline, where only the cache counts."""
+
+    def fetch(self, path: str) -> Path:
+        local = self.snapshot / path
+        if local.is_file():
+            return local
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        if self.files is not None and path not in self.files:
+            raise FileNotFoundError(f"{self.name}@{self.commit[:8]}:{path}")
+        try:
+            found = hf_hub_download(self.name, path, repo_type="dataset", revision=self.commit)
+        except LocalEntryNotFoundError as error:
+            raise _offline_error(self.name, path) from error
+        except EntryNotFoundError as error:
+            raise FileNotFoundError(f"{self.name}@{self.commit[:8]}:{path}") from error
+        return Path(found)
+
+    def exists(self, path: str) -> bool:
+        return (self.files is not None and path in self.files) or (self.snapshot / path).is_file()
+
+    def listing(self, folder: str, suffix: str) -> list[str]:
+        if self.files is None:
+            return LocalFolder(self.snapshot, self.name).listing(folder, suffix)
+        return sorted(p for p in self.files if p.startswith(f"{folder}/") and p.endswith(suffix))
+
+
+def open_hub(repo_id: str, revision: str | None) -> HubFolder:
+    """Resolve the revision to a commit and fetch `meta/`; from the cache where offline."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    files: tuple[str, ...] | None = None
+    commit: str | None = None
+    try:
+        info = HfApi().dataset_info(repo_id, revision=revision, timeout=30)
+        files = tuple(sibling.rfilename for sibling in info.siblings or [])
+        commit = info.sha
+    except GatedRepoError as error:
+        raise UserError(
+            f"Hub dataset {repo_id!r} is gated: accept its terms on its page, then `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"Hub dataset {repo_id!r} has no revision {revision!r}") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"{repo_id!r} is neither a folder here nor a dataset on the Hub that you may read. "
+            "Check the spelling; for a private dataset run `hf auth login` first"
+        ) from error
+    except (HfHubHTTPError, OSError):
+        logger.warning("the Hub cannot be reached; using what is cached of %s", repo_id)
+    try:
+        snapshot = snapshot_download(
+            repo_id,
+            repo_type="dataset",
+            revision=commit or revision,
+            allow_patterns=["meta/**"],
+            local_files_only=files is None,
+        )
+    except LocalEntryNotFoundError as error:
+        raise _offline_error(repo_id, "meta/") from error
+    return HubFolder(repo_id, commit or Path(snapshot).name, Path(snapshot), files)
+
+
+def fetch_rows(folder: HubFolder) -> None:
+    """Download all of `data/` at once, in parallel; statistics need every row anyway."""
+    from huggingface_hub import snapshot_download
+
+    if folder.files is not None:
+        snapshot_download(
+            folder.name,
+            repo_type="dataset",
+            revision=folder.commit,
+            allow_patterns=["meta/**", "data/**"],
+        )
+
+
+def _offline_error(repo_id: str, path: str) -> UserError:
+    return UserError(
+        f"cannot reach the Hub, and {path} of {repo_id!r} is not in the local cache. Connect once, or "
+        f"download it elsewhere (`hf download {repo_id} --repo-type dataset --local-dir DIR`) and give "
+        "the folder as the dataset path"
+    )
+
+
+def is_git_lfs_pointer(path: Path) -> bool:
+    """True for the small text file that Git LFS leaves where content was not fetched."""
+    with path.open("rb") as file:
+        return file.read(len(_LFS_POINTER_PREFIX)) == _LFS_POINTER_PREFIX
+
+
+def fingerprint(folder: Folder, paths: list[str]) -> str:
+    """`sha256:...` over names, sizes and contents of these files, independent of where they are.
+
+    Files up to 64 MiB are hashed whole; larger ones by their first and last MiB (a Parquet footer
+    holds every column's statistics) and 16 blocks of 1 MiB spread evenly between.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        local = folder.fetch(path)
+        digest.update(f"{path}\0{local.stat().st_size}\0".encode())
+        _hash_file(digest, local)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _hash_file(digest: hashlib._Hash, path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= WHOLE_HASH_BYTES:
+            while block := file.read(_SAMPLE_BYTES):
+                digest.update(block)
+            return
+        last = size - _SAMPLE_BYTES
+        for sample in range(_SAMPLES + 2):
+            file.seek(last * sample // (_SAMPLES + 1))
+            digest.update(file.read(_SAMPLE_BYTES))
