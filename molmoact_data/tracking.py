@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -24,11 +25,9 @@ from molmoact_data.pointing import GripperPointer, GripperPoints
 
 
 @dataclass(frozen=True)
-class TrackingConfig:
-    """How often the pointer is asked, and when flow is believed. Lengths are shares of the image diagonal."""
+class FlowConfig:
+    """When flow is believed. Lengths are shares of the image diagonal."""
 
-    point_every: int = 1
-    """K: the pointer sees frames 0, K, 2K, ... and the last; 1 = every frame, no flow."""
     tolerance: float = 0.02
     """Largest distance between the forward and the backward path that is blended."""
     cluster_radius: float = 0.025
@@ -39,8 +38,6 @@ class TrackingConfig:
     """Share of the cluster that must count; below it the path is lost."""
 
     def __post_init__(self) -> None:
-        if self.point_every < 1:
-            raise UserError(f"--point-every must be at least 1, got {self.point_every}.")
         if not 0 < self.tolerance < 1:
             raise UserError(f"the tracking tolerance must lie in (0, 1), got {self.tolerance}.")
 
@@ -54,6 +51,19 @@ class TrackedPoints:
     """True where the pointer was asked; `sum()` is the number of calls."""
     disagreement_TA: NDArray[np.float32]
     """Distance between the two paths as a share of the diagonal; NaN where there are none (keyframes, lost)."""
+
+
+@runtime_checkable
+class FramePointer(Protocol):
+    """A pointer bound to one episode, that wants to know which frames it is asked about (a cache)."""
+
+    num_arms: int
+
+    def point_frames(
+        self, rgb_NHWC: NDArray[np.uint8], prompt: str, frame_index_N: Sequence[int]
+    ) -> GripperPoints:
+        """RGB uint8 [N,H,W,3] and their 0-based frame numbers -> points of the N frames."""
+        ...
 
 
 @dataclass
@@ -78,10 +88,21 @@ class _Segment:
 class PointTracker:
     """Feed it the consecutive batches of one episode, then `finish`. One instance per episode."""
 
-    def __init__(self, pointer: GripperPointer, prompt: str, config: TrackingConfig) -> None:
+    def __init__(
+        self,
+        pointer: GripperPointer | FramePointer,
+        prompt: str,
+        point_every: int = 1,
+        *,
+        flow: FlowConfig = FlowConfig(),
+    ) -> None:
+        """`point_every` = K: the pointer sees frames 0, K, 2K, ... and the last; 1 = every frame, no flow."""
+        if point_every < 1:
+            raise UserError(f"--point-every must be at least 1, got {point_every}.")
         self.pointer = pointer
         self.prompt = prompt
-        self.config = config
+        self.point_every = point_every
+        self.flow = flow
         self._pending: list[NDArray[np.uint8]] = []  # from the last keyframe on
         self._num_frames = 0
         self._answers: dict[int, _Answer] = {}
@@ -89,7 +110,7 @@ class PointTracker:
 
     def push(self, rgb_NHWC: NDArray[np.uint8]) -> None:
         """The next N frames, RGB uint8 [N,H,W,3]; all batches share H and W."""
-        first, every = self._num_frames, self.config.point_every
+        first, every = self._num_frames, self.point_every
         self._num_frames += len(rgb_NHWC)
         keyframes = [i for i in range(first, self._num_frames) if i % every == 0]
         self._ask({i: rgb_NHWC[i - first] for i in keyframes})
@@ -110,7 +131,11 @@ class PointTracker:
         """One batched call of the pointer."""
         if not rgb_by_frame:
             return
-        points = self.pointer.point(np.stack(list(rgb_by_frame.values())), self.prompt)
+        rgb_NHWC = np.stack(list(rgb_by_frame.values()))
+        if isinstance(self.pointer, FramePointer):
+            points = self.pointer.point_frames(rgb_NHWC, self.prompt, list(rgb_by_frame))
+        else:
+            points = self.pointer.point(rgb_NHWC, self.prompt)
         nothing = np.full(points.xy_NA2.shape[1], np.nan, np.float32)
         for row, frame in enumerate(rgb_by_frame):
             xy_A2, confidence_A = points.xy_NA2[row], points.confidence_NA[row]
@@ -137,7 +162,7 @@ class PointTracker:
         """Answer the inner frames of the segment, or say that the pointer must look again."""
         start, end = self._answers[segment.start], self._answers[segment.end]
         arms = [
-            _track_arm(segment, start.xy_A2[arm], end.xy_A2[arm], self.config)
+            _track_arm(segment, start.xy_A2[arm], end.xy_A2[arm], self.flow)
             for arm in range(len(start.xy_A2))
         ]
         if any(arm is None for arm in arms):
@@ -148,7 +173,7 @@ class PointTracker:
             xy_A2 = np.stack([path.xy_S2[i] for path in paths])
             apart_A = np.array([path.apart_S[i] for path in paths], np.float32)
             between_A = ((steps - i) * start.confidence_A + i * end.confidence_A) / steps
-            trust_A = 1 - np.nan_to_num(apart_A) / (2 * self.config.tolerance)
+            trust_A = 1 - np.nan_to_num(apart_A) / (2 * self.flow.tolerance)
             confidence_A = np.where(np.isnan(xy_A2[:, 0]), 0, between_A * trust_A)
             answer = _Answer(xy_A2, confidence_A.astype(np.float32), apart_A)
             self._answers[segment.start + i] = answer
@@ -184,7 +209,7 @@ def _track_arm(
     segment: _Segment,
     start_xy: NDArray[np.float32],
     end_xy: NDArray[np.float32],
-    config: TrackingConfig,
+    config: FlowConfig,
 ) -> _Path | None:
     """Blend of the two paths of one arm; None where they come apart or only one end was found."""
     frames = len(segment.rgb)
@@ -212,7 +237,7 @@ def carry(
     gray: Sequence[NDArray[np.uint8]],
     start_px: NDArray[np.float32],
     diagonal: float,
-    config: TrackingConfig,
+    config: FlowConfig,
 ) -> NDArray[np.float32]:
     """Pixel positions [S,2] of the point that starts at `start_px` in the first frame; NaN once lost."""
     path_S2 = np.full((len(gray), 2), np.nan, np.float32)
@@ -230,7 +255,7 @@ def cluster_motion(
     before: NDArray[np.uint8],
     after: NDArray[np.uint8],
     points_P2: NDArray[np.float32],
-    config: TrackingConfig,
+    config: FlowConfig,
 ) -> NDArray[np.float32] | None:
     """Median motion [2] in pixels of the points that return to where they came from; None = lost."""
     height, width = before.shape

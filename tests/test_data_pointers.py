@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from molmoact_data.adapters.column_pointer import RecordedPoints, Unit
+from molmoact_data.adapters.column_pointer import RecordedPoints, Units
 from molmoact_data.errors import UserError
 from molmoact_data.pointing import ColumnPointer
 
@@ -13,7 +13,7 @@ IMAGE_HW = (241, 321)
 
 
 @pytest.mark.parametrize(
-    ("unit", "recorded"),
+    ("units", "recorded"),
     [
         ("pixels", [80, 180]),
         ("unit", [0.25, 0.75]),
@@ -21,9 +21,9 @@ IMAGE_HW = (241, 321)
         ("grid", [63.75, 191.25]),
     ],
 )
-def test_every_unit_gives_the_same_point(unit: Unit, recorded: list[float]) -> None:
+def test_every_unit_gives_the_same_point(units: Units, recorded: list[float]) -> None:
     """Pixel (80, 180) of 321 x 241 is a quarter of 320 to the right and three quarters of 240 down."""
-    pointer = RecordedPoints("observation.gripper", unit)
+    pointer = RecordedPoints("observation.gripper", units)
     assert isinstance(pointer, ColumnPointer)
     points = pointer.point_columns(
         {"observation.gripper": np.array([recorded], np.float32)}, IMAGE_HW

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
 from molmoact_data.pointing import GripperPoints
-from molmoact_data.tracking import PointTracker, TrackedPoints, TrackingConfig
+from molmoact_data.tracking import FlowConfig, PointTracker, TrackedPoints
 
 SIDE = 128
 
@@ -60,9 +60,9 @@ def episode(num_frames: int, occluded: range = range(0)) -> tuple[NDArray, NDArr
 
 
 def track(
-    rgb: NDArray, pointer: TruthPointer, batch_size: int = 16, **options: float
+    rgb: NDArray, pointer: TruthPointer, batch_size: int = 16, *, point_every: int
 ) -> TrackedPoints:
-    tracker = PointTracker(pointer, "point", TrackingConfig(**options))
+    tracker = PointTracker(pointer, "point", point_every)
     for start in range(0, len(rgb), batch_size):
         tracker.push(rgb[start : start + batch_size])
     return tracker.finish()
@@ -140,7 +140,7 @@ def test_answers_do_not_depend_on_the_batches() -> None:
 def test_keyframes_of_a_batch_are_one_call_and_memory_is_one_gap() -> None:
     rgb, xy_T2 = episode(61)
     pointer = TruthPointer(xy_T2)
-    tracker = PointTracker(pointer, "point", TrackingConfig(point_every=10))
+    tracker = PointTracker(pointer, "point", point_every=10)
     tracker.push(rgb[:45])
     assert pointer.batches == 1
     assert len(tracker._pending) == 5  # frames 40..44
@@ -170,8 +170,8 @@ def test_two_arms_are_followed_separately() -> None:
 
 def test_settings_are_checked() -> None:
     with pytest.raises(UserError, match="--point-every must be at least 1"):
-        TrackingConfig(point_every=0)
+        PointTracker(TruthPointer(np.zeros((1, 2), np.float32)), "point", point_every=0)
     with pytest.raises(UserError, match="tolerance"):
-        TrackingConfig(tolerance=0)
+        FlowConfig(tolerance=0)
     with pytest.raises(ValueError, match="no frame"):
-        PointTracker(TruthPointer(np.zeros((1, 2), np.float32)), "point", TrackingConfig()).finish()
+        PointTracker(TruthPointer(np.zeros((1, 2), np.float32)), "point").finish()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from molmoact_data.errors import UserError, unknown_name
 from molmoact_data.pointing import GripperPoints
 
-Unit = Literal["pixels", "unit", "percent", "grid"]
+Units = Literal["pixels", "unit", "percent", "grid"]
 
 
 class RecordedPoints:
@@ -22,22 +22,22 @@ class RecordedPoints:
     outside the frame is not in the picture and hence not found either.
     """
 
-    def __init__(self, column: str, unit: Unit, *, num_arms: int = 1) -> None:
+    def __init__(self, column: str, units: Units, *, num_arms: int = 1) -> None:
         if not column:
             raise UserError(
                 "the pointer 'column' needs the name of the column that holds the points."
             )
-        if unit not in get_args(Unit):
-            raise unknown_name("unit of recorded points", unit, get_args(Unit))
+        if units not in get_args(Units):
+            raise unknown_name("unit of recorded points", units, get_args(Units))
         self.columns = (column,)
         self.num_arms = num_arms
-        self.unit = unit
+        self.units = units
 
     def describe(self) -> dict[str, str]:
         """The column and its unit; the points are as licensed as the dataset."""
         return {
             "name": f"column/{self.columns[0]}",
-            "revision": self.unit,
+            "revision": self.units,
             "licence": "that of the dataset",
         }
 
@@ -54,7 +54,7 @@ class RecordedPoints:
                 f"points of {self.num_arms} arm(s) are [T, {self.num_arms}, 2]"
                 f"{' or [T, 2]' if self.num_arms == 1 else ''}."
             )
-        return points_from_unit(recorded / _full_scale(self.unit, image_hw))
+        return points_from_unit(recorded / _full_scale(self.units, image_hw))
 
 
 def points_from_unit(xy_TA2: NDArray[np.float64]) -> GripperPoints:
@@ -65,10 +65,10 @@ def points_from_unit(xy_TA2: NDArray[np.float64]) -> GripperPoints:
     return GripperPoints(xy_TA2.astype(np.float32), np.asarray(inside_TA, np.float32))
 
 
-def _full_scale(unit: Unit, image_hw: tuple[int, int]) -> NDArray[np.float64]:
+def _full_scale(units: Units, image_hw: tuple[int, int]) -> NDArray[np.float64]:
     """What the recorded value of the right lower corner's centre is, as (x, y)."""
     height, width = image_hw
-    match unit:
+    match units:
         case "pixels":
             return np.array([width - 1, height - 1], np.float64)
         case "unit":

@@ -37,7 +37,7 @@ class MolmoPointer:
 
     def __init__(
         self,
-        checkpoint: str = MOLMO_7B_D,
+        checkpoint: str | None = None,
         *,
         revision: str | None = None,
         device: str = "auto",
@@ -45,8 +45,9 @@ class MolmoPointer:
         max_new_tokens: int = 64,
         num_arms: int = 1,
     ) -> None:
-        """`checkpoint`: Hub id or folder. Its Python code is executed; a Hub id other than the default
-        needs an explicit `revision`."""
+        """`checkpoint`: Hub id or folder, None = Molmo-7B-D. Its Python code is executed; a Hub id other
+        than the default needs an explicit `revision`."""
+        checkpoint = checkpoint if checkpoint is not None else MOLMO_7B_D
         self.num_arms = num_arms
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
