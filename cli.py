@@ -7,15 +7,18 @@ are wrong; 3 the run finished but what it found is above a limit that the user s
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from molmoact_data.errors import UserError
+from molmoact_data.errors import LimitExceeded, UserError
 
 app = typer.Typer(
     name="molmoact",
@@ -32,6 +35,184 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="YAML with the same names as the flags; flags win. Strict."),
 ]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Do only what is missing in the output.")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the output that is there.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the plan and an estimate, do nothing.")
+]
+
+
+def emit_json(value: Any) -> None:
+    """One JSON result on stdout."""
+    typer.echo(json.dumps(value))
+
+
+def say(text: str) -> None:
+    """A line for a person, on stderr."""
+    typer.echo(text, err=True)
+
+
+def given(context: typer.Context) -> dict[str, Any]:
+    """The flags that were typed, by parameter name; those left out belong to the config."""
+    return {name: value for name, value in context.params.items() if value not in (None, [], ())}
+
+
+# ---------------------------------------------------------------------------------- preprocess
+
+
+def pairs(values: Sequence[str], flag: str) -> dict[str, str]:
+    """`ROLE=KEY` flags as a mapping, in the order given."""
+    parsed: dict[str, str] = {}
+    for value in values:
+        name, equals, rest = value.partition("=")
+        if not equals or not name or not rest:
+            raise UserError(
+                f"{flag} wants ROLE=KEY, for example primary=observation.images.front; got {value!r}."
+            )
+        if name in parsed:
+            raise UserError(f"{flag} names the role {name!r} twice.")
+        parsed[name] = rest
+    return parsed
+
+
+@app.command()
+def preprocess(
+    context: typer.Context,
+    *,
+    dataset_path: Annotated[
+        str | None, typer.Option(help="LeRobot or RLDS dataset: a folder or a Hub id.")
+    ] = None,
+    output_path: Annotated[str | None, typer.Option(help="Folder or URL for the shards.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="`embedded` (small teachers for rendered scenes) or `debug`.")
+    ] = None,
+    camera: Annotated[
+        list[str] | None, typer.Option(help="ROLE=KEY, repeatable; the first is labelled.")
+    ] = None,
+    depth: Annotated[
+        str | None, typer.Option(help="Depth teacher: depth-anything-v2, embedded, none.")
+    ] = None,
+    depth_encoder: Annotated[
+        str | None, typer.Option(help="Depth-Anything-V2 size: vits, vitb, vitl.")
+    ] = None,
+    depth_checkpoint: Annotated[
+        str | None, typer.Option(help="Hub id, folder or .pth of the depth model.")
+    ] = None,
+    vqvae: Annotated[
+        str | None, typer.Option(help="VQ-VAE for the depth codes, for example vae-final.pt.")
+    ] = None,
+    depth_recipe: Annotated[
+        str | None, typer.Option(help="checkpoint (right range) or reference (public code).")
+    ] = None,
+    pointer: Annotated[
+        str | None,
+        typer.Option(help="Gripper pointer: molmo, server, projection, column, embedded, none."),
+    ] = None,
+    pointer_checkpoint: Annotated[
+        str | None, typer.Option(help="Hub id or folder of the pointing model.")
+    ] = None,
+    pointer_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible endpoint of the server pointer.")
+    ] = None,
+    pointer_column: Annotated[
+        str | None, typer.Option(help="Column that holds recorded points.")
+    ] = None,
+    pointer_units: Annotated[
+        str | None, typer.Option(help="Its unit: unit, pixels, percent, grid.")
+    ] = None,
+    pointer_calibration: Annotated[
+        str | None, typer.Option(help="Calibration YAML of the projection pointer.")
+    ] = None,
+    pointer_prompt: Annotated[
+        str | None, typer.Option(help="What the pointing model is asked.")
+    ] = None,
+    point_every: Annotated[
+        int | None, typer.Option(help="Point at every K-th frame, track in between.")
+    ] = None,
+    line_length: Annotated[int | None, typer.Option(help="Points per trace, at most 5.")] = None,
+    filter_traces: Annotated[
+        bool | None,
+        typer.Option("--filter-traces/--no-filter-traces", help="Drop outlying points."),
+    ] = None,
+    process_actions: Annotated[
+        bool | None,
+        typer.Option("--process-actions/--no-process-actions", help="Write action columns."),
+    ] = None,
+    action_bins: Annotated[int | None, typer.Option(help="Bins per action dimension.")] = None,
+    action_chunk_size: Annotated[int | None, typer.Option(help="Steps per action chunk.")] = None,
+    gripper: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="DIM=keep or DIM=invert, repeatable: raw gripper values, 1 - a if inverted."
+        ),
+    ] = None,
+    statistics: Annotated[
+        str | None, typer.Option(help="Use this dataset_statistics.json, frozen.")
+    ] = None,
+    episodes: Annotated[str | None, typer.Option(help="For example 0,1,5-9; default all.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the dataset.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Frames labelled at once; decides the memory.")
+    ] = None,
+    jpeg_quality: Annotated[
+        int | None, typer.Option(help="1..100, for frames that come from video.")
+    ] = None,
+    frames_per_shard: Annotated[
+        int | None, typer.Option(help="Frames after which a shard is closed.")
+    ] = None,
+    max_reject_fraction: Annotated[
+        float | None, typer.Option(help="Share of rejected episodes that is no failure.")
+    ] = None,
+    min_coverage: Annotated[
+        float | None, typer.Option(help="Share of frames that must have a usable trace.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Local worker processes.")] = None,
+    runner: Annotated[
+        str | None,
+        typer.Option(help="local, FlinkRunner, PortableRunner, DataflowRunner, SparkRunner."),
+    ] = None,
+    beam_option: Annotated[
+        list[str] | None, typer.Option(help="Passed to Beam, repeatable: --flink_master=host:8081.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
+    isolate_decoder: Annotated[
+        bool | None,
+        typer.Option(
+            "--isolate-decoder/--no-isolate-decoder",
+            help="Decode video in a child process that may crash.",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn demonstrations into Action Reasoning shards.
+
+    Example: molmoact preprocess --dataset-path my/dataset --output-path out --camera primary=observation.images.front
+    --vqvae vae-final.pt
+    """
+    from pipelines.options import preprocess_config
+    from pipelines.preprocess import preprocess as run
+
+    flags = given(context)
+    flags.update({"cameras": pairs(camera, "--camera")} if camera else {})
+    flags.update({"gripper": pairs(gripper, "--gripper")} if gripper else {})
+    settings = preprocess_config(flags, config)
+    summary = run(settings, resume=resume, overwrite=overwrite)
+    if as_json:
+        emit_json(asdict(summary))
+    else:
+        say(
+            f"{summary.frames} frames of {summary.episodes} episodes in {summary.shards} shards; see {summary.output}"
+        )
+    if summary.exceeded is not None:
+        raise LimitExceeded(summary.exceeded)
 
 
 @app.command()
@@ -57,11 +238,11 @@ def main() -> None:
     """Entry point: a user's mistake is one clear line and exit code 2, a bug keeps its traceback."""
     try:
         app()
-    except UserError as error:
+    except (UserError, LimitExceeded) as error:
         if os.environ.get("MOLMOACT_TRACEBACK"):
             raise
         typer.secho(f"error: {error}", fg="red", err=True)
-        raise SystemExit(2) from None
+        raise SystemExit(2 if isinstance(error, UserError) else 3) from None
 
 
 if __name__ == "__main__":

@@ -62,3 +62,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     nearest = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(choices) or 'none'}.")
+
+
+class LimitExceeded(Exception):
+    """The work is done and written, but what it found is above a limit the user set: exit code 3."""

@@ -21,6 +21,9 @@ GRIPPER_POINTERS: Mapping[str, str] = {
     "embedded": "molmoact_data.adapters.embedded:EmbeddedPointer",
 }
 
+# `robot_type` of the rendered datasets, the only ones the embedded teachers were trained for.
+SIMULATED_ROBOT = "molmoact_tabletop"
+
 
 def resolve(kind: str, name: str, table: Mapping[str, str]) -> Any:
     """The class or factory registered under `name`; a missing optional dependency names the extra."""

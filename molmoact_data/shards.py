@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -105,7 +106,7 @@ class ShardWriter:
     def __init__(self, path: Path, arrow_schema: pa.Schema) -> None:
         self.path = path
         self.rows = 0
-        self._schema = arrow_schema
+        self.schema = arrow_schema
         self._buffered: list[pa.Table] = []
         self._num_buffered = 0
         self._writer: pq.ParquetWriter | None = None
@@ -141,15 +142,15 @@ class ShardWriter:
 
     def _open(self) -> pq.ParquetWriter:
         if self._writer is None:
-            images = [n for n in self._schema.names if n.startswith(schema.IMAGE_PREFIX)]
-            others = [n for n in self._schema.names if n not in images]
+            images = [n for n in self.schema.names if n.startswith(schema.IMAGE_PREFIX)]
+            others = [n for n in self.schema.names if n not in images]
             self._writer = pq.ParquetWriter(
                 self.path,
-                self._schema,
+                self.schema,
                 # JPEG and PNG do not shrink further; everything else does.
                 compression={
-                    **_leaf_codecs(self._schema, images, "none"),
-                    **_leaf_codecs(self._schema, others, "zstd"),
+                    **_leaf_codecs(self.schema, images, "none"),
+                    **_leaf_codecs(self.schema, others, "zstd"),
                 },
                 use_dictionary=[schema.DATASET, schema.REVISION, schema.INSTRUCTION],
                 store_schema=True,
@@ -181,9 +182,10 @@ class EpisodeSpool:
     keeping them in memory would make it grow with the episode. The file goes with the object.
     """
 
-    def __init__(self, path: Path, arrow_schema: pa.Schema) -> None:
-        self._path = path
-        self._sink = pa.OSFile(str(path), "wb")
+    def __init__(self, arrow_schema: pa.Schema) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="molmoact-")
+        self._path = Path(self._folder.name) / "frames.arrow"
+        self._sink = pa.OSFile(str(self._path), "wb")
         self._writer = pa.ipc.new_stream(self._sink, arrow_schema)
         self.rows = 0
 
@@ -203,7 +205,7 @@ class EpisodeSpool:
 
     def __exit__(self, *_: object) -> None:
         self._close()
-        self._path.unlink(missing_ok=True)
+        self._folder.cleanup()
 
     def _close(self) -> None:
         if not self._sink.closed:

@@ -1,0 +1,73 @@
+"""The manifest: what an output is made of, written last, so that its presence means complete."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from molmoact_data import schema
+from molmoact_data.shards import ShardRecord
+from pipelines.job import Job
+
+
+def write(job: Job, records: Sequence[ShardRecord]) -> None:
+    """Write `rejects.jsonl`, then `manifest.json`. Both depend on the configuration and data alone."""
+    job.output.write_bytes(schema.REJECTS_FILE, rejects_jsonl(job, records))
+    content = json.dumps(manifest(job, records), indent=1, sort_keys=True) + "\n"
+    job.output.write_bytes(schema.MANIFEST_FILE, content.encode())
+
+
+def manifest(job: Job, records: Sequence[ShardRecord]) -> dict[str, Any]:
+    """Plain data: resolved configuration, teachers and licences, counts, quality, every shard."""
+    return {
+        "schema_version": schema.SCHEMA_VERSION,
+        "config_hash": job.config_hash,
+        "fingerprint": job.fingerprint(),
+        "statistics_sha256": job.statistics_hash,
+        "dataset": {
+            "name": job.source.name,
+            "revision": job.source.revision,
+            "format": job.source.format,
+            "fps": job.source.fps,
+            "robot_type": job.source.robot_type,
+            "warnings": list(job.source.warnings),
+        },
+        "cameras": dict(job.cameras),
+        "teachers": {role: dict(card) for role, card in job.teachers.items()},
+        "counts": {
+            "episodes": sum(len(r.episodes) for r in records),
+            "frames": sum(r.rows for r in records),
+            "shards": sum(r.rows > 0 for r in records),
+            "bytes": sum(r.num_bytes for r in records),
+            "rejected_episodes": sum(len(r.rejects) for r in records),
+        },
+        "rejects_by_reason": count_rejects(records),
+        "shards": [r.to_json() for r in records],
+    }
+
+
+def count_rejects(records: Sequence[ShardRecord]) -> dict[str, int]:
+    """Reason -> rejected episodes, most frequent first."""
+    counts = Counter(reject.reason for record in records for reject in record.rejects)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def rejects_jsonl(job: Job, records: Sequence[ShardRecord]) -> bytes:
+    """One line per rejected episode, in episode order; empty where nothing was rejected."""
+    rejects = sorted(
+        (reject for record in records for reject in record.rejects), key=lambda r: r.episode_index
+    )
+    lines = [
+        json.dumps(
+            {
+                schema.DATASET: job.source.name,
+                schema.EPISODE_INDEX: reject.episode_index,
+                "reason": reject.reason,
+                "detail": reject.detail,
+            }
+        )
+        for reject in rejects
+    ]
+    return "".join(line + "\n" for line in lines).encode()

@@ -1,0 +1,317 @@
+"""`molmoact preprocess`: demonstrations in, Action Reasoning shards out.
+
+Statistics first, then shards, each stage a small Beam graph; the manifest is written last and means
+that the output is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from molmoact_data import registry, schema
+from molmoact_data.actions import DatasetStatistics
+from molmoact_data.cameras import resolve_cameras
+from molmoact_data.episodes import EpisodeRef, EpisodeSource, open_source, select_episodes
+from molmoact_data.errors import UserError
+from molmoact_data.shards import ShardRecord, ShardSpec, plan_shards
+from molmoact_data.storage import Storage
+from pipelines import manifest, state
+from pipelines.job import EMBEDDED, Job, LabelConfig
+from pipelines.progress import frames_counted, show_progress
+from pipelines.runners import RunnerConfig, WorkerDied, run_pipeline
+from pipelines.statistics import Gripper
+from pipelines.teachers import load_teachers
+
+if TYPE_CHECKING:
+    import apache_beam as beam
+
+logger = logging.getLogger(__name__)
+
+EPISODES_PER_STATISTICS_ELEMENT = 64
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """One run: what is read, where it goes, which labels, on which engine."""
+
+    dataset_path: str
+    """Local folder or Hub id of a LeRobot or RLDS dataset."""
+    output_path: str
+    """Folder or URL; never overwritten unless asked."""
+    revision: str | None = None
+    """Hub revision of the dataset."""
+    cameras: Mapping[str, str] = field(default_factory=dict)
+    """Role -> feature key; empty = guessed, and the guess is printed."""
+    episodes: str | None = None
+    """For example `0,1,5-9`; None = all."""
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    """Which labels are made."""
+    gripper: Mapping[int, Gripper] = field(default_factory=dict)
+    """Dimension -> raw value or 1 - a, not scaled; empty = the default of the action's dimension."""
+    statistics: str | None = None
+    """A frozen `dataset_statistics.json` to use instead of computing one."""
+    frames_per_shard: int = 1000
+    """A shard is closed by the episode that reaches this; it is what a crash can cost."""
+    max_reject_fraction: float = 0.0
+    """Share of rejected episodes above which the run fails."""
+    min_coverage: float | None = None
+    """Share of frames with a usable trace below which the run fails."""
+    device: str = "auto"
+    """Where the teachers run: auto, cpu, cuda, cuda:1."""
+    isolate_decoder: bool = False
+    """Decode video in a child process that may crash without harm."""
+    runner: RunnerConfig = field(default_factory=RunnerConfig)
+    """The engine."""
+    worker_retries: int = 2
+    """How often a run whose worker process died is resumed by itself."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_reject_fraction <= 1:
+            raise ValueError(f"max_reject_fraction is 0..1, got {self.max_reject_fraction}")
+        if self.frames_per_shard < 1:
+            raise ValueError(f"frames_per_shard must be at least 1, got {self.frames_per_shard}")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `--json` prints."""
+
+    output: str
+    episodes: int
+    """Episodes written."""
+    frames: int
+    """Rows written."""
+    shards: int
+    shards_built: int
+    """Shards that this run had to build; fewer than `shards` on a resumed run."""
+    rejected_episodes: int
+    seconds: float
+    frames_per_second: float
+    """Frames labelled by this run per second of its wall time."""
+    exceeded: str | None
+    """The limit that the result breaks, in words; then the exit code is 3."""
+
+
+def preprocess(config: PreprocessConfig, *, resume: bool, overwrite: bool) -> Summary:
+    """Run every stage that is not done yet; `Summary.exceeded` says which limit the result breaks."""
+    started = time.monotonic()
+    output = Storage(config.output_path)
+    source = open_source(config.dataset_path, revision=config.revision)
+    episodes = chosen_episodes(config, source)
+    cameras = announced_cameras(config, source)
+    state.claim_output(output, resume=resume, overwrite=overwrite)
+    output.remove_temporary_files()
+    statistics = statistics_for(config, source, output)
+    job = make_job(config, source, cameras, statistics)
+    specs = plan_shards(episodes, config.frames_per_shard, job.config_hash)
+    state.remember_plan(output, job.fingerprint(), specs)
+    missing = [s for s in specs if s.name not in state.finished_records(output, specs)]
+    build_missing_shards(config, job, missing)
+    records = complete_records(output, specs)
+    manifest.write(job, records)
+    state.forget(output)
+    return summarise(config, missing, records, time.monotonic() - started)
+
+
+def chosen_episodes(config: PreprocessConfig, source: EpisodeSource) -> list[EpisodeRef]:
+    """The episodes of this run; what the metadata got wrong is said first."""
+    for warning in source.info.warnings:
+        logger.warning("%s: %s", source.info.name, warning)
+    return select_episodes(config.episodes, source.episodes)
+
+
+def announced_cameras(config: PreprocessConfig, source: EpisodeSource) -> Mapping[str, str]:
+    """Role -> key; a guess is never silent."""
+    cameras, note = resolve_cameras(source.info, config.cameras)
+    if note is not None:
+        logger.warning("%s", note)
+    return cameras
+
+
+def statistics_for(
+    config: PreprocessConfig, source: EpisodeSource, output: Storage
+) -> DatasetStatistics | None:
+    """Frozen statistics, those of the run being resumed, or new ones over the whole dataset."""
+    if not config.labels.process_actions:
+        return None
+    if config.statistics is not None:
+        output.write_bytes(schema.STATISTICS_FILE, frozen_statistics(config, source))
+    elif not output.exists(schema.STATISTICS_FILE):
+        run_pipeline(config.runner, statistics_graph, config, list(source.episodes), output)
+    return DatasetStatistics.from_json(json.loads(output.read_bytes(schema.STATISTICS_FILE)))
+
+
+def frozen_statistics(config: PreprocessConfig, source: EpisodeSource) -> bytes:
+    """The file given with `--statistics`, unchanged, after a look at whether it fits this dataset."""
+    path = Path(str(config.statistics))
+    if not path.is_file():
+        raise UserError(f"no statistics file at {path}.")
+    content = path.read_bytes()
+    frozen = DatasetStatistics.from_json(json.loads(content))
+    if frozen.action.dim != source.info.action_dim:
+        raise UserError(
+            f"{path} describes {frozen.action.dim} action dimensions, "
+            f"{source.info.name} has {source.info.action_dim}."
+        )
+    return content
+
+
+def statistics_graph(
+    pipeline: beam.Pipeline,
+    config: PreprocessConfig,
+    episodes: Sequence[EpisodeRef],
+    output: Storage,
+) -> None:
+    """Numeric columns of the whole dataset -> one statistics file."""
+    import apache_beam as beam
+
+    from pipelines.transforms import CombineStatistics, ReadNumeric, WriteStatistics
+
+    size = EPISODES_PER_STATISTICS_ELEMENT
+    pairs = [[ref.episode_index, ref.num_frames] for ref in episodes]
+    name = config.dataset_path.rstrip("/").rpartition("/")[2]
+    _ = (
+        pipeline
+        | "Episodes" >> beam.Create([pairs[i : i + size] for i in range(0, len(pairs), size)])
+        | "SpreadEpisodes" >> beam.Reshuffle()
+        | "ReadNumeric" >> beam.ParDo(ReadNumeric(config.dataset_path, config.revision))
+        | "Combine" >> beam.CombineGlobally(CombineStatistics(name, dict(config.gripper)))
+        | "WriteStatistics" >> beam.ParDo(WriteStatistics(output, schema.STATISTICS_FILE))
+    )
+
+
+def make_job(
+    config: PreprocessConfig,
+    source: EpisodeSource,
+    cameras: Mapping[str, str],
+    statistics: DatasetStatistics | None,
+) -> Job:
+    """Resolve the teachers on the launcher, so that what is missing is missed before any work."""
+    labels = config.labels
+    warn_about_embedded(labels, source)
+    teachers = load_teachers(labels, config.device)
+    tokenizer, pointer = teachers.tokenizer, teachers.pointer
+    layout = schema.RecordLayout(
+        cameras=tuple(cameras),
+        action_dim=source.info.action_dim if labels.process_actions else None,
+        state_dim=source.info.state_dim,
+        action_chunk_size=labels.action_chunk_size,
+        depth_codes=tokenizer.grid_hw[0] * tokenizer.grid_hw[1] if tokenizer else None,
+        codebook_size=tokenizer.codebook_size if tokenizer else 128,
+        num_arms=pointer.num_arms if pointer else None,
+    )
+    return Job(
+        dataset_path=config.dataset_path,
+        revision=config.revision,
+        source=source.info,
+        cameras=cameras,
+        labels=labels,
+        statistics=statistics,
+        layout=layout,
+        output=Storage(config.output_path),
+        teachers=teachers.describe(),
+        isolate_decoder=config.isolate_decoder,
+    )
+
+
+def warn_about_embedded(labels: LabelConfig, source: EpisodeSource) -> None:
+    """The small teachers know rendered scenes only; say so on anything else."""
+    embedded = EMBEDDED in (labels.depth, labels.pointer, labels.vqvae)
+    if embedded and source.info.robot_type != registry.SIMULATED_ROBOT:
+        logger.warning(
+            "the embedded teachers were trained on rendered table-top scenes only; on %s their labels "
+            "show that the pipeline works and are not worth training on. Use --depth-encoder, --vqvae "
+            "and --pointer for real labels.",
+            source.info.name,
+        )
+
+
+def build_missing_shards(config: PreprocessConfig, job: Job, missing: list[ShardSpec]) -> None:
+    """Build shards until none is missing; a dead worker process is replaced a few times."""
+    folder = None if job.output.is_remote else Path(job.output.root) / state.PROGRESS_DIR
+    total = sum(spec.num_frames for spec in missing)
+    attempts = config.worker_retries + 1
+    with show_progress(total, lambda: frames_counted(folder) if folder else 0):
+        for attempt in range(attempts):
+            done = state.finished_records(job.output, missing)
+            todo = [spec for spec in missing if spec.name not in done]
+            if not todo:
+                return
+            try:
+                run_pipeline(config.runner, shards_graph, config, job, todo)
+            except WorkerDied as error:
+                if attempt + 1 == attempts:
+                    raise
+                logger.warning("%s; resuming what it left", error)
+
+
+def shards_graph(
+    pipeline: beam.Pipeline, config: PreprocessConfig, job: Job, specs: Sequence[ShardSpec]
+) -> None:
+    """Shard specifications -> shards. Longest first, so that no worker is left with a long one."""
+    import apache_beam as beam
+
+    from pipelines.transforms import BuildShard, spec_to_json
+
+    longest_first = sorted(specs, key=lambda spec: -spec.num_frames)
+    threads = max(1, (os.cpu_count() or 1) // config.runner.workers)
+    folder = None if job.output.is_remote else str(Path(job.output.root) / state.PROGRESS_DIR)
+    _ = (
+        pipeline
+        | "Shards" >> beam.Create([spec_to_json(spec) for spec in longest_first])
+        | "SpreadShards" >> beam.Reshuffle()
+        | "BuildShard" >> beam.ParDo(BuildShard(job, config.device, threads, folder))
+    )
+
+
+def complete_records(output: Storage, specs: Sequence[ShardSpec]) -> list[ShardRecord]:
+    """The records of all planned shards, in order; a missing one is a bug of the runner."""
+    records = state.finished_records(output, specs)
+    lost = [spec.name for spec in specs if spec.name not in records]
+    if lost:
+        raise RuntimeError(f"the runner reported success without {len(lost)} shards: {lost[:3]}")
+    return [records[spec.name] for spec in specs]
+
+
+def summarise(
+    config: PreprocessConfig,
+    built: Sequence[ShardSpec],
+    records: Sequence[ShardRecord],
+    seconds: float,
+) -> Summary:
+    """Counts of the whole output, speed of this run."""
+    names = {spec.name for spec in built}
+    frames_now = sum(r.rows for r in records if r.name in names)
+    return Summary(
+        output=config.output_path,
+        episodes=sum(len(r.episodes) for r in records),
+        frames=sum(r.rows for r in records),
+        shards=sum(r.rows > 0 for r in records),
+        shards_built=len(built),
+        rejected_episodes=sum(len(r.rejects) for r in records),
+        seconds=round(seconds, 3),
+        frames_per_second=round(frames_now / seconds, 2),
+        exceeded=broken_limit(config, records),
+    )
+
+
+def broken_limit(config: PreprocessConfig, records: Sequence[ShardRecord]) -> str | None:
+    """Why a complete run still fails: its labels are worse than the user allows."""
+    rejected = sum(len(r.rejects) for r in records)
+    total = rejected + sum(len(r.episodes) for r in records)
+    if rejected > config.max_reject_fraction * total:
+        reasons = manifest.count_rejects(records)
+        listed = ", ".join(f"{reason}: {n}" for reason, n in reasons.items())
+        return (
+            f"{rejected} of {total} episodes were rejected ({listed}), more than "
+            f"--max-reject-fraction {config.max_reject_fraction:g} allows. Everything good is "
+            f"written; see {schema.REJECTS_FILE} in {config.output_path}."
+        )
+    return None

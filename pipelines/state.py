@@ -1,0 +1,116 @@
+"""What a run remembers on disk so that it can be resumed: the plan, and one record per finished shard.
+
+Lives in `OUT/_state` while the run is under way. The manifest, written last, holds the same records,
+so the folder is removed when the run is complete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from molmoact_data import schema
+from molmoact_data.errors import UserError
+from molmoact_data.shards import ShardRecord, ShardSpec
+from molmoact_data.storage import Storage
+
+STATE_DIR = "_state"
+PLAN_FILE = f"{STATE_DIR}/plan.json"
+RECORDS_DIR = f"{STATE_DIR}/records"
+PROGRESS_DIR = f"{STATE_DIR}/progress"
+
+OURS = (
+    schema.DATA_DIR,
+    schema.STATISTICS_FILE,
+    schema.MANIFEST_FILE,
+    schema.REJECTS_FILE,
+    schema.REPORT_FILE,
+    STATE_DIR,
+)
+
+
+def claim_output(output: Storage, *, resume: bool, overwrite: bool) -> None:
+    """Make the output folder ours, or say which flag resolves it. Deletes only what a run writes."""
+    taken = bool(output.list())
+    if taken and not (resume or overwrite):
+        raise UserError(
+            f"{output.root} is not empty. Add --resume to continue the run that is there, "
+            "--overwrite to replace it, or choose another --output-path."
+        )
+    if overwrite:
+        for name in OURS:
+            output.delete(name)
+
+
+def remember_plan(output: Storage, fingerprint: dict[str, Any], specs: Sequence[ShardSpec]) -> None:
+    """Write the plan before any work, or hold it against the plan of the run being resumed."""
+    plan = {"fingerprint": fingerprint, "shards": [spec.name for spec in specs]}
+    earlier = _earlier_plan(output)
+    if earlier is None:
+        output.write_bytes(PLAN_FILE, _json(plan))
+    elif earlier != plan:
+        changed = ", ".join(_differences(earlier, plan)) or "the list of shards"
+        raise UserError(
+            f"{output.root} was made with another configuration; different: {changed}. "
+            "Resume with the same settings, or start again with --overwrite."
+        )
+
+
+def _earlier_plan(output: Storage) -> dict[str, Any] | None:
+    if output.exists(PLAN_FILE):
+        return json.loads(output.read_bytes(PLAN_FILE))
+    if output.exists(schema.MANIFEST_FILE):
+        manifest = json.loads(output.read_bytes(schema.MANIFEST_FILE))
+        names = [shard["name"] for shard in manifest["shards"]]
+        return {"fingerprint": manifest["fingerprint"], "shards": names}
+    return None
+
+
+def _differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """Dotted names of the leaves that differ between two pieces of plain data."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = sorted({*before, *after})
+        return [d for k in keys for d in _differences(before.get(k), after.get(k), f"{path}.{k}")]
+    return [] if before == after else [path.strip(".") or "everything"]
+
+
+def write_record(output: Storage, record: ShardRecord) -> None:
+    """Say that a shard is complete; written after the shard itself."""
+    output.write_bytes(_record_name(record.name), _json(record.to_json()))
+
+
+def finished_records(output: Storage, specs: Sequence[ShardSpec]) -> dict[str, ShardRecord]:
+    """Records of the planned shards that are complete and whose file is still there."""
+    known = _manifest_records(output)
+    for spec in specs:
+        if spec.name not in known and output.exists(_record_name(spec.name)):
+            data = json.loads(output.read_bytes(_record_name(spec.name)))
+            known[spec.name] = ShardRecord.from_json(data)
+    planned = {spec.name for spec in specs}
+    return {
+        name: record
+        for name, record in known.items()
+        if name in planned and (record.rows == 0 or output.exists(name))
+    }
+
+
+def _manifest_records(output: Storage) -> dict[str, ShardRecord]:
+    if not output.exists(schema.MANIFEST_FILE):
+        return {}
+    manifest = json.loads(output.read_bytes(schema.MANIFEST_FILE))
+    return {shard["name"]: ShardRecord.from_json(shard) for shard in manifest["shards"]}
+
+
+def forget(output: Storage) -> None:
+    """Remove the state of a run whose manifest is written."""
+    output.delete(STATE_DIR)
+
+
+def _record_name(shard_name: str) -> str:
+    return f"{RECORDS_DIR}/{Path(shard_name).stem}.json"
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
