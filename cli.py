@@ -197,6 +197,7 @@ def preprocess(
     Example: molmoact preprocess --dataset-path my/dataset --output-path out --camera primary=observation.images.front
     --vqvae vae-final.pt
     """
+    from pipelines.estimate import estimate
     from pipelines.options import preprocess_config
     from pipelines.preprocess import preprocess as run
 
@@ -204,6 +205,10 @@ def preprocess(
     flags.update({"cameras": pairs(camera, "--camera")} if camera else {})
     flags.update({"gripper": pairs(gripper, "--gripper")} if gripper else {})
     settings = preprocess_config(flags, config)
+    if dry_run:
+        plan = asdict(estimate(settings))
+        emit_json(plan) if as_json else say(json.dumps(plan, indent=2))
+        return
     summary = run(settings, resume=resume, overwrite=overwrite)
     if as_json:
         emit_json(asdict(summary))

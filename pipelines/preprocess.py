@@ -144,7 +144,9 @@ def statistics_for(
     if config.statistics is not None:
         output.write_bytes(schema.STATISTICS_FILE, frozen_statistics(config, source))
     elif not output.exists(schema.STATISTICS_FILE):
-        run_pipeline(config.runner, statistics_graph, config, list(source.episodes), output)
+        run_pipeline(
+            config.runner.single_process(), statistics_graph, config, list(source.episodes), output
+        )
     return DatasetStatistics.from_json(json.loads(output.read_bytes(schema.STATISTICS_FILE)))
 
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,10 @@ class RunnerConfig:
     def in_child(self) -> bool:
         """True where a watchdog is needed."""
         return self.runner == LOCAL and self.workers > 1
+
+    def single_process(self) -> RunnerConfig:
+        """The same engine, without local worker processes: for work that is shorter than their start."""
+        return replace(self, workers=1) if self.runner == LOCAL else self
 
     def arguments(self) -> list[str]:
         """Beam's command-line options."""

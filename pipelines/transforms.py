@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -132,11 +133,10 @@ def spec_from_json(element: dict[str, Any]) -> ShardSpec:
 
 
 def limit_threads(threads: int) -> None:
-    """Bound the intra-op threads of every numeric library in this worker process."""
+    """Bound the intra-op threads of the numeric libraries in this worker process."""
     import cv2
 
     cv2.setNumThreads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    import torch
-
-    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch when a teacher imports it
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)

@@ -1,0 +1,86 @@
+"""`molmoact preprocess --dry-run`: the plan, and an estimate from one real batch. Writes nothing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from molmoact_data.episodes import EpisodeRef, open_source
+from molmoact_data.shards import plan_shards
+from pipelines.build import DepthLabels, encode_images
+from pipelines.job import Job
+from pipelines.points import collect_points
+from pipelines.preprocess import (
+    PreprocessConfig,
+    announced_cameras,
+    chosen_episodes,
+    make_job,
+)
+from pipelines.teachers import load_teachers
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would do. Times and sizes are extrapolated from the first batch of one episode."""
+
+    dataset: str
+    format: str
+    cameras: dict[str, str]
+    teachers: dict[str, dict[str, str]]
+    episodes: int
+    frames: int
+    """As the metadata declares; rows are what counts in the end."""
+    shards: int
+    measured_frames: int
+    frames_per_second_per_worker: float
+    workers: int
+    estimated_seconds: float
+    """Assumes that workers do not slow each other down."""
+    estimated_bytes: int
+    """Images only; labels add some 250 bytes a frame."""
+
+
+def estimate(config: PreprocessConfig) -> Estimate:
+    """Label one batch for real and extrapolate. Raises `UserError` where the run itself would."""
+    source = open_source(config.dataset_path, revision=config.revision)
+    episodes = chosen_episodes(config, source)
+    job = make_job(config, source, announced_cameras(config, source), None)
+    seconds, num_bytes, measured = _label_one_batch(config, job, episodes[0])
+    frames = sum(ref.num_frames for ref in episodes)
+    rate = measured / seconds
+    return Estimate(
+        dataset=source.info.name,
+        format=source.info.format,
+        cameras=dict(job.cameras),
+        teachers={role: dict(card) for role, card in job.teachers.items()},
+        episodes=len(episodes),
+        frames=frames,
+        shards=len(plan_shards(episodes, config.frames_per_shard, job.config_hash)),
+        measured_frames=measured,
+        frames_per_second_per_worker=round(rate, 2),
+        workers=config.runner.workers,
+        estimated_seconds=round(frames / rate / config.runner.workers, 1),
+        estimated_bytes=round(num_bytes / measured * frames),
+    )
+
+
+def _label_one_batch(config: PreprocessConfig, job: Job, ref: EpisodeRef) -> tuple[float, int, int]:
+    """Seconds, image bytes and frames of the second batch (the first warms up), or the only one."""
+    source = open_source(config.dataset_path, revision=config.revision)
+    teachers = load_teachers(job.labels, config.device)
+    columns = source.read_columns(ref, extra=getattr(teachers.pointer, "columns", ()))
+    collector = collect_points(teachers.pointer, job, columns)
+    measured = (0.0, 0, 0)
+    started = time.monotonic()
+    for number, batch in enumerate(
+        source.iter_frames(ref, list(job.cameras.values()), job.labels.batch_size)
+    ):
+        rgb_NHWC = batch[job.labelled_camera].rgb_NHWC
+        size = encode_images(job, batch).nbytes
+        DepthLabels().add(ref, rgb_NHWC, teachers)
+        collector.push(rgb_NHWC)
+        measured = (time.monotonic() - started, size, len(rgb_NHWC))
+        if number == 1:
+            break
+        started = time.monotonic()
+    return measured
