@@ -18,6 +18,8 @@ DEPTH_TOKENIZERS: Mapping[str, str] = {
 GRIPPER_POINTERS: Mapping[str, str] = {
     "molmo": "molmoact_data.adapters.molmo_pointer:MolmoPointer",
     "column": "molmoact_data.adapters.column_pointer:RecordedPoints",
+    "server": "molmoact_data.adapters.server_pointer:ServerPointer",
+    "projection": "molmoact_data.adapters.projection_pointer:ProjectedPoints",
     "embedded": "molmoact_data.adapters.embedded:EmbeddedPointer",
 }
 
