@@ -37,17 +37,21 @@ class OutlierConfig:
 
     noise: float = 0.02
     """How far apart two pointings of a resting gripper may lie (5 px of 256)."""
-    speed_factor: float = 3.0
-    """Speed limit = this x the median speed of the track."""
-    min_speed: float = 0.01
-    """The speed limit is never lower, per frame."""
-    max_speed: float = 0.12
-    """The speed limit is never higher, per frame."""
-    max_reach: float = 0.25
-    """However long the gap, no step is longer."""
+    loose_factor: float = 3.0
+    """For the votes, the speed limit is this x the median speed of all found points."""
+    speed_quantile: float = 0.9
+    """For the chain, a usual step is this quantile of the speed between supported points."""
+    impossible_ratio: float = 3.0
+    """A step this x faster than usual costs the full `switch_cost`, a usual one nothing."""
+    straight_frames: int = 5
+    """A gripper keeps its direction for so many frames; longer gaps count as their square root."""
+    min_speed: float = 0.005
+    """No estimated speed is lower, per frame."""
+    max_speed: float = 0.15
+    """No estimated speed is higher, per frame."""
     neighbours: int = 3
     """Votes are asked of so many found points on either side."""
-    switch_cost: float = 0.2
+    switch_cost: float = 0.25
     """What an impossible step costs, as a share of the found points."""
     min_share: float = 0.3
     """A chain with a smaller share of the found points is no path."""
@@ -70,14 +74,11 @@ def judge_points(
     xy_N2: NDArray[np.float32], frame_N: NDArray[np.int64], config: OutlierConfig
 ) -> Judged:
     """Judge the N found points of one arm, in frame order."""
-    speed = speed_limit(xy_N2, frame_N, config)
-    agreement_N = _agreement(xy_N2, frame_N, speed, config)
+    agreement_N = _agreement(xy_N2, frame_N, _loose_speed(xy_N2, frame_N, config), config)
     verdict_N = np.full(len(xy_N2), Verdict.JUMP, dtype=np.int8)
     supported = np.flatnonzero(agreement_N >= 0.5)
     if len(supported):
-        on_chain = _best_chain(
-            xy_N2[supported], frame_N[supported], speed, config.switch_cost * len(xy_N2), config
-        )
+        on_chain = _best_chain(xy_N2[supported], frame_N[supported], len(xy_N2), config)
         verdict_N[supported] = np.where(on_chain, Verdict.KEPT, Verdict.OTHER_TRACK)
     kept = np.count_nonzero(verdict_N == Verdict.KEPT)
     if kept < config.min_share * len(xy_N2):
@@ -85,20 +86,25 @@ def judge_points(
     return Judged(verdict_N, agreement_N)
 
 
-def speed_limit(
+def _loose_speed(
     xy_N2: NDArray[np.float32], frame_N: NDArray[np.int64], config: OutlierConfig
 ) -> float:
-    """Unit distance per frame that this track's gripper plausibly moves."""
+    """A limit per frame that wild points (a fifth of them spoils a third of the steps) move little."""
     if len(xy_N2) < 2:
         return config.min_speed
-    steps = np.hypot(*np.diff(xy_N2, axis=0).T) / np.diff(frame_N)
-    return float(
-        np.clip(config.speed_factor * np.median(steps), config.min_speed, config.max_speed)
-    )
+    median = np.median(_distances(xy_N2, 1) / np.diff(frame_N))
+    return float(np.clip(config.loose_factor * median, config.min_speed, config.max_speed))
 
 
-def _reach(gap: NDArray[np.int64], speed: float, config: OutlierConfig) -> NDArray[np.float64]:
-    return config.noise + np.minimum(speed * gap, config.max_reach)
+def _effective(gap: NDArray[np.int64], config: OutlierConfig) -> NDArray[np.float64]:
+    """Frames of straight travel in a gap: all of a short one, the square-root law beyond."""
+    return np.minimum(gap, np.sqrt(gap * config.straight_frames))
+
+
+def _distances(xy_N2: NDArray[np.float32], k: int) -> NDArray[np.float64]:
+    """[N - k] how far each point lies from the k-th before it."""
+    dx, dy = (xy_N2[k:] - xy_N2[:-k]).T
+    return np.sqrt(dx * dx + dy * dy)
 
 
 def _agreement(
@@ -108,8 +114,7 @@ def _agreement(
     votes = np.zeros(len(xy_N2))
     asked = np.zeros(len(xy_N2))
     for k in range(1, min(config.neighbours, len(xy_N2) - 1) + 1):
-        distance = np.hypot(*(xy_N2[k:] - xy_N2[:-k]).T)
-        agree = distance <= _reach(frame_N[k:] - frame_N[:-k], speed, config)
+        agree = _distances(xy_N2, k) <= config.noise + speed * (frame_N[k:] - frame_N[:-k])
         votes[k:] += agree
         votes[:-k] += agree
         asked[k:] += 1
@@ -118,24 +123,26 @@ def _agreement(
 
 
 def _best_chain(
-    xy_N2: NDArray[np.float32],
-    frame_N: NDArray[np.int64],
-    speed: float,
-    switch_cost: float,
-    config: OutlierConfig,
+    xy_N2: NDArray[np.float32], frame_N: NDArray[np.int64], num_found: int, config: OutlierConfig
 ) -> NDArray[np.bool_]:
-    """Which points lie on the best chain of tracklets."""
-    step = np.hypot(*np.diff(xy_N2, axis=0).T)
-    broken = np.flatnonzero(step > _reach(np.diff(frame_N), speed, config)) + 1
+    """Which supported points lie on the best chain of tracklets."""
+    if len(xy_N2) == 1:
+        return np.ones(1, dtype=bool)
+    step, gap = _distances(xy_N2, 1), np.diff(frame_N)
+    speed = float(
+        np.clip(np.quantile(step / gap, config.speed_quantile), config.min_speed, config.max_speed)
+    )
+    broken = np.flatnonzero(step > config.noise + speed * _effective(gap, config)) + 1
     first = np.concatenate([[0], broken])
     last = np.concatenate([broken, [len(xy_N2)]]) - 1
-    size = last - first + 1
-    score = size.astype(float)
+    score = (last - first + 1).astype(float)
     previous = np.full(len(first), -1)
     for j in range(1, len(first)):
-        distance = np.hypot(*(xy_N2[first[j]] - xy_N2[last[:j]]).T)
-        reachable = distance <= _reach(frame_N[first[j]] - frame_N[last[:j]], speed, config)
-        gain = score[:j] - np.where(reachable, 0.0, switch_cost)
+        dx, dy = (xy_N2[first[j]] - xy_N2[last[:j]]).T
+        excess = np.sqrt(dx * dx + dy * dy) - config.noise
+        ratio = excess / (speed * _effective(frame_N[first[j]] - frame_N[last[:j]], config))
+        cost = np.clip((ratio - 1) / (config.impossible_ratio - 1), 0, 1) ** 2
+        gain = score[:j] - config.switch_cost * num_found * cost
         best = int(np.argmax(gain))
         if gain[best] > 0:
             score[j] += gain[best]

@@ -204,26 +204,58 @@ def _arm_traces(
     quality_T[found] = judged.agreement_N
     quality_T *= coverage_T * np.clip(confidence_T, 0, 1)
     quality_T[reason_T != 0] = 0
-    grid_P2, counts_T = _subsample_all(to_grid(xy_T2[kept_T]), left_T, reason_T == 0, config)
-    return _ArmTraces(grid_P2, counts_T, quality_T.astype(np.float32), reason_T, kept_T)
+    pick = _evenly_in_time if config.filter else _evenly_by_count
+    index_UK, taken_UK = pick(kept_T, reason_T == 0, config.max_points)
+    counts_T = np.zeros(num_frames, dtype=np.int64)
+    counts_T[reason_T == 0] = taken_UK.sum(axis=1)
+    grid_M2 = to_grid(xy_T2[kept_T])
+    return _ArmTraces(
+        grid_M2[index_UK[taken_UK]], counts_T, quality_T.astype(np.float32), reason_T, kept_T
+    )
 
 
-def _subsample_all(
-    kept_M2: NDArray[np.uint8],
-    left_T: NDArray[np.int64],
-    usable_T: NDArray[np.bool_],
-    config: TraceConfig,
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """`subsample` of the kept points from every usable frame on: points [P, 2] and how many per frame."""
-    k = config.max_points
-    counts_T = np.where(usable_T, np.minimum(left_T, k), 0)
-    left_U = left_T[usable_T]
-    spread_UK = np.linspace(0, np.maximum(left_U - 1, 0), k, axis=1).astype(np.int64)
-    few = left_U <= k
-    spread_UK[few] = np.arange(k)
-    position_UK = (len(kept_M2) - left_U)[:, None] + spread_UK
+def _evenly_by_count(
+    kept_T: NDArray[np.bool_], usable_T: NDArray[np.bool_], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """`subsample` from every usable frame on: indices [U, k] into the kept points, and which are taken."""
+    left_U = np.cumsum(kept_T[::-1])[::-1][usable_T]
+    index_UK = np.count_nonzero(kept_T) - left_U[:, None] + _spread(left_U, k)
+    return index_UK, np.arange(k) < left_U[:, None]
+
+
+def _evenly_in_time(
+    kept_T: NDArray[np.bool_], usable_T: NDArray[np.bool_], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """As `_evenly_by_count`, but the kept points nearest to evenly spaced instants until the episode's end.
+
+    Equal to it where every point is kept; where a stretch was rejected, the others keep their pace.
+    """
+    frames_U = np.flatnonzero(usable_T)
+    left_U = len(kept_T) - frames_U
+    wanted_UK = frames_U[:, None] + _spread(left_U, k)
+    index_UK = _nearest_kept(kept_T)[np.minimum(wanted_UK, len(kept_T) - 1)]
     taken_UK = np.arange(k) < left_U[:, None]
-    return kept_M2[position_UK[taken_UK]], counts_T
+    taken_UK[:, 1:] &= index_UK[:, 1:] != index_UK[:, :-1]
+    return index_UK, taken_UK
+
+
+def _spread(left_U: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+    """[U, k] evenly spaced steps 0..left-1, truncated; 0, 1, 2, ... where there are at most k."""
+    spread_UK = np.linspace(0, np.maximum(left_U - 1, 0), k, axis=1).astype(np.int64)
+    spread_UK[left_U <= k] = np.arange(k)
+    return spread_UK
+
+
+def _nearest_kept(kept_T: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """[T] for every frame, the position among the kept points of the one nearest in time."""
+    kept = np.flatnonzero(kept_T)
+    if len(kept) == 0:
+        return np.zeros(len(kept_T), dtype=np.int64)
+    frames_T = np.arange(len(kept_T))
+    after_T = np.minimum(np.searchsorted(kept, frames_T), len(kept) - 1)
+    before_T = np.maximum(after_T - 1, 0)
+    nearer_before = np.abs(frames_T - kept[before_T]) < np.abs(kept[after_T] - frames_T)
+    return np.where(nearer_before, before_T, after_T)
 
 
 def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
