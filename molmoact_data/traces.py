@@ -218,7 +218,7 @@ def _evenly_by_count(
     kept_T: NDArray[np.bool_], usable_T: NDArray[np.bool_], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """`subsample` from every usable frame on: indices [U, k] into the kept points, and which are taken."""
-    left_U = np.cumsum(kept_T[::-1])[::-1][usable_T]
+    left_U: NDArray[np.int64] = np.cumsum(kept_T[::-1], dtype=np.int64)[::-1][usable_T]
     index_UK = np.count_nonzero(kept_T) - left_U[:, None] + _spread(left_U, k)
     return index_UK, np.arange(k) < left_U[:, None]
 
