@@ -87,9 +87,10 @@ def open_lerobot(folder: Folder, *, threads: int = 1) -> LeRobotSource:
 class _Probe:
     """The first readable episodes: which columns there are, and how wide they really are."""
 
-    def __init__(self, schema: pa.Schema, tables: list[pa.Table], name: str) -> None:
+    def __init__(self, schemas: list[pa.Schema], tables: list[pa.Table], name: str) -> None:
         self.tables = tables
-        self.numeric_columns = tuple(f.name for f in schema if is_numeric(f.type))
+        names = (f.name for schema in schemas for f in schema if is_numeric(f.type))
+        self.numeric_columns = tuple(dict.fromkeys(names))
         action = next((c for c in ACTION_COLUMNS if c in self.numeric_columns), None)
         if action is None:
             raise UserError(
@@ -104,11 +105,11 @@ class _Probe:
         wanted = [*ACTION_COLUMNS, *STATE_COLUMNS, TIMESTAMP]
         tables: list[pa.Table] = []
         problems: list[str] = []
-        schema = pa.schema([])
+        schemas: list[pa.Schema] = []
         for episode in metadata.episode_index.tolist():
             try:
                 tables.append(reader.read(episode, wanted))
-                schema = schema if len(schema) else reader.schema(episode)
+                schemas.append(reader.schema(episode))
             except EpisodeRejected as rejected:
                 problems.append(str(rejected))
             if len(tables) == PROBED_EPISODES or len(problems) > 100:
@@ -118,7 +119,7 @@ class _Probe:
                 f"dataset {metadata.info.get('repo_id') or reader.folder.name!r} has metadata, but the "
                 f"rows of no episode can be read; the first: {problems[0]}"
             )
-        return cls(schema, tables, reader.folder.name)
+        return cls(schemas, tables, reader.folder.name)
 
     def widths(self, column: str) -> list[int]:
         """Values per row in each probed episode where they are uniform."""
