@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class VQVAECodec:
     """A released `vae-final.pt` or one of our checkpoints, ready to encode.
 
-    `recipe="auto"` is what the checkpoint says (a released file: signed range, nearest resize);
+    `recipe="checkpoint"` is what the checkpoint says (a released file: signed range, nearest resize);
     `"reference"` is what the public MolmoAct preprocessing did (unit range, bilinear resize).
     """
 
@@ -39,7 +39,7 @@ class VQVAECodec:
         self,
         path: str | Path,
         *,
-        recipe: Literal["auto", "released", "reference"] | Recipe = "auto",
+        recipe: Literal["checkpoint", "released", "reference"] | Recipe = "checkpoint",
         device: str = "auto",
         batch_size: int = 64,
     ) -> None:
@@ -78,7 +78,7 @@ class VQVAECodec:
                 f"{depth_u8_NHW.dtype} {list(depth_u8_NHW.shape)}."
             )
         chunks = [np.zeros((0, self.geometry.num_tokens), np.int64)]
-        with _exact_inference():
+        with exact_inference():
             for start in range(0, len(depth_u8_NHW), self.batch_size):
                 batch = depth_u8_NHW[start : start + self.batch_size]
                 x = encoder_input(batch, self.geometry.image_size, self.recipe)
@@ -92,7 +92,7 @@ class VQVAECodec:
         g, size = self.geometry, self.geometry.image_size
         shaped = codes.astype(np.int64).reshape(-1, g.num_code_levels, g.grid_size, g.grid_size)
         chunks = [np.zeros((0, size, size), np.float32)]
-        with _exact_inference():
+        with exact_inference():
             for start in range(0, len(shaped), self.batch_size):
                 batch = torch.from_numpy(shaped[start : start + self.batch_size])
                 x = self._model.decode(batch.to(self.device))[:, 0].cpu().numpy()
@@ -124,15 +124,15 @@ def resolve_device(device: str) -> torch.device:
 def _choose_recipe(asked: str | Recipe, stated: Recipe) -> Recipe:
     if isinstance(asked, Recipe):
         return asked
-    if asked == "auto":
+    if asked == "checkpoint":
         return stated
     if asked not in NAMED_RECIPES:
-        raise unknown_name("depth recipe", asked, ["auto", *NAMED_RECIPES])
+        raise unknown_name("depth recipe", asked, ["checkpoint", *NAMED_RECIPES])
     return NAMED_RECIPES[asked]
 
 
 @contextmanager
-def _exact_inference() -> Iterator[None]:
+def exact_inference() -> Iterator[None]:
     """No gradients and no TF32: a code near a boundary must not depend on the kind of device."""
     with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
         yield
@@ -143,7 +143,7 @@ def range_errors(model: VQVAE, recipe: Recipe) -> dict[str, float]:
     depth_u8 = depth_maps(seed=0, num_maps=4, size=model.geometry.image_size)
     device = model.codebook.device
     errors = {}
-    with _exact_inference():
+    with exact_inference():
         for name in ("signed", "unit"):
             tried = dataclasses.replace(recipe, range=name)  # type: ignore[arg-type]
             x = torch.from_numpy(to_encoder_range(depth_u8[:, None], tried)).to(device)

@@ -1,0 +1,89 @@
+"""What a training run is made of, and the presets. `debug` is the first one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vqvae.learner import QuantizerConfig
+from vqvae.model import Geometry
+from vqvae.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run; written to `config.json` of its folder, and into every checkpoint."""
+
+    data: tuple[str, ...] = ()
+    """Places of depth: see `vqvae.places.open_place`."""
+    depth_encoder: str | None = None
+    """Depth model for places that hold images only; None = the places hold depth."""
+    depth_kind: Literal["auto", "inverse", "metric"] = "auto"
+    """`inverse`: larger = nearer. `metric`: distance, 0 = missing. `auto`: metric for recorded depth of a
+    LeRobot dataset, inverse for PNG and npy folders."""
+    scaling: Literal["image", "episode"] = "image"
+    """Range of the 8-bit scaling: of each frame (as released), or of the whole episode (less flicker)."""
+    hold_out_fraction: float = 0.1
+    """Share of episodes that are only measured on."""
+
+    geometry: Geometry = field(default_factory=Geometry)
+    recipe: Recipe = field(default_factory=Recipe)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+
+    batch_size: int = 64
+    """Maps per step over all processes."""
+    lr: float = 1e-3
+    """Peak; reached linearly, then a cosine down to a hundredth."""
+    lr_warmup_steps: int = 20
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    """Largest gradient norm."""
+    epochs: int = 20
+    max_steps: int | None = None
+    """Stop earlier than `epochs`; the schedule is fitted to it. None = all epochs."""
+    seed: int = 0
+
+    eval_every: int = 200
+    """Steps between evaluations on the held-out maps, each with a sheet of pictures."""
+    save_every: int = 200
+    """Steps between saved training states; SIGTERM saves too."""
+    max_eval_maps: int | None = 512
+    """Held-out maps per evaluation, evenly spread; None = all."""
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 on a GPU, fp32 elsewhere. The quantiser and every evaluation are fp32 always."""
+    wandb_project: str | None = None
+    """Also log to Weights & Biases; None = metrics.jsonl only."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.hold_out_fraction < 1:
+            raise ValueError(f"hold_out_fraction must lie in (0, 1), got {self.hold_out_fraction}")
+        for name in ("batch_size", "epochs", "eval_every", "save_every", "lr"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.max_steps is not None and self.max_steps <= self.quantizer.warmup_steps:
+            raise ValueError(
+                f"max_steps {self.max_steps} leaves no step after the {self.quantizer.warmup_steps} "
+                "warm-up steps of the quantiser"
+            )
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "debug": {
+        "data": ["procedural:6"],
+        "geometry": {
+            "image_size": 64, "grid_size": 4, "codebook_size": 16, "code_dim": 8,
+            "hidden_dim": 4, "num_res_blocks": 1,
+        },
+        "quantizer": {"warmup_steps": 2},
+        "batch_size": 4, "max_steps": 10, "eval_every": 5, "save_every": 5, "device": "cpu",
+    },
+    "released": {},
+    "fine": {"geometry": {"grid_size": 20}},
+    "residual": {"geometry": {"num_code_levels": 2}},
+    "embedded": {
+        "geometry": {"hidden_dim": 8, "code_dim": 64, "num_res_blocks": 1},
+        "batch_size": 16, "lr": 2e-3, "precision": "bf16",
+    },
+}  # fmt: skip
+"""Values that differ from the defaults. `fine` codes 20 x 20 = 400 tokens per image, `residual` 2 x 100."""

@@ -1,0 +1,207 @@
+"""Depth maps to train and measure on: from a few kinds of places to one array of 8-bit maps.
+
+A source yields episodes of raw depth. They are scaled, resized and kept as uint8 [N,S,S] in a file that
+training maps into memory, so that memory does not grow with the data.
+
+Letters: N maps, T frames of an episode, H/W the source's size, S the network's size.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from molmoact_data.depth import scale_to_u8
+from molmoact_data.errors import UserError
+from vqvae import scenes
+from vqvae.checkpoint import write_atomically
+from vqvae.recipe import Recipe, resize_u8
+
+Scaling = Literal["image", "episode"]
+DepthKind = Literal["inverse", "metric"]
+MAPS_FILE, INDEX_FILE = "maps.u8", "maps.json"
+
+
+@dataclass(frozen=True)
+class DepthEpisode:
+    """Neighbouring frames of one camera."""
+
+    dataset: str
+    key: str
+    """Unique within the dataset; decides whether the episode is held out."""
+    depth_THW: NDArray[np.float32]
+    """Inverse depth up to scale and shift: larger = nearer."""
+
+
+def scale_episode(depth_THW: NDArray[np.float32], scaling: Scaling) -> NDArray[np.uint8]:
+    """Raw depth to 0..255, per frame (`image`) or with one range for all frames (`episode`).
+
+    Per-image scaling is what the released codebook expects; one thing entering the frame changes the
+    value of every pixel, hence codes that flicker. Per-episode scaling keeps still things still.
+    """
+    if scaling == "image":
+        return scale_to_u8(depth_THW)[0]
+    low, high = depth_THW.min(), depth_THW.max()
+    return ((depth_THW - low) / (high - low + 1e-8) * 255.0).astype(np.uint8)
+
+
+def metric_to_inverse(z_THW: NDArray[Any]) -> NDArray[np.float32]:
+    """Distance (larger = farther, 0 = no measurement) -> 1/z; what was not measured becomes the farthest."""
+    z = z_THW.astype(np.float32)
+    if not (z > 0).any():
+        raise UserError("a depth map without one positive distance; is it really metric depth?")
+    return np.float32(1) / np.where(z > 0, z, z.max())
+
+
+# Sources: each yields episodes.
+
+
+def procedural_episodes(
+    num_episodes: int, num_frames: int, size: int, seed: int
+) -> Iterator[DepthEpisode]:
+    """Ray-cast scenes of `vqvae.scenes`."""
+    for index in range(num_episodes):
+        rng = np.random.default_rng([seed, index])
+        scene = scenes.random_scene(rng)
+        depth = scenes.render_episode(scene, rng, num_frames=num_frames, size=size)
+        yield DepthEpisode("procedural", f"seed {seed} scene {index}", depth)
+
+
+def folder_episodes(folder: Path, kind: DepthKind) -> Iterator[DepthEpisode]:
+    """PNG (8 or 16 bit) and npy files under `folder`; the files of one subfolder are one episode, in name
+    order; an npy file of [T,H,W] is one episode by itself."""
+    for path in sorted(folder.rglob("*.npy")):
+        stack = np.load(path, allow_pickle=False)
+        yield _episode(folder, path, stack[None] if stack.ndim == 2 else stack, kind)
+    for directory in sorted({path.parent for path in folder.rglob("*.png")}):
+        maps = [_read_png(path) for path in sorted(directory.glob("*.png"))]
+        if len({m.shape for m in maps}) > 1:
+            raise UserError(
+                f"the depth maps in {directory} differ in size; one folder is one episode."
+            )
+        yield _episode(folder, directory, np.stack(maps), kind)
+
+
+def _read_png(path: Path) -> NDArray[np.uint8 | np.uint16]:
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if image is None or image.ndim != 2:
+        found = "nothing readable" if image is None else f"{image.shape[2]} channels"
+        raise UserError(
+            f"{path} is not a depth map: expected one channel of 8 or 16 bits, found {found}."
+        )
+    return image
+
+
+def _episode(folder: Path, path: Path, stack: NDArray[Any], kind: DepthKind) -> DepthEpisode:
+    if stack.ndim != 3 or stack.dtype.kind not in "uif":
+        raise UserError(
+            f"{path} must hold numbers [T,H,W] or [H,W], found {stack.dtype} {stack.shape}."
+        )
+    if not np.isfinite(stack).all():
+        raise UserError(f"{path} holds depth that is not finite; mask it out as 0 (metric) first.")
+    depth = metric_to_inverse(stack) if kind == "metric" else stack.astype(np.float32)
+    return DepthEpisode(folder.name, path.relative_to(folder).as_posix(), depth)
+
+
+# The set.
+
+
+@dataclass(frozen=True)
+class DepthSet:
+    """Maps ready for the network, with where each came from."""
+
+    maps_NSS: NDArray[np.uint8]
+    episode_N: NDArray[np.int32]
+    """Index into `keys`, constant over an episode's frames, which are neighbours."""
+    keys: tuple[tuple[str, str], ...]
+    """(dataset, key) per episode."""
+
+    def __len__(self) -> int:
+        return len(self.maps_NSS)
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Names, sorted."""
+        return tuple(sorted({dataset for dataset, _ in self.keys}))
+
+    def indices_of(self, dataset: str) -> NDArray[np.int64]:
+        """The maps of one dataset."""
+        mine = np.array([d == dataset for d, _ in self.keys])
+        return np.flatnonzero(mine[self.episode_N])
+
+    def split(self, hold_out_fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Indices (training, held out). Whole episodes are held out, chosen by a hash of their key, so
+        that the choice survives new episodes; of a single episode, the last frames."""
+        count = max(1, round(len(self.keys) * hold_out_fraction))
+        if len(self.keys) == 1:
+            cut = len(self) - max(1, round(len(self) * hold_out_fraction))
+            return np.arange(cut), np.arange(cut, len(self))
+        order = sorted(range(len(self.keys)), key=lambda i: (_hash(self.keys[i]), i))
+        held_out = np.isin(self.episode_N, order[:count])
+        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _hash(key: tuple[str, str]) -> int:
+    return zlib.crc32("\0".join(key).encode())
+
+
+def collect(
+    episodes: Iterable[DepthEpisode], *, size: int, recipe: Recipe, scaling: Scaling
+) -> DepthSet:
+    """All episodes in memory; for what is known to be small."""
+    maps, owner, keys = [np.zeros((0, size, size), np.uint8)], [], []
+    for index, episode in enumerate(episodes):
+        frames = prepare_frames(episode.depth_THW, size=size, recipe=recipe, scaling=scaling)
+        maps.append(frames)
+        owner += [index] * len(frames)
+        keys.append((episode.dataset, episode.key))
+    return DepthSet(np.concatenate(maps), np.array(owner, np.int32), tuple(keys))
+
+
+def prepare_frames(
+    depth_THW: NDArray[np.float32], *, size: int, recipe: Recipe, scaling: Scaling
+) -> NDArray[np.uint8]:
+    """Raw depth [T,H,W] -> what the codec would see, uint8 [T,size,size]."""
+    scaled = scale_episode(depth_THW, scaling)
+    return np.stack([resize_u8(frame, size, recipe.resize) for frame in scaled])
+
+
+def write_cache(
+    folder: Path,
+    episodes: Iterable[DepthEpisode],
+    *,
+    size: int,
+    recipe: Recipe,
+    scaling: Scaling,
+) -> None:
+    """Stream the episodes into `folder`; the index is written last and means "complete"."""
+    folder.mkdir(parents=True, exist_ok=True)
+    owner: list[int] = []
+    keys: list[tuple[str, str]] = []
+    with (folder / MAPS_FILE).open("wb") as file:
+        for episode in episodes:
+            frames = prepare_frames(episode.depth_THW, size=size, recipe=recipe, scaling=scaling)
+            frames.tofile(file)
+            owner += [len(keys)] * len(frames)
+            keys.append((episode.dataset, episode.key))
+    index = {"size": size, "episode": owner, "keys": keys}
+    write_atomically(folder / INDEX_FILE, json.dumps(index).encode())
+
+
+def read_cache(folder: Path) -> DepthSet:
+    """The inverse of `write_cache`, mapped into memory rather than read."""
+    index = json.loads((folder / INDEX_FILE).read_text())
+    shape = (len(index["episode"]), index["size"], index["size"])
+    if not shape[0]:
+        raise UserError("no depth map was found in the data; check --data.")
+    maps = np.memmap(folder / MAPS_FILE, np.uint8, mode="r", shape=shape)
+    keys = tuple((dataset, key) for dataset, key in index["keys"])
+    return DepthSet(maps, np.array(index["episode"], np.int32), keys)
