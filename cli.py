@@ -220,6 +220,43 @@ def preprocess(
         raise LimitExceeded(summary.exceeded)
 
 
+# -------------------------------------------------------------------------------------- labels
+
+
+@app.command()
+def parse(
+    file: Annotated[Path, typer.Argument(help="JSON lines with `text`; - reads stdin.")],
+    *,
+    norm_stats: Annotated[
+        Path, typer.Option(help="dataset_statistics.json or a released model's norm_stats.")
+    ],
+    unnorm_key: Annotated[
+        str | None, typer.Option(help="Entry of the statistics; needed when there are several.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 3 when any text has a problem.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Read generated texts: depth codes, traces, un-normalised actions, and what is wrong with them.
+
+    Example: molmoact parse generations.jsonl --norm-stats dataset_statistics.json --json
+    """
+    from molmoact_data.parsing import ActionDecoder, open_texts, read_norm_stats, summary_line
+
+    decoder = ActionDecoder.from_norm_stats(read_norm_stats(norm_stats), unnorm_key)
+    num_texts = num_bad = 0
+    for num_texts, text in enumerate(open_texts(file), start=1):
+        decoded = decoder.decode(text)
+        num_bad += bool(decoded["problems"])
+        typer.echo(json.dumps(decoded) if as_json else summary_line(num_texts, decoded))
+    say(f"{num_texts} texts, {num_bad} with problems")
+    if strict and num_bad:
+        raise LimitExceeded(
+            f"{num_bad} of {num_texts} texts have problems, and --strict was given."
+        )
+
+
 @app.command()
 def version() -> None:
     """Print the installed version."""
