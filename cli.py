@@ -274,6 +274,9 @@ def _configure(
         format="%(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    if not verbose:
+        # Beam logs a traceback for every error it passes on; the error itself is what a user needs.
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
 
 
 def main() -> None:

@@ -138,7 +138,7 @@ class Job:
         return {
             "schema_version": schema.SCHEMA_VERSION,
             "source": {"name": self.source.name, "revision": self.source.revision},
-            "cameras": list(self.cameras.items()),
+            "cameras": [list(pair) for pair in self.cameras.items()],
             "labels": as_dict(self.labels),
             "teachers": {role: dict(card) for role, card in self.teachers.items()},
             "statistics_sha256": self.statistics_hash,
