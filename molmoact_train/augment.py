@@ -127,27 +127,29 @@ class AugmentedView:
     """The images and the trace after augmentation."""
 
     images: list[Image.Image]
-    trace: list[list[int]] | None
+    traces: list[list[list[int]]] | None
 
 
 def augment(
     images: Sequence[Image.Image],
-    trace: Trace | None,
+    traces: Sequence[Trace] | None,
     rng: np.random.Generator,
     *,
     crop_first: bool,
 ) -> AugmentedView:
-    """Augment every camera on its own; the trace belongs to the first.
+    """Augment every camera on its own; the traces (one per arm) belong to the first.
 
     `crop_first=False` leaves the first camera's framing alone: its depth codes belong to the whole frame.
     """
-    views, moved = [], None if trace is None else [list(map(int, point)) for point in trace]
+    views = []
+    moved = None if traces is None else [[list(map(int, xy)) for xy in arm] for arm in traces]
     for index, image in enumerate(images):
-        crop = draw_crop(rng, trace if index == 0 else None)
+        points = [xy for arm in moved or [] for xy in arm] if index == 0 else None
+        crop = draw_crop(rng, points)
         jitter = draw_jitter(rng)
         if index == 0 and not crop_first:
             crop = WHOLE
-        if index == 0 and moved is not None:
-            moved = crop_trace(moved, crop, image.size)
+        if index == 0 and moved is not None and crop != WHOLE:
+            moved = [crop_trace(arm, crop, image.size) for arm in moved]
         views.append(jitter_image(crop_image(image, crop), jitter))
     return AugmentedView(views, moved)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from molmoact_data.errors import UserError, unknown_name
+from molmoact_data.prompts import SampleKind, Wording
 
 FtEmbedding = Literal["all", "lm_head", "ln_f", "wte"]
 Scheduler = Literal["cosine_with_warmup", "constant"]
-Wording = Literal["released", "reference"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -86,6 +86,9 @@ class TrainConfig:
     """`reference` = the answers of the reference's own fine-tuning code, which differ from its released models."""
     norm_stats_path: str | None = None
     """Statistics stored in the export; None = merged from the data's own files."""
+
+    new_action_dim: bool = False
+    """Allow data whose action dimension no entry of the checkpoint's statistics has (a new robot)."""
 
     precision: Precision = "auto"
     """Compute type; weights and optimiser state stay float32. auto = bfloat16 on a GPU, float32 on CPU."""
@@ -166,7 +169,7 @@ def _problems(c: TrainConfig) -> list[str]:
     return [text for broken, text in rules if broken]
 
 
-def kind_weights(config: TrainConfig) -> dict[str, float]:
+def kind_weights(config: TrainConfig) -> dict[SampleKind, float]:
     """Relative frequency of each sample kind of our records."""
     return {
         "reasoning": config.kind_reasoning,

@@ -7,7 +7,7 @@ n-th draw reads in its epoch's permutation), so processes, workers and resumed r
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +80,7 @@ class Mixture:
     def __init__(self, sizes: Sequence[int], rates: NDArray[np.float64], seed: int) -> None:
         self.sizes = tuple(sizes)
         self.seed = seed
+        self.rates = rates
         self._edges = np.cumsum(rates)
         self._edges[-1] = 1.0
         self._counts_before: list[NDArray[np.int64]] = [np.zeros(len(sizes), dtype=np.int64)]
@@ -151,8 +152,3 @@ def positions_of(step: int, global_batch_size: int, rank: int, world_size: int) 
     """Positions that one process reads for update `step` (0-based): every `world_size`-th of the global batch."""
     first = step * global_batch_size
     return range(first + rank, first + global_batch_size, world_size)
-
-
-def describe_rates(names: Sequence[str], rates: NDArray[np.float64]) -> Mapping[str, float]:
-    """Rate by source, for the dry run and the saved plan."""
-    return {name: float(rate) for name, rate in zip(names, rates, strict=True)}

@@ -117,11 +117,11 @@ def test_the_crop_keeps_area_aspect_and_all_points() -> None:
 def test_depth_keeps_the_first_camera_whole() -> None:
     """Only colours change then; without jitter the first camera would be untouched, the second not."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8))
-    trace = [[100, 100], [120, 130]]
+    trace = [[[100, 100], [120, 130]]]
     kept = augment.augment([image, image], trace, np.random.default_rng(3), crop_first=False)
     moved = augment.augment([image, image], trace, np.random.default_rng(3), crop_first=True)
-    assert kept.trace == trace
-    assert moved.trace != trace
+    assert kept.traces == trace
+    assert moved.traces != trace
     assert kept.images[0].tobytes() != moved.images[0].tobytes()
     assert kept.images[1].tobytes() == moved.images[1].tobytes()
 

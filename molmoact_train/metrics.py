@@ -1,0 +1,95 @@
+"""Numbers of a run: JSON lines that survive a crash, a picture of them, and Weights & Biases if asked for."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from molmoact_train.config import TrainConfig, to_json
+
+METRICS_FILE, PLOT_FILE = "metrics.jsonl", "metrics.png"
+
+
+class MetricsLog:
+    """Appends one line per report; rank 0 only. A resumed run drops the lines that it will write again."""
+
+    def __init__(self, run: Path, config: TrainConfig, *, from_step: int) -> None:
+        self.path = run / METRICS_FILE
+        self._keep_until(from_step)
+        self._file = self.path.open("a")
+        self._wandb = _start_wandb(run, config) if config.wandb_project else None
+
+    def _keep_until(self, step: int) -> None:
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line: `{"step": n, name: number, ...}`."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if error is None else 1)
+        plot_metrics(self.path, self.path.with_name(PLOT_FILE))
+
+
+def _start_wandb(run: Path, config: TrainConfig) -> Any:
+    """A W&B run; WANDB_MODE=offline writes it below the run folder instead of the network."""
+    import wandb
+
+    return wandb.init(
+        project=config.wandb_project,
+        entity=config.wandb_entity,
+        name=run.name,
+        dir=str(run),
+        config=to_json(config),
+        resume="allow",
+    )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines; one that a crash cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def plot_metrics(source: Path, target: Path) -> None:
+    """Loss curves (training and held-out, by part) and learning rates over steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    series: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
+    for line in read_metrics(source):
+        for name, value in line.items():
+            if name != "step":
+                series[name][0].append(line["step"])
+                series[name][1].append(value)
+    panels = {"loss": "/loss", "accuracy": "accuracy", "learning rate": "lr/", "errors": "_error"}
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, marker) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        for name in sorted(n for n in series if marker in n):
+            axes.plot(*series[name], label=name, marker="." if len(series[name][0]) < 30 else None)
+        if axes.lines:
+            axes.legend(fontsize=7)
+    figure.savefig(target, dpi=110)

@@ -1,0 +1,337 @@
+"""The training run. `train` reads from top to bottom; everything it calls is a function beside its owner.
+
+molmoact train --stage finetune --checkpoint allenai/MolmoAct-7B-D-0812 --data out/my_robot --save-folder runs/a
+torchrun --nproc-per-node 8 -m cli train --stage finetune ...      # the same command, many processes
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from molmoact_data import schema
+from molmoact_data.errors import UserError
+from molmoact_train import checkpoint, evaluate, final_export, norm_stats
+from molmoact_train.checkpoint import TrainerState
+from molmoact_train.collate import MicroBatch, StepBatch, check_batch_arithmetic, step_batches
+from molmoact_train.config import TrainConfig
+from molmoact_train.dataset import TrainingData, open_eval_data, open_training_data
+from molmoact_train.metrics import MetricsLog
+from molmoact_train.model import MolmoActForActionReasoning
+from molmoact_train.optim import (
+    Schedule,
+    build_optimizer,
+    clip_by_group,
+    set_rates,
+    trained_parameters,
+)
+from molmoact_train.parallel import World, autocast, build_model, joined_world
+from molmoact_train.processor import MolmoActProcessor
+from molmoact_train.weights import resolve_model_folder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    finished: bool
+    """False = stopped by a signal; continue with --resume."""
+    folder: Path
+    """The final export, or the checkpoint to resume from."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The last report."""
+
+
+def train(
+    config: TrainConfig, *, resume: bool = False, overwrite: bool = False, device: str = "auto"
+) -> Outcome:
+    """Train as configured and export. Raises `UserError` before any work where the input is wrong."""
+    with joined_world(device) as world, stop_requested_by_signal() as stop:
+        run = Path(config.save_folder)
+
+        # Input first: a wrong path must not cost the loading of 32 GB.
+        check_batch_arithmetic(config.global_batch_size, config.device_batch_size, world.size)
+        model_folder = resolve_model_folder(config.checkpoint)
+        processor = MolmoActProcessor.from_pretrained(model_folder)
+        data = open_training_data(config, processor)
+        held_out = open_eval_data(config, processor)
+        statistics = norm_stats.merged(config, model_folder, data.sources)
+        resume_from = _claim(run, config, world, resume=resume, overwrite=overwrite)
+        if world.is_main:
+            checkpoint.write_json(run / schema.STATISTICS_FILE, statistics)
+
+        # Model and optimiser.
+        built = build_model(config, model_folder, world)
+        model = built.model
+        optimizer = build_optimizer(model, config)
+        schedule = Schedule(config.lr_scheduler, config.warmup, config.duration)
+        state = TrainerState(0, 0, world.size, config.seed, config.data_seed)
+        if resume_from is not None:
+            state = checkpoint.load_checkpoint(resume_from, model, optimizer, config, world)
+            logger.info("resuming %s after step %d", run, state.step)
+
+        # Go.
+        batches = step_batches(
+            data,
+            range(state.step, config.duration),
+            global_batch_size=config.global_batch_size,
+            device_batch_size=config.device_batch_size,
+            rank=world.rank,
+            world_size=world.size,
+            num_workers=config.num_workers,
+        )
+        with _report(run, config, world, state.step) as report:
+            clock = time.perf_counter()
+            for batch in batches:
+                step = state.step + 1
+                is_last = step == config.duration
+                is_logged = is_last or step % config.log_interval == 0
+
+                # One update.
+                rates = set_rates(optimizer, schedule, step)
+                done = train_step(model, optimizer, batch, config, world, step, accuracy=is_logged)
+                state = replace(
+                    state,
+                    step=step,
+                    position=step * config.global_batch_size,
+                    world_size=world.size,
+                    too_long=state.too_long + int(done["train/too_long"]),
+                )
+
+                # Say what happened.
+                if is_logged:
+                    done |= {f"lr/{group}": rate for group, rate in rates.items()}
+                    done |= _throughput(done, time.perf_counter() - clock, world)
+                    report.write(step, done)
+                clock = time.perf_counter()
+
+                # Held-out evaluation.
+                if held_out is not None and (is_last or step % config.eval_interval == 0):
+                    report.write(step, run_evaluation(model, held_out, config, world))
+                    clock = time.perf_counter()
+
+                # Save: at the interval, at the end, and when asked to stop.
+                stopping = world.any(stop.requested)
+                if is_last or stopping or step % config.save_interval == 0:
+                    saved = checkpoint.save_checkpoint(
+                        run, model, optimizer, state, config, statistics, world
+                    )
+                    clock = time.perf_counter()
+                if stopping and not is_last:
+                    logger.warning(
+                        "stopped by a signal after step %d; continue with --resume", step
+                    )
+                    return Outcome(step, finished=False, folder=saved, metrics=report.last)
+            if state.too_long:
+                logger.warning("%d samples were longer than seq_len and left out", state.too_long)
+            final = final_export.write(
+                run / checkpoint.FINAL_DIR, built, config, processor, statistics, world
+            )
+            return Outcome(state.step, finished=True, folder=final, metrics=report.last)
+
+
+def train_step(
+    model: MolmoActForActionReasoning,
+    optimizer: torch.optim.Optimizer,
+    batch: StepBatch,
+    config: TrainConfig,
+    world: World,
+    step: int,
+    *,
+    accuracy: bool,
+) -> dict[str, float]:
+    """One update from one global batch; raises before the optimiser steps if anything is not finite.
+
+    The gradient is that of the weighted mean over all tokens of all processes: FSDP averages gradients
+    over processes, so each divides by its share of the total weight.
+    """
+    seed_step(config.seed, step, world.rank)
+    counts = _counts(batch)
+    totals = world.sum(torch.tensor(list(counts.values()), dtype=torch.float64))
+    total_weight = float(totals[0])
+    divisor = total_weight / world.size
+    loss, correct = torch.zeros(3, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for micro_batch in batch.micro_batches:
+        parts = _forward_backward(model, micro_batch, config, world, divisor, accuracy=accuracy)
+        loss += parts[:3]
+        correct += parts[3:]
+    loss, correct = world.sum(loss) / world.size, world.sum(correct)
+    _stop_unless_finite(float(loss[0]), "loss", step, batch)
+    members = trained_parameters(model)
+    norms = {g: float(n) for g, n in clip_by_group(members, config.max_grad_norm).items()}
+    for group, norm in norms.items():
+        _stop_unless_finite(norm, f"gradient of the {group} group", step, batch)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    report = {
+        "train/loss": float(loss[0]),
+        "train/cross_entropy": float(loss[1]),
+        "train/z_loss": float(loss[2]),
+        **{f"grad_norm/{group}": norm for group, norm in norms.items()},
+        **dict(zip(counts, totals.tolist(), strict=True)),
+    }
+    if accuracy:
+        report["train/accuracy"] = float(correct) / total_weight
+    return report
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Dropout masks are a function of seed, step and process, so that a resumed run draws the same ones."""
+    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
+
+
+def _forward_backward(
+    model: MolmoActForActionReasoning,
+    batch: MicroBatch,
+    config: TrainConfig,
+    world: World,
+    divisor: float,
+    *,
+    accuracy: bool,
+) -> torch.Tensor:
+    """Gradients of one micro-batch; returns loss, cross-entropy, z-loss and the weight of right tokens."""
+    inputs = batch.inputs_on(world.device)
+    with autocast(config, world.device):
+        out = model(
+            **inputs,
+            loss_divisor=divisor,
+            z_loss_scale=config.z_loss,
+            with_accuracy=accuracy,
+        )
+    out.loss.backward()
+    parts = out.token_loss
+    right = torch.zeros((), dtype=torch.float64)
+    if accuracy:
+        weights = inputs["loss_weights"].flatten()[out.loss_rows]
+        right = (weights * parts.correct_R).sum().double().cpu()
+    values = torch.stack([out.loss.detach(), parts.cross_entropy, parts.z_loss]).double().cpu()
+    return torch.cat([values, right[None]])
+
+
+def _counts(batch: StepBatch) -> dict[str, float]:
+    """What this process contributes to the sums that every process needs; the loss weight comes first."""
+    return {
+        "batch/loss_tokens": sum(b.loss_weight for b in batch.micro_batches),
+        "batch/tokens": float(sum(b.real_tokens for b in batch.micro_batches)),
+        "batch/padded_tokens": float(
+            sum(b.inputs["input_ids"].numel() for b in batch.micro_batches)
+        ),
+        "batch/samples": float(sum(len(b.positions) for b in batch.micro_batches)),
+        "train/too_long": float(len(batch.too_long)),
+    }
+
+
+def _stop_unless_finite(value: float, what: str, step: int, batch: StepBatch) -> None:
+    if math.isfinite(value):
+        return
+    positions = [p for b in batch.micro_batches for p in b.positions]
+    raise UserError(
+        f"the {what} is {value} at step {step} (positions {min(positions)}..{max(positions)} on this process). "
+        "Nothing was updated, and the checkpoints before it are intact. Lower the learning rates, look at the "
+        "data at these positions, or continue from an earlier checkpoint."
+    )
+
+
+def run_evaluation(
+    model: MolmoActForActionReasoning, held_out: TrainingData, config: TrainConfig, world: World
+) -> dict[str, float]:
+    """Held-out numbers with dropout off."""
+    model.eval()
+    try:
+        return evaluate.teacher_forced(model, held_out, config, world) | evaluate.generated(
+            model, held_out, config, world
+        )
+    finally:
+        model.train()
+
+
+def _throughput(done: dict[str, float], seconds: float, world: World) -> dict[str, float]:
+    """Samples and real tokens per second of this step, and the peak of GPU memory."""
+    found = {
+        "speed/seconds_per_step": seconds,
+        "speed/samples_per_second": done["batch/samples"] / seconds,
+        "speed/tokens_per_second": done["batch/tokens"] / seconds,
+    }
+    if world.device.type == "cuda":
+        found["memory/peak_gib"] = torch.cuda.max_memory_allocated(world.device) / 2**30
+    return found
+
+
+def _claim(
+    run: Path, config: TrainConfig, world: World, *, resume: bool, overwrite: bool
+) -> Path | None:
+    """Rank 0 claims the folder; the others learn what was decided (or that it failed)."""
+    decided: list[Path | UserError | None] = [None]
+    if world.is_main:
+        try:
+            decided = [checkpoint.claim_run(run, config, resume=resume, overwrite=overwrite)]
+        except UserError as error:
+            decided = [error]
+    world.broadcast(decided)
+    if isinstance(decided[0], UserError):
+        raise decided[0]
+    return decided[0]
+
+
+class _Report:
+    """Rank 0 writes and prints; the others only remember."""
+
+    def __init__(self, log: MetricsLog | None, duration: int) -> None:
+        self.log = log
+        self.duration = duration
+        self.last: dict[str, float] = {}
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line of numbers."""
+        self.last = {**self.last, **values}
+        if self.log is None:
+            return
+        self.log.write(step, values)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        logger.info("[step %d/%d] %s", step, self.duration, shown)
+
+
+@contextmanager
+def _report(run: Path, config: TrainConfig, world: World, from_step: int) -> Iterator[_Report]:
+    if not world.is_main:
+        yield _Report(None, config.duration)
+        return
+    with MetricsLog(run, config, from_step=from_step) as log:
+        yield _Report(log, config.duration)
+
+
+@dataclass
+class StopFlag:
+    """Set by SIGTERM or SIGINT, read once per step."""
+
+    requested: bool = False
+
+
+@contextmanager
+def stop_requested_by_signal() -> Iterator[StopFlag]:
+    """While inside, SIGTERM and the first SIGINT ask the loop to save and stop instead of killing it."""
+    flag = StopFlag()
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        if flag.requested and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        flag.requested = True
+
+    previous = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield flag
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

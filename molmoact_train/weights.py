@@ -1,0 +1,92 @@
+"""The safetensors files of one checkpoint folder, read by tensor name; nothing is read before it is asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from molmoact_data.errors import UserError
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def resolve_model_folder(checkpoint: str) -> Path:
+    """A local folder as it is, or the local copy of a Hub id (downloaded if needed).
+
+    A path that exists always wins; anything that cannot be a Hub id is never looked up on the network.
+    """
+    path = Path(checkpoint)
+    if path.is_dir():
+        return path
+    if not _HUB_ID.fullmatch(checkpoint):
+        raise UserError(
+            f"--checkpoint {checkpoint}: no such folder, and not a Hub id (owner/name)."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(checkpoint, allow_patterns=["*.json", "*.safetensors", "*.txt"])
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"--checkpoint {checkpoint}: no such folder here, and the Hub did not give it ({error})."
+        ) from error
+
+
+class WeightFiles:
+    """Tensor name -> file, and reading of single tensors."""
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder} is not a checkpoint: it has no config.json.")
+        self.folder = folder
+        self._file_of = self._locate()
+
+    def _locate(self) -> dict[str, str]:
+        if (self.folder / _INDEX).is_file():
+            return dict(json.loads((self.folder / _INDEX).read_text())["weight_map"])
+        if not (self.folder / _SINGLE).is_file():
+            raise UserError(f"{self.folder} holds neither {_SINGLE} nor {_INDEX}.")
+        with self._open(_SINGLE) as file:
+            return dict.fromkeys(file.keys(), _SINGLE)
+
+    def _open(self, name: str):  # type: ignore[no-untyped-def]
+        try:
+            return safe_open(self.folder / name, framework="pt")
+        except (SafetensorError, FileNotFoundError) as error:
+            raise UserError(
+                f"{self.folder / name} is missing or damaged ({error}); download or export it again."
+            ) from error
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor without reading it."""
+        with self._open(self._file_of[name]) as file:
+            return tuple(file.get_slice(name).get_shape())
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor on the CPU."""
+        with self._open(self._file_of[name]) as file:
+            return file.get_tensor(name)
+
+    def check_names(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """The files must hold exactly these tensors in these shapes; otherwise `UserError`."""
+        missing = sorted(set(shapes) - set(self._file_of))
+        unknown = sorted(set(self._file_of) - set(shapes))
+        if missing or unknown:
+            raise UserError(
+                f"{self.folder} does not fit its config.json: {len(missing)} tensors missing "
+                f"({', '.join(missing[:3])}), {len(unknown)} unknown ({', '.join(unknown[:3])})."
+            )
+        for name, shape in shapes.items():
+            if self.shape(name) != shape:
+                raise UserError(
+                    f"{self.folder}: {name} has shape {self.shape(name)}, config.json implies {shape}."
+                )
