@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -44,7 +45,7 @@ def label_columns(
     Raises ValueError where a part that the layout has is missing or has another shape.
     """
     num_frames = len(columns.frame_index)
-    types = {field.name: field.type for field in layout.arrow_schema()}
+    types = _column_types(layout)
     arrays: dict[str, pa.Array] = {
         schema.DATASET: pa.repeat(dataset, num_frames),
         schema.REVISION: pa.repeat(revision, num_frames),
@@ -68,6 +69,12 @@ def label_columns(
     if wrong:
         raise ValueError(f"the episode has {num_frames} frames, but columns have {wrong} rows")
     return arrays
+
+
+@cache
+def _column_types(layout: RecordLayout) -> dict[str, pa.DataType]:
+    """Asked for once per episode, and the schema's metadata takes longer than an episode's labels."""
+    return {field.name: field.type for field in layout.arrow_schema()}
 
 
 def _fixed(values: NDArray[np.generic] | None, arrow_type: pa.FixedSizeListType) -> pa.Array:

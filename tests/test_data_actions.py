@@ -76,7 +76,7 @@ def test_token_strings_and_chunks_equal_the_reference(golden: dict[str, Any]) ->
     from molmoact_data.prompts import format_actions
 
     bins = bin_actions(normalize(golden["actions"], statistics_of(golden["actions"])))
-    ends = np.cumsum(golden["episode_lengths"], strict=True)
+    ends = np.cumsum(golden["episode_lengths"])
     assert [format_actions(row) for row in bins] == golden["tokenized_action"]
     episodes = [
         chunk(bins[end - length : end], 8)
@@ -259,3 +259,20 @@ def test_key_resolution_names_the_keys() -> None:
         resolve_key(["b", "a"], None)
     with pytest.raises(UserError, match=r"'c'.*a, b"):
         resolve_key(["a", "b"], "c")
+
+
+def test_sketch_keeps_its_stated_error_and_merges() -> None:
+    pytest.importorskip("datasketches")
+    from molmoact_data.sketch import merge_sketches, sketch_rows, sketched_statistics
+
+    values = np.random.default_rng(0).normal(size=(40_000, 2)).astype(np.float32)
+    merged = merge_sketches(sketch_rows(part) for part in np.split(values, 8))
+    ours, exact = sketched_statistics(merged), feature_statistics(values)
+    assert merged.rank_error < 0.003
+    for d in range(2):
+        for q, value in ((0.01, ours.q01[d]), (0.99, ours.q99[d])):
+            assert abs(np.mean(values[:, d] <= value) - q) <= merged.rank_error
+    np.testing.assert_allclose(ours.mean, exact.mean, atol=1e-6)
+    np.testing.assert_allclose(ours.std, exact.std, rtol=1e-5)
+    assert ours.min.tolist() == exact.min.tolist()
+    assert ours.max.tolist() == exact.max.tolist()

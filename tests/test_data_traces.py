@@ -33,6 +33,70 @@ def smooth_track(num_frames: int, rng: np.random.Generator) -> NDArray[np.float6
     return 0.5 + 0.35 * (weight * np.sin(2 * np.pi * t[..., None] / period + phase)).sum(axis=2)
 
 
+OUTLIER_KINDS = ("jump", "burst", "second_robot", "background", "missing")
+
+
+def replace_points(
+    xy_T2: NDArray[np.float64], share: float, kinds: tuple[str, ...], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """A copy with this share of the points replaced by what goes wrong in the field."""
+    num_frames, corrupted = len(xy_T2), xy_T2.copy()
+    bad = np.zeros(num_frames, dtype=bool)
+    second_robot = 0.4 * smooth_track(num_frames, rng) + rng.choice([0.0, 0.6], 2)
+    background = rng.random((3, 2))
+    lengths = {"jump": 1, "burst": 5, "second_robot": int(share * num_frames), "background": 4}
+    while bad.mean() < share:
+        kind = rng.choice(kinds)
+        length = int(rng.integers(1, lengths.get(kind, 7) + 1))
+        length = min(length, int(share * num_frames) - int(bad.sum()) + 1)
+        start = int(rng.integers(0, num_frames - length + 1))
+        where = slice(start, start + length)
+        noise = rng.normal(0, 0.006, (length, 2))
+        corrupted[where] = {
+            "jump": rng.random((length, 2)),
+            "burst": rng.random(2) + noise,
+            "second_robot": second_robot[where] + noise,
+            "background": background[rng.integers(3)] + noise,
+            "missing": np.full((length, 2), np.nan),
+        }[kind]
+        bad[where] = True
+    return np.clip(corrupted, 0, 1)
+
+
+def score_filter(kinds: tuple[str, ...], share: float, *, use_filter: bool) -> tuple[float, float]:
+    """Over 30 tracks: precision of the kept traces (mean distance of their points to the true trace
+    below 5 % of the diagonal) and the share of frames that keep a trace."""
+    good = kept = frames = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        truth = smooth_track(150, rng)
+        seen = np.clip(truth + rng.normal(0, 0.006, truth.shape), 0, 1)
+        seen = replace_points(seen, share, kinds, rng)
+        traces = episode_traces(points_of(seen[:, None]), TraceConfig(filter=use_filter))
+        true_traces = episode_traces(points_of(truth[:, None]), TraceConfig(filter=False)).trace
+        frames += len(truth)
+        for (ours,), (true,) in zip(traces.trace, true_traces, strict=True):
+            if ours:
+                pairs = zip(ours, true, strict=False)
+                distance = np.mean([np.hypot(*(np.subtract(a, b) / 255)) for a, b in pairs])
+                good += bool(distance < 0.05 * np.sqrt(2))
+                kept += 1
+    return good / kept, kept / frames
+
+
+@pytest.mark.parametrize("kinds", [OUTLIER_KINDS, *((kind,) for kind in OUTLIER_KINDS)])
+def test_with_a_fifth_of_the_points_replaced_kept_traces_are_right(kinds: tuple[str, ...]) -> None:
+    """The target: precision >= 95 % while keeping >= 70 %, for each kind and for all of them mixed."""
+    precision, kept = score_filter(kinds, 0.2, use_filter=True)
+    assert precision >= 0.95
+    assert kept >= 0.7
+
+
+def test_without_the_filter_the_same_points_give_wrong_traces() -> None:
+    precision, _ = score_filter(OUTLIER_KINDS, 0.2, use_filter=False)
+    assert precision < 0.7
+
+
 @needs_golden
 def test_subsample_equals_the_reference() -> None:
     for case in json.loads((GOLDEN / "preprocess" / "traces.json").read_text()):
