@@ -59,14 +59,20 @@ def positions_from_mask(attention_mask_BK: Tensor) -> Tensor:
     return (attention_mask_BK.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
+def document_runs(document_ids_BS: Tensor) -> Tensor:
+    """0, 1, 2, ... for each run of equal ids, int64 [B, S]: an id that comes back is another document."""
+    runs_BS = torch.zeros_like(document_ids_BS, dtype=torch.long)
+    runs_BS[:, 1:] = (document_ids_BS[:, 1:] != document_ids_BS[:, :-1]).cumsum(dim=1)
+    return runs_BS
+
+
 def positions_from_documents(document_ids_BS: Tensor) -> Tensor:
     """0..n-1 within each run of equal ids, int64 [B, S]."""
-    places_BS = torch.arange(document_ids_BS.shape[1], device=document_ids_BS.device).expand_as(
-        document_ids_BS
-    )
-    starts_BS = torch.ones_like(document_ids_BS, dtype=torch.bool)
-    starts_BS[:, 1:] = document_ids_BS[:, 1:] != document_ids_BS[:, :-1]
-    return places_BS - torch.where(starts_BS, places_BS, 0).cummax(dim=1).values
+    runs_BS = document_runs(document_ids_BS)
+    places_S = torch.arange(document_ids_BS.shape[1], device=document_ids_BS.device)
+    is_start_BS = torch.ones_like(runs_BS, dtype=torch.bool)
+    is_start_BS[:, 1:] = runs_BS[:, 1:] != runs_BS[:, :-1]
+    return places_S - torch.where(is_start_BS, places_S, 0).cummax(dim=1).values
 
 
 def causal_mask(
@@ -87,6 +93,7 @@ def causal_mask(
     if attention_mask_BK is not None:
         visible_BSK = visible_BSK & attention_mask_BK.bool()[:, None, :]
     if document_ids_BK is not None:
-        same = document_ids_BK[:, -num_queries:, None] == document_ids_BK[:, None, :]
+        runs_BK = document_runs(document_ids_BK)
+        same = runs_BK[:, -num_queries:, None] == runs_BK[:, None, :]
         visible_BSK = visible_BSK & same
     return (visible_BSK | (key_K[None, :] == query_S[:, None]))[:, None]

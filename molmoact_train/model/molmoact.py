@@ -279,12 +279,14 @@ class MolmoActForActionReasoning(MolmoActPreTrainedModel, GenerationMixin):
             raise ValueError("targets need loss_weights: which tokens carry loss is never guessed")
         weights = weights_BS.flatten()
         rows = torch.arange(len(weights), device=weights.device)
+        # A target without loss may be an image token or padding, for which the LM head has no row.
+        targets = targets_BS.flatten().masked_fill(weights == 0, 0)
         if self.savings.loss_rows_only:
             rows = weights.nonzero()[:, 0]
         parts = token_loss(
             hidden_BSL.flatten(0, 1)[rows],
             self.lm_head,
-            targets_BS.flatten()[rows].clamp(min=0),
+            targets[rows],
             weights[rows],
             divisor=weights.sum() if divisor is None else divisor,
             z_loss_scale=z_loss_scale,
