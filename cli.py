@@ -127,6 +127,10 @@ def preprocess(
     pointer_calibration: Annotated[
         str | None, typer.Option(help="Calibration YAML of the projection pointer.")
     ] = None,
+    arms: Annotated[int | None, typer.Option(help="Grippers per frame, left to right.")] = None,
+    point_cache: Annotated[
+        str | None, typer.Option(help="Folder where answers of a slow pointer are kept.")
+    ] = None,
     pointer_prompt: Annotated[
         str | None, typer.Option(help="What the pointing model is asked.")
     ] = None,

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from molmoact_data import schema
+from molmoact_data import quality, schema
 from molmoact_data.actions import bin_actions, chunk, normalize
 from molmoact_data.depth import scale_to_u8
 from molmoact_data.episodes import CameraBatch, EpisodeColumns, EpisodeRef, EpisodeSource
@@ -44,15 +44,17 @@ def build_shard(
     """Write one shard and say what is in it; a bad episode is a named reject, never a row."""
     written: list[tuple[int, int]] = []
     rejects: list[Reject] = []
+    measured: list[quality.QualitySums] = []
     with job.output.local_file(spec.name) as path:
         with ShardWriter(path, job.layout.arrow_schema(_shard_metadata(job))) as writer:
             for ref in spec.episodes:
                 try:
-                    rows = _label_episode(job, ref, source, teachers, writer, count)
+                    sums = _label_episode(job, ref, source, teachers, writer, count)
                 except EpisodeRejected as verdict:  # noqa: PERF203 - one episode takes seconds
                     rejects.append(Reject(ref.episode_index, verdict.reason.value, verdict.detail))
                 else:
-                    written.append((ref.episode_index, rows))
+                    written.append((ref.episode_index, sums.frames))
+                    measured.append(sums)
         size, digest = (path.stat().st_size, file_sha256(path)) if written else (0, None)
     return ShardRecord(
         name=spec.name,
@@ -61,6 +63,7 @@ def build_shard(
         sha256=digest,
         episodes=tuple(written),
         rejects=tuple(rejects),
+        quality=quality.merge(measured).to_json(),
     )
 
 
@@ -78,7 +81,7 @@ def _label_episode(
     teachers: Teachers,
     writer: ShardWriter,
     count: CountFrames,
-) -> int:
+) -> quality.QualitySums:
     """All rows of one episode, written only once the whole episode has proved good."""
     wanted = teachers.pointer.columns if isinstance(teachers.pointer, ColumnPointer) else ()
     columns = source.read_columns(ref, extra=wanted)
@@ -94,7 +97,12 @@ def _label_episode(
         collected = collector.finish()
         labels = episode_labels(job, columns, depth, collected)
         _write_rows(job, columns, labels, spool, writer)
-    return len(columns.frame_index)
+    return quality.episode_sums(
+        labels,
+        num_frames=len(columns.frame_index),
+        codebook_size=job.layout.codebook_size,
+        disagreement_TA=collected.disagreement_TA if collected else None,
+    )
 
 
 def image_schema(layout: schema.RecordLayout) -> pa.Schema:

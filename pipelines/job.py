@@ -47,6 +47,8 @@ class LabelConfig:
     """Unit of that column: 0..1, pixels, 0..100 or 0..255."""
     pointer_calibration: str | None = None
     """Calibration YAML of the `projection` pointer."""
+    arms: int = 1
+    """Grippers per frame, from left to right in the image; 2 for a bimanual robot."""
     pointer_prompt: str = DEFAULT_PROMPT
     """What the pointing model is asked."""
     point_every: int = 1
@@ -78,7 +80,7 @@ class LabelConfig:
             raise ValueError("--pointer server needs --pointer-url URL")
         if self.pointer == "projection" and self.pointer_calibration is None:
             raise ValueError("--pointer projection needs --pointer-calibration FILE.yaml")
-        for name in ("point_every", "line_length", "action_chunk_size", "batch_size"):
+        for name in ("arms", "point_every", "line_length", "action_chunk_size", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.line_length > schema.TRACE_MAX_POINTS:
@@ -122,6 +124,9 @@ class Job:
     """Role -> name, revision, licence of each teacher, as it described itself on the launcher."""
     isolate_decoder: bool = False
     """Decode in a child process, so that a file that kills the decoder rejects only its episode."""
+
+    point_cache: str | None = None
+    """Folder in which answers of a slow pointer are kept; None = not kept."""
 
     @property
     def labelled_camera(self) -> str:

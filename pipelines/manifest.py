@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from molmoact_data import schema
+from molmoact_data import quality, schema
 from molmoact_data.shards import ShardRecord
 from pipelines.job import Job
 
@@ -43,9 +43,16 @@ def manifest(job: Job, records: Sequence[ShardRecord]) -> dict[str, Any]:
             "bytes": sum(r.num_bytes for r in records),
             "rejected_episodes": sum(len(r.rejects) for r in records),
         },
+        "quality": measured_quality(records).to_json(),
         "rejects_by_reason": count_rejects(records),
         "shards": [r.to_json() for r in records],
     }
+
+
+def measured_quality(records: Sequence[ShardRecord]) -> quality.LabelQuality:
+    """The quality of the whole output, from the sums of its shards in their order."""
+    sums = (quality.QualitySums.from_json(r.quality) for r in records)
+    return quality.summarise(quality.merge(sums))
 
 
 def count_rejects(records: Sequence[ShardRecord]) -> dict[str, int]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from molmoact_data.adapters.cached_pointer import CachedPointer, EpisodeKey
 from molmoact_data.episodes import EpisodeColumns
 from molmoact_data.pointing import ColumnPointer, GripperPointer, GripperPoints
-from molmoact_data.tracking import PointTracker
+from molmoact_data.tracking import FramePointer, PointTracker
 from pipelines.job import Job
 
 
@@ -43,8 +45,13 @@ def collect_points(
         return NoPoints()
     if isinstance(pointer, ColumnPointer):
         return RecordedPoints(pointer, columns)
-    config = job.labels
-    return TrackedPoints(PointTracker(pointer, config.pointer_prompt, config.point_every))
+    asked: GripperPointer | FramePointer = pointer
+    if job.point_cache is not None:
+        key = EpisodeKey(
+            job.source.name, job.source.revision, job.labelled_camera, columns.episode_index
+        )
+        asked = CachedPointer(pointer, Path(job.point_cache), key)
+    return TrackedPoints(PointTracker(asked, job.labels.pointer_prompt, job.labels.point_every))
 
 
 class NoPoints:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from molmoact_data import registry, schema
-from molmoact_data.actions import DatasetStatistics
+from molmoact_data.actions import DatasetStatistics, spec_warnings
 from molmoact_data.cameras import resolve_cameras
 from molmoact_data.episodes import EpisodeRef, EpisodeSource, open_source, select_episodes
 from molmoact_data.errors import UserError
@@ -26,7 +26,7 @@ from pipelines import manifest, state
 from pipelines.job import EMBEDDED, Job, LabelConfig
 from pipelines.progress import frames_counted, show_progress
 from pipelines.runners import RunnerConfig, WorkerDied, run_pipeline
-from pipelines.statistics import Gripper
+from pipelines.statistics import OBSERVED, Gripper, describe_grippers
 from pipelines.teachers import load_teachers
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EPISODES_PER_STATISTICS_ELEMENT = 64
+SLOW_POINTERS = ("molmo", "server")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class PreprocessConfig:
     """Share of rejected episodes above which the run fails."""
     min_coverage: float | None = None
     """Share of frames with a usable trace below which the run fails."""
+    point_cache: str | None = None
+    """Folder where answers of the slow pointers are kept; None = with the run, until it is complete."""
     device: str = "auto"
     """Where the teachers run: auto, cpu, cuda, cuda:1."""
     isolate_decoder: bool = False
@@ -147,7 +150,12 @@ def statistics_for(
         run_pipeline(
             config.runner.single_process(), statistics_graph, config, list(source.episodes), output
         )
-    return DatasetStatistics.from_json(json.loads(output.read_bytes(schema.STATISTICS_FILE)))
+    content = json.loads(output.read_bytes(schema.STATISTICS_FILE))
+    statistics = DatasetStatistics.from_json(content)
+    observed = content[statistics.key].get(OBSERVED, {})
+    for line in [*describe_grippers(statistics, observed), *spec_warnings(statistics)]:
+        logger.warning("%s", line)
+    return statistics
 
 
 def frozen_statistics(config: PreprocessConfig, source: EpisodeSource) -> bytes:
@@ -220,7 +228,17 @@ def make_job(
         output=Storage(config.output_path),
         teachers=teachers.describe(),
         isolate_decoder=config.isolate_decoder,
+        point_cache=point_cache(config),
     )
+
+
+def point_cache(config: PreprocessConfig) -> str | None:
+    """Where the answers of a slow pointer survive a crash; cheap pointers are simply asked again."""
+    if config.labels.pointer not in SLOW_POINTERS:
+        return None
+    if config.point_cache is None and Storage(config.output_path).is_remote:
+        return None
+    return config.point_cache or str(Path(config.output_path) / state.POINTS_DIR)
 
 
 def warn_about_embedded(labels: LabelConfig, source: EpisodeSource) -> None:
@@ -315,5 +333,12 @@ def broken_limit(config: PreprocessConfig, records: Sequence[ShardRecord]) -> st
             f"{rejected} of {total} episodes were rejected ({listed}), more than "
             f"--max-reject-fraction {config.max_reject_fraction:g} allows. Everything good is "
             f"written; see {schema.REJECTS_FILE} in {config.output_path}."
+        )
+    coverage = manifest.measured_quality(records).trace_coverage
+    if config.min_coverage is not None and (coverage is None or coverage < config.min_coverage):
+        found = "no traces were made" if coverage is None else f"{coverage:.1%} of the frames"
+        return (
+            f"usable traces: {found}, less than --min-coverage {config.min_coverage:g} asks for; "
+            f"the reasons are in {schema.MANIFEST_FILE} and {schema.REPORT_FILE}."
         )
     return None

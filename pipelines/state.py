@@ -20,6 +20,7 @@ STATE_DIR = "_state"
 PLAN_FILE = f"{STATE_DIR}/plan.json"
 RECORDS_DIR = f"{STATE_DIR}/records"
 PROGRESS_DIR = f"{STATE_DIR}/progress"
+POINTS_DIR = f"{STATE_DIR}/points"
 
 OURS = (
     schema.DATA_DIR,

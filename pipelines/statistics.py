@@ -10,7 +10,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact_data.actions import ActionSpec, DatasetStatistics, DimensionSpec, feature_statistics
+from molmoact_data.actions import (
+    ActionSpec,
+    DatasetStatistics,
+    DimensionSpec,
+    feature_statistics,
+    observe_gripper,
+)
 from molmoact_data.episodes import EpisodeRef, EpisodeSource
 from molmoact_data.errors import EpisodeRejected, UserError
 
@@ -35,6 +41,8 @@ def read_numeric(source: EpisodeSource, ref: EpisodeRef) -> NumericEpisode:
 
 
 Gripper = Literal["keep", "invert"]
+OBSERVED = "gripper_observed"
+"""Key in our entry of `dataset_statistics.json`; other readers ignore it."""
 
 
 def action_spec(action_dim: int, gripper: Mapping[int, Gripper]) -> ActionSpec:
@@ -75,6 +83,28 @@ def combine(
         num_transitions=len(actions),
         num_trajectories=len(good),
     )
+
+
+def observe_grippers(
+    episodes: Iterable[NumericEpisode], statistics: DatasetStatistics
+) -> dict[str, str]:
+    """Action dimension -> what its gripper really holds, in words, since datasets disagree."""
+    actions = np.concatenate([e.action_TD for e in episodes if e.action_TD is not None])
+    return {
+        str(d): observe_gripper(actions, d).words
+        for d, spec in enumerate(statistics.spec.dimensions)
+        if spec.gripper
+    }
+
+
+def describe_grippers(statistics: DatasetStatistics, observed: Mapping[str, str]) -> list[str]:
+    """One line per gripper dimension: what was seen, and what is stored."""
+    return [
+        f"action dimension {d} is a gripper: observed {words}; stored as "
+        f"{'1 - a' if statistics.spec.dimensions[int(d)].invert else 'a'}. "
+        f"Another convention: --gripper {d}=keep or --gripper {d}=invert."
+        for d, words in observed.items()
+    ]
 
 
 def _nothing_usable(episodes: Sequence[NumericEpisode]) -> str:

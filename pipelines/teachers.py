@@ -75,11 +75,19 @@ def _pointer(config: LabelConfig, device: str) -> GripperPointer | ColumnPointer
         return None
     factory = registry.resolve("gripper pointer", config.pointer, registry.GRIPPER_POINTERS)
     if config.pointer == "column":
-        return factory(column=config.pointer_column, units=config.pointer_units)
+        return factory(
+            column=config.pointer_column, units=config.pointer_units, num_arms=config.arms
+        )
     if config.pointer == "projection":
         return factory(calibration=config.pointer_calibration)
     if config.pointer == "server":
-        return factory(url=config.pointer_url, model=config.pointer_checkpoint)
+        return factory(
+            url=config.pointer_url, model=config.pointer_checkpoint, num_arms=config.arms
+        )
     if config.pointer == EMBEDDED:
         return factory(device=device)
-    return factory(checkpoint=config.pointer_checkpoint, device=device)
+    return factory(
+        checkpoint=config.pointer_checkpoint,
+        device=device,
+        num_arms=config.arms,
+    )

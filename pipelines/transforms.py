@@ -24,7 +24,14 @@ from pipelines import state
 from pipelines.build import build_shard
 from pipelines.job import Job
 from pipelines.progress import FrameCounter
-from pipelines.statistics import Gripper, NumericEpisode, combine, read_numeric
+from pipelines.statistics import (
+    OBSERVED,
+    Gripper,
+    NumericEpisode,
+    combine,
+    observe_grippers,
+    read_numeric,
+)
 from pipelines.teachers import Teachers, load_teachers
 
 
@@ -72,8 +79,10 @@ class CombineStatistics(beam.CombineFn):
         return [episode for part in accumulators for episode in part]
 
     def extract_output(self, accumulator: list[NumericEpisode]) -> dict[str, Any]:
-        """The statistics as plain JSON."""
-        return combine(accumulator, key=self._key, gripper=self._gripper).to_json()
+        """The statistics file as plain JSON, with what the grippers really hold."""
+        statistics = combine(accumulator, key=self._key, gripper=self._gripper)
+        entry = statistics.to_json()[self._key]
+        return {self._key: {**entry, OBSERVED: observe_grippers(accumulator, statistics)}}
 
 
 class WriteStatistics(beam.DoFn):
