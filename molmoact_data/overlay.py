@@ -6,6 +6,7 @@ Pictures are RGB uint8 [H,W,3]; nothing is drawn in place. Trace points are on t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ def draw_path(
 
     drawn = rgb_HWC.copy()
     pixels = [tuple(map(int, p)) for p in grid_to_pixels(trace_grid, *rgb_HWC.shape[:2])]
-    for start, end in zip(pixels[:-1], pixels[1:], strict=True):
+    for start, end in pairwise(pixels):
         cv2.line(drawn, start, end, colour_rgb, thickness, cv2.LINE_AA)
     return drawn
 
