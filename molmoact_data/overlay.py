@@ -19,7 +19,7 @@ TRACE_THICKNESS = 2
 ARM_COLOURS_RGB = ((255, 208, 0), (255, 92, 168), (120, 220, 80), (90, 160, 255))
 POINT_RGB = (255, 64, 64)
 
-Trace = Sequence[Sequence[int]] | NDArray[np.integer]
+Trace = Sequence[Sequence[float]] | NDArray[np.number]
 
 
 def grid_to_pixels(trace_grid: Trace, height: int, width: int) -> NDArray[np.int32]:
@@ -56,7 +56,7 @@ def draw_path(
 
 def draw_dot(
     rgb_HWC: NDArray[np.uint8],
-    point_grid: Sequence[int],
+    point_grid: Sequence[float],
     colour_rgb: tuple[int, int, int],
     radius: int,
 ) -> NDArray[np.uint8]:
