@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -55,16 +56,16 @@ def label_columns(
         schema.INSTRUCTION: pa.array(columns.instructions, pa.string()),
     }
     if layout.depth_codes is not None:
-        arrays[schema.DEPTH_CODES] = _fixed(labels.depth_codes, types[schema.DEPTH_CODES])
-        arrays[schema.DEPTH_RANGE] = _fixed(labels.depth_range, types[schema.DEPTH_RANGE])
+        arrays[schema.DEPTH_CODES] = fixed_size_lists(labels.depth_codes, types[schema.DEPTH_CODES])
+        arrays[schema.DEPTH_RANGE] = fixed_size_lists(labels.depth_range, types[schema.DEPTH_RANGE])
     if layout.num_arms is not None:
         arrays.update(_trace_columns(labels, types))
     if layout.action_dim is not None:
-        arrays[schema.ACTION] = _fixed(columns.action, types[schema.ACTION])
-        arrays[schema.ACTION_BINS] = _fixed(labels.action_bins, types[schema.ACTION_BINS])
+        arrays[schema.ACTION] = fixed_size_lists(columns.action, types[schema.ACTION])
+        arrays[schema.ACTION_BINS] = fixed_size_lists(labels.action_bins, types[schema.ACTION_BINS])
         arrays[schema.NUM_VALID_ACTIONS] = pa.array(labels.num_valid_actions, pa.int8())
     if layout.state_dim is not None:
-        arrays[schema.STATE] = _fixed(columns.state, types[schema.STATE])
+        arrays[schema.STATE] = fixed_size_lists(columns.state, types[schema.STATE])
     wrong = {name: len(a) for name, a in arrays.items() if len(a) != num_frames}
     if wrong:
         raise ValueError(f"the episode has {num_frames} frames, but columns have {wrong} rows")
@@ -77,7 +78,9 @@ def _column_types(layout: RecordLayout) -> dict[str, pa.DataType]:
     return {field.name: field.type for field in layout.arrow_schema()}
 
 
-def _fixed(values: NDArray[np.generic] | None, arrow_type: pa.FixedSizeListType) -> pa.Array:
+def fixed_size_lists(
+    values: NDArray[np.generic] | None, arrow_type: pa.FixedSizeListType
+) -> pa.Array:
     """[T, n] or [T, n, m] -> a fixed-size list of lists of exactly these sizes."""
     if values is None:
         raise ValueError(f"the layout has a {arrow_type} column, but its values are missing")
@@ -94,6 +97,16 @@ def _fixed(values: NDArray[np.generic] | None, arrow_type: pa.FixedSizeListType)
             level = level.value_type
         array = pa.FixedSizeListArray.from_arrays(array, type=level)
     return array
+
+
+def fixed_array(column: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
+    """(Nested) fixed-size lists without nulls -> one array [T, ...]; the inverse of `fixed_size_lists`."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    shape = [len(array)]
+    while pa.types.is_fixed_size_list(array.type):
+        shape.append(array.type.list_size)
+        array = array.flatten()
+    return array.to_numpy(zero_copy_only=False).reshape(shape)
 
 
 def _trace_columns(labels: EpisodeLabels, types: dict[str, pa.DataType]) -> dict[str, pa.Array]:

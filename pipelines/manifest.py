@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from molmoact_data import quality, schema
+from molmoact_data.config import as_dict
 from molmoact_data.shards import ShardRecord
+from molmoact_data.storage import Storage
 from pipelines.job import Job
 
 
 def write(job: Job, records: Sequence[ShardRecord]) -> None:
     """Write `rejects.jsonl`, then `manifest.json`. Both depend on the configuration and data alone."""
-    job.output.write_bytes(schema.REJECTS_FILE, rejects_jsonl(job, records))
-    content = json.dumps(manifest(job, records), indent=1, sort_keys=True) + "\n"
-    job.output.write_bytes(schema.MANIFEST_FILE, content.encode())
+    job.output.write_bytes(schema.REJECTS_FILE, rejects_jsonl(job.source.name, records))
+    write_manifest(job.output, assemble(header(job), records))
 
 
-def manifest(job: Job, records: Sequence[ShardRecord]) -> dict[str, Any]:
-    """Plain data: resolved configuration, teachers and licences, counts, quality, every shard."""
+def write_manifest(output: Storage, manifest: Mapping[str, Any]) -> None:
+    """The last file of an output."""
+    content = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    output.write_bytes(schema.MANIFEST_FILE, content.encode())
+
+
+def header(job: Job) -> dict[str, Any]:
+    """The part of the manifest that is known before any shard: configuration, teachers, licences."""
     return {
         "schema_version": schema.SCHEMA_VERSION,
         "config_hash": job.config_hash,
@@ -35,7 +42,15 @@ def manifest(job: Job, records: Sequence[ShardRecord]) -> dict[str, Any]:
             "warnings": list(job.source.warnings),
         },
         "cameras": dict(job.cameras),
+        "layout": as_dict(job.layout),
         "teachers": {role: dict(card) for role, card in job.teachers.items()},
+    }
+
+
+def assemble(header: Mapping[str, Any], records: Sequence[ShardRecord]) -> dict[str, Any]:
+    """The whole manifest: the header, what the shards add up to, and every shard."""
+    return {
+        **header,
         "counts": {
             "episodes": sum(len(r.episodes) for r in records),
             "frames": sum(r.rows for r in records),
@@ -61,7 +76,7 @@ def count_rejects(records: Sequence[ShardRecord]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def rejects_jsonl(job: Job, records: Sequence[ShardRecord]) -> bytes:
+def rejects_jsonl(dataset: str, records: Sequence[ShardRecord]) -> bytes:
     """One line per rejected episode, in episode order; empty where nothing was rejected."""
     rejects = sorted(
         (reject for record in records for reject in record.rejects), key=lambda r: r.episode_index
@@ -69,7 +84,7 @@ def rejects_jsonl(job: Job, records: Sequence[ShardRecord]) -> bytes:
     lines = [
         json.dumps(
             {
-                schema.DATASET: job.source.name,
+                schema.DATASET: dataset,
                 schema.EPISODE_INDEX: reject.episode_index,
                 "reason": reject.reason,
                 "detail": reject.detail,

@@ -52,7 +52,7 @@ def remember_plan(output: Storage, fingerprint: dict[str, Any], specs: Sequence[
     if earlier is None:
         output.write_bytes(PLAN_FILE, _json(plan))
     elif earlier != plan:
-        changed = ", ".join(_differences(earlier, plan)) or "the list of shards"
+        changed = ", ".join(differences(earlier, plan)) or "the list of shards"
         raise UserError(
             f"{output.root} was made with another configuration; different: {changed}. "
             "Resume with the same settings, or start again with --overwrite."
@@ -69,11 +69,11 @@ def _earlier_plan(output: Storage) -> dict[str, Any] | None:
     return None
 
 
-def _differences(before: Any, after: Any, path: str = "") -> list[str]:
+def differences(before: Any, after: Any, path: str = "") -> list[str]:
     """Dotted names of the leaves that differ between two pieces of plain data."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys = sorted({*before, *after})
-        return [d for k in keys for d in _differences(before.get(k), after.get(k), f"{path}.{k}")]
+        return [d for k in keys for d in differences(before.get(k), after.get(k), f"{path}.{k}")]
     return [] if before == after else [path.strip(".") or "everything"]
 
 

@@ -1,0 +1,124 @@
+"""The folder held to its manifest: hashes, counts, and what should not be there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from molmoact_data import schema
+from molmoact_data.config import content_hash
+from molmoact_data.outputs import Output
+from molmoact_data.shards import ShardRecord, file_sha256
+from molmoact_data.storage import TEMPORARY_MARK, Storage
+from molmoact_data.validate.findings import Finding, Problem
+
+REMOTE_PIECE = 1 << 20
+
+
+def check_files(output: Output) -> Iterator[Problem]:
+    """Everything that can be said without reading a row."""
+    yield from _manifest(output.manifest)
+    yield from _statistics(output)
+    yield from _rejects(output)
+    yield from _strangers(output)
+
+
+def _manifest(manifest: Mapping[str, Any]) -> Iterator[Problem]:
+    where = schema.MANIFEST_FILE
+    version = manifest["schema_version"]
+    if version != schema.SCHEMA_VERSION:
+        detail = f"schema version {version}, this program writes {schema.SCHEMA_VERSION}"
+        yield Problem(Finding.SCHEMA_VERSION_DIFFERS, where, detail)
+    if content_hash(manifest["fingerprint"]) != manifest["config_hash"]:
+        detail = "config_hash is not the hash of the fingerprint"
+        yield Problem(Finding.CONFIG_HASH_DIFFERS, where, detail)
+    for name, counted in _count(manifest["shards"]).items():
+        if manifest["counts"][name] != counted:
+            detail = f"counts.{name} is {manifest['counts'][name]}, the shards add up to {counted}"
+            yield Problem(Finding.MANIFEST_COUNTS_DIFFER, where, detail)
+
+
+def _count(shards: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    return {
+        "episodes": sum(len(shard["episodes"]) for shard in shards),
+        "frames": sum(shard["rows"] for shard in shards),
+        "shards": sum(shard["rows"] > 0 for shard in shards),
+        "bytes": sum(shard["num_bytes"] for shard in shards),
+        "rejected_episodes": sum(len(shard["rejects"]) for shard in shards),
+    }
+
+
+def _statistics(output: Output) -> Iterator[Problem]:
+    expected = output.manifest["statistics_sha256"]
+    where = schema.STATISTICS_FILE
+    if output.statistics is None:
+        if output.labels["process_actions"]:
+            detail = "actions were processed, but their statistics are missing"
+            yield Problem(Finding.STATISTICS_MISSING, where, detail)
+    elif output.statistics.sha256() != expected:
+        detail = f"sha256 {output.statistics.sha256()[:12]}, the manifest says {expected[:12]}"
+        yield Problem(Finding.STATISTICS_HASH_DIFFERS, where, detail)
+
+
+def _rejects(output: Output) -> Iterator[Problem]:
+    where = schema.REJECTS_FILE
+    listed = [r for shard in output.manifest["shards"] for r in shard["rejects"]]
+    expected = Counter((r["episode_index"], r["reason"]) for r in listed)
+    try:
+        lines = output.storage.read_bytes(where).decode().splitlines()
+        found = Counter(
+            (entry[schema.EPISODE_INDEX], entry["reason"]) for entry in map(json.loads, lines)
+        )
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        yield Problem(Finding.REJECTS_DIFFER, where, f"cannot be read: {error}")
+        return
+    if found != expected:
+        detail = f"{found.total()} rejects are listed, the shards have {expected.total()}"
+        yield Problem(Finding.REJECTS_DIFFER, where, detail)
+
+
+def _strangers(output: Output) -> Iterator[Problem]:
+    """Files that a reader of `data/*.parquet` would take for rows of this dataset."""
+    planned = {shard.name for shard in output.shards}
+    for name in output.storage.list(schema.DATA_DIR):
+        if name not in planned:
+            detail = "this file is in no shard of the manifest"
+            yield Problem(Finding.SHARD_UNLISTED, name, detail)
+    for name in temporary_files(output.storage):
+        yield Problem(Finding.TEMPORARY_FILE_LEFT, name, "a killed writer left this")
+
+
+def temporary_files(storage: Storage) -> list[str]:
+    """What a killed writer leaves in a local folder; object stores have no such thing."""
+    if storage.is_remote:
+        return []
+    from pathlib import Path
+
+    found = Path(storage.root).rglob(f".*{TEMPORARY_MARK}*")
+    return sorted(path.relative_to(storage.root).as_posix() for path in found)
+
+
+def check_shard_bytes(storage: Storage, shard: ShardRecord) -> Iterator[Problem]:
+    """Whether the file is there and is the one that was written."""
+    if not storage.exists(shard.name):
+        yield Problem(Finding.SHARD_MISSING, shard.name, "the manifest lists it")
+    elif shard_sha256(storage, shard.name) != shard.sha256:
+        yield Problem(Finding.SHARD_HASH_DIFFERS, shard.name, "the bytes are not those written")
+
+
+def shard_sha256(storage: Storage, name: str) -> str:
+    """sha256 of a shard, local or remote, in bounded pieces."""
+    if not storage.is_remote:
+        from pathlib import Path
+
+        return file_sha256(Path(storage.root) / name)
+    import fsspec
+
+    digest = hashlib.sha256()
+    with fsspec.open(f"{storage.root}/{name}", "rb") as file:
+        while piece := file.read(REMOTE_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,202 @@
+"""Several outputs of equal configuration become one: shards are copied, nothing is computed again.
+
+Equal means that a row of one could have been written by the run of the other: same labels, teachers, depth
+recipe, cameras, layout and statistics. Only the source may differ, and no episode may be in two of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from molmoact_data import schema
+from molmoact_data.config import content_hash
+from molmoact_data.episodes import EpisodeRef
+from molmoact_data.errors import UserError
+from molmoact_data.outputs import BATCH_ROWS, Output, open_parquet
+from molmoact_data.shards import ShardRecord, ShardSpec, ShardWriter, file_sha256, plan_shards
+from molmoact_data.storage import Storage
+from pipelines import manifest, state
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `--json` prints."""
+
+    output: str
+    inputs: tuple[str, ...]
+    episodes: int
+    frames: int
+    shards: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One shard on its way."""
+
+    source: Output
+    record: ShardRecord
+    spec: ShardSpec
+
+
+def merge(sources: Sequence[Output], output: Storage, *, resume: bool, overwrite: bool) -> Merged:
+    """Check that the outputs fit, then copy every shard under its new name."""
+    if len(sources) < 2:
+        raise UserError("merge needs at least two outputs.")
+    refuse_differences(sources)
+    refuse_repeated_episodes(sources)
+    header = merged_header(sources)
+    parts = [
+        _Part(source, record, _spec(source, record, header["config_hash"]))
+        for source in sources
+        for record in map(ShardRecord.from_json, source.manifest["shards"])
+    ]
+    specs = [part.spec for part in parts]
+    state.claim_output(output, resume=resume, overwrite=overwrite)
+    if sources[0].statistics is not None:
+        statistics = sources[0].storage.read_bytes(schema.STATISTICS_FILE)
+        output.write_bytes(schema.STATISTICS_FILE, statistics)
+    state.remember_plan(output, header["fingerprint"], specs)
+    done = state.finished_records(output, specs)
+    records = []
+    for part in parts:
+        record = done.get(part.spec.name) or _copy(part, header, output)
+        state.write_record(output, record)
+        records.append(record)
+    rejects = b"".join(s.storage.read_bytes(schema.REJECTS_FILE) for s in sources)
+    output.write_bytes(schema.REJECTS_FILE, rejects)
+    manifest.write_manifest(output, manifest.assemble(header, records))
+    state.forget(output)
+    return Merged(
+        output=output.root,
+        inputs=tuple(source.storage.root for source in sources),
+        episodes=sum(len(r.episodes) for r in records),
+        frames=sum(r.rows for r in records),
+        shards=sum(r.rows > 0 for r in records),
+    )
+
+
+def refuse_differences(sources: Sequence[Output]) -> None:
+    """Raise `UserError` naming every setting that differs."""
+    first = sources[0]
+    for other in sources[1:]:
+        names = state.differences(_comparable(first), _comparable(other))
+        if names:
+            raise UserError(
+                f"{first.storage.root} and {other.storage.root} were made with different settings, so "
+                f"their rows do not mean the same: {', '.join(names)}.{_advice(names)}"
+            )
+
+
+def _comparable(output: Output) -> dict[str, Any]:
+    """What must be equal. Feature keys of the cameras are the source's business, roles are ours."""
+    fingerprint = {
+        key: value
+        for key, value in output.manifest["fingerprint"].items()
+        if key not in ("source", "cameras", "statistics_sha256")
+    }
+    return {
+        **fingerprint,
+        "layout": output.manifest["layout"],
+        "statistics_sha256": output.manifest["statistics_sha256"],
+    }
+
+
+def _advice(names: Sequence[str]) -> str:
+    if list(names) == ["statistics_sha256"]:
+        return (
+            " Only the action statistics differ: compute common ones with `molmoact stats A B "
+            "--output-path merged.json`, then `molmoact retokenize` each with `--statistics merged.json`."
+        )
+    if any(name.startswith("teachers") or "depth_recipe" in name for name in names):
+        return " Labels of different teachers or depth recipes never merge; preprocess one of them again."
+    return ""
+
+
+def refuse_repeated_episodes(sources: Sequence[Output]) -> None:
+    """Raise `UserError` where an episode is in two of the outputs."""
+    counts = Counter(
+        (part["name"], episode)
+        for source in sources
+        for part in source.sources
+        for shard in source.shards
+        for episode, _ in shard.episodes
+    )
+    repeated = [key for key, count in counts.items() if count > 1]
+    if repeated:
+        name, episode = repeated[0]
+        raise UserError(
+            f"episode {episode} of {name} is in more than one of the outputs (and {len(repeated) - 1} "
+            "more): the same demonstration would count twice."
+        )
+
+
+def merged_header(sources: Sequence[Output]) -> dict[str, Any]:
+    """The first output's header with all sources in it."""
+    parts = _distinct(source for output in sources for source in output.sources)
+    first = sources[0].manifest
+    if len(parts) == 1:
+        return dict(first)
+    fingerprint = {
+        **first["fingerprint"],
+        "source": {
+            "name": "+".join(part["name"] for part in parts),
+            "revision": content_hash(parts),
+        },
+    }
+    rates = {output.manifest["dataset"]["fps"] for output in sources}
+    dataset = {
+        **first["dataset"],
+        **fingerprint["source"],
+        "format": "merged",
+        "fps": rates.pop() if len(rates) == 1 else None,
+        "warnings": [w for output in sources for w in output.manifest["dataset"]["warnings"]],
+        "sources": parts,
+    }
+    return {
+        **first,
+        "fingerprint": fingerprint,
+        "config_hash": content_hash(fingerprint),
+        "dataset": dataset,
+    }
+
+
+def _distinct(parts: Any) -> list[Mapping[str, str]]:
+    seen: dict[tuple[str, str], Mapping[str, str]] = {}
+    for part in parts:
+        seen.setdefault((part["name"], part["revision"]), part)
+    return list(seen.values())
+
+
+def _spec(source: Output, record: ShardRecord, config_hash: str) -> ShardSpec:
+    """The shard's name in the merged output; two sources may both have an episode 0."""
+    rows = dict(record.episodes)
+    indices = sorted([*rows, *(reject.episode_index for reject in record.rejects)])
+    refs = [EpisodeRef(index, rows.get(index, 0)) for index in indices]
+    own = source.manifest["config_hash"]
+    key = config_hash if config_hash == own else content_hash([config_hash, own])
+    (spec,) = plan_shards(refs, max(1, record.rows) + 1, key)
+    return spec
+
+
+def _copy(part: _Part, header: Mapping[str, Any], output: Storage) -> ShardRecord:
+    """The same rows; only the hashes in the file's metadata are those of the merged output."""
+    record = part.record
+    if not record.rows:
+        return replace(record, name=part.spec.name)
+    with output.local_file(part.spec.name) as path:
+        with open_parquet(part.source.storage, record.name) as file:
+            metadata = {
+                **(file.schema_arrow.metadata or {}),
+                schema.META_CONFIG_HASH: header["config_hash"].encode(),
+            }
+            arrow_schema = file.schema_arrow.with_metadata(metadata)
+            with ShardWriter(path, arrow_schema) as writer:
+                for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                    writer.write(pa.Table.from_batches([batch]).cast(arrow_schema))
+        size, digest = path.stat().st_size, file_sha256(path)
+    return replace(record, name=part.spec.name, num_bytes=size, sha256=digest)
