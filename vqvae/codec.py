@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -39,13 +38,13 @@ class VQVAECodec:
         self,
         path: str | Path,
         *,
-        recipe: Literal["checkpoint", "released", "reference"] | Recipe = "checkpoint",
+        recipe: str | Recipe = "checkpoint",
         device: str = "auto",
         batch_size: int = 64,
     ) -> None:
         loaded = checkpoint_io.load(path)
         self._checkpoint = loaded
-        self.recipe = _choose_recipe(recipe, loaded.recipe)
+        self.recipe = choose_recipe(recipe, loaded.recipe)
         self.device = resolve_device(device)
         self.batch_size = batch_size
         self._model = loaded.model.to(self.device)
@@ -121,7 +120,8 @@ def resolve_device(device: str) -> torch.device:
         raise UserError(f"unknown device {device!r}: {error}") from None
 
 
-def _choose_recipe(asked: str | Recipe, stated: Recipe) -> Recipe:
+def choose_recipe(asked: str | Recipe, stated: Recipe) -> Recipe:
+    """A recipe by value, by name, or the one that the checkpoint states."""
     if isinstance(asked, Recipe):
         return asked
     if asked == "checkpoint":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from molmoact_data.config import build
+from molmoact_data.errors import unknown_name
 from vqvae.learner import QuantizerConfig
 from vqvae.model import Geometry
 from vqvae.recipe import Recipe
@@ -87,3 +90,42 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Values that differ from the defaults. `fine` codes 20 x 20 = 400 tokens per image, `residual` 2 x 100."""
+
+
+def resolve_config(preset: str, file_values: dict[str, Any], flags: dict[str, Any]) -> TrainConfig:
+    """Preset, then the values of a config file, then flags; later ones win. Nested parts are merged.
+
+    Flags may name fields of `geometry`, `recipe` and `quantizer` directly (`codebook_size`).
+    """
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    merged = merge(merge(PRESETS[preset], file_values), nest(flags))
+    return build(TrainConfig, merged)
+
+
+def nest(flags: dict[str, Any]) -> dict[str, Any]:
+    """Flat flags -> the shape of `TrainConfig`."""
+    nested: dict[str, Any] = {}
+    for name, value in flags.items():
+        owner = next((part for part, names in _PARTS.items() if name in names), None)
+        if owner is None:
+            nested[name] = value
+        else:
+            nested.setdefault(owner, {})[name] = value
+    return nested
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` wins, key by key, inside nested mappings too."""
+    both = {**base, **over}
+    for key in base.keys() & over.keys():
+        if isinstance(base[key], dict) and isinstance(over[key], dict):
+            both[key] = merge(base[key], over[key])
+    return both
+
+
+_PARTS = {
+    "geometry": {f.name for f in dataclasses.fields(Geometry)},
+    "recipe": {f.name for f in dataclasses.fields(Recipe)},
+    "quantizer": {f.name for f in dataclasses.fields(QuantizerConfig)},
+}

@@ -88,6 +88,10 @@ class Learner(nn.Module):
             commitment = commitment + loss
         return total, commitment
 
+    def codebooks(self) -> Tensor:
+        """The learnt codes [L,K,D]."""
+        return torch.stack([quantizer.codebook for quantizer in self.quantizers]).detach()
+
     @torch.no_grad()
     def export(self) -> VQVAE:
         """The network with the learnt codebook copied into its buffers."""

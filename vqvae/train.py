@@ -175,7 +175,7 @@ def train(
         trainer = Trainer(config, world)
         if resume:
             trainer.restore(output / run_folder.STATE_FILE)
-        console.print(_plan_line(trainer, depth_set, len(train_rows), num_steps), highlight=False)
+        console.print(_plan_line(trainer, depth_set, len(train_rows), num_steps), soft_wrap=True)
         with (
             run_folder.MetricsLog(output, config, trainer.step, active=world.is_main) as log,
             Progress(console=console, disable=not console.is_terminal) as progress,
@@ -195,11 +195,14 @@ def train(
                 if _evaluation_is_due(trainer, last=last) and world.is_main:
                     numbers = _evaluate(trainer, depth_set, held_out, output)
                     log.write({"step": trainer.step, "held_out": numbers})
-                    console.print(_eval_line(trainer.step, numbers[ALL]), highlight=False)
+                    console.print(_eval_line(trainer.step, numbers[ALL]), soft_wrap=True)
                 if world.is_main and (last or stopping or trainer.step % config.save_every == 0):
                     trainer.save(output / run_folder.STATE_FILE)
                 if stopping:
                     break
+        assert world.agrees(trainer.learner.codebooks()), (
+            "the codebooks of the processes came apart"
+        )
         stopped = trainer.step < num_steps
         return TrainResult(trainer.step, num_steps, trainer.best, stopped)
 

@@ -39,6 +39,15 @@ class World:
         distributed.all_reduce(seen, op=distributed.ReduceOp.MAX)
         return bool(seen.item())
 
+    def agrees(self, values: torch.Tensor) -> bool:
+        """True where every process holds the same values, to the bit."""
+        if self.size == 1:
+            return True
+        highest, lowest = values.clone(), values.clone()
+        distributed.all_reduce(highest, op=distributed.ReduceOp.MAX)
+        distributed.all_reduce(lowest, op=distributed.ReduceOp.MIN)
+        return bool(torch.equal(highest, lowest))
+
 
 @contextmanager
 def join_world(device: str) -> Iterator[World]:

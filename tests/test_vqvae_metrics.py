@@ -1,0 +1,213 @@
+"""Metrics against plain loops, and depth places against hand-made files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from molmoact_data import schema
+from molmoact_data.errors import LimitExceeded, UserError
+from vqvae import data, places
+from vqvae.data import DepthEpisode, collect, metric_to_inverse, scale_episode
+from vqvae.evaluate import flicker
+from vqvae.measure import check_min_codes
+from vqvae.metrics import (
+    ReconstructionSums,
+    boundary_mask,
+    changed_share,
+    code_counts,
+    code_usage,
+    reconstruction_sums,
+)
+from vqvae.recipe import RELEASED
+from vqvae.scenes import depth_maps, random_scene, render_episode
+
+
+def test_reconstruction_numbers_equal_a_loop_over_pixels() -> None:
+    rng = np.random.default_rng(0)
+    true, decoded = rng.random((2, 6, 7), np.float32), rng.random((2, 6, 7), np.float32)
+    pairs = list(zip(decoded.ravel().tolist(), true.ravel().tolist(), strict=True))
+    counted = [(d, t) for d, t in pairs if t >= 0.05]
+    numbers = reconstruction_sums(decoded, true).averages()
+    mse = sum((d - t) ** 2 for d, t in pairs) / len(pairs)
+    assert numbers["mse"] == pytest.approx(mse, rel=1e-5)
+    assert numbers["psnr_db"] == pytest.approx(10 * np.log10(1 / mse), rel=1e-5)
+    assert numbers["abs_rel"] == pytest.approx(
+        sum(abs(d - t) / t for d, t in counted) / len(counted), rel=1e-5
+    )
+    assert numbers["delta1"] == pytest.approx(
+        sum(max(d / t, t / d) < 1.25 for d, t in counted) / len(counted)
+    )
+
+
+def test_sums_over_batches_equal_one_batch() -> None:
+    rng = np.random.default_rng(1)
+    true, decoded = rng.random((5, 8, 8), np.float32), rng.random((5, 8, 8), np.float32)
+    parts = [reconstruction_sums(decoded[s], true[s]) for s in (slice(0, 2), slice(2, 5))]
+    whole = reconstruction_sums(decoded, true).averages()
+    assert sum(parts, ReconstructionSums()).averages() == pytest.approx(whole)
+
+
+def test_boundaries_are_within_two_pixels_of_a_step() -> None:
+    depth = np.zeros((1, 1, 12), np.float32)
+    depth[..., 6:] = 0.5
+    assert np.flatnonzero(boundary_mask(depth)[0, 0]).tolist() == [4, 5, 6, 7]
+
+
+def test_no_boundary_is_none_not_zero() -> None:
+    flat = np.full((1, 4, 4), 0.5, np.float32)
+    assert reconstruction_sums(flat, flat).averages()["boundary_mae"] is None
+
+
+def test_code_usage_of_known_counts() -> None:
+    counts = code_counts(np.array([[0, 0, 1, 1], [3, 3, 2, 2]]), 8)
+    assert counts.tolist() == [2, 2, 2, 2, 0, 0, 0, 0]
+    usage = code_usage(counts)
+    assert (usage["codes_used"], usage["dead_codes"]) == (4, 4)
+    assert usage["perplexity"] == pytest.approx(4.0)
+    assert code_usage(code_counts(np.zeros(9, int), 8))["perplexity"] == pytest.approx(1.0)
+
+
+def test_flicker_compares_neighbours_within_an_episode_only() -> None:
+    codes = np.array([[1, 1], [1, 2], [9, 9], [9, 9]])
+    assert changed_share(codes[:2]) == 0.5
+    assert flicker(codes, np.array([0, 0, 1, 1], np.int32)) == 0.25
+    assert flicker(codes, np.arange(4, dtype=np.int32)) is None
+
+
+def test_min_codes_is_a_limit() -> None:
+    check_min_codes({"all": {"codes_used": 100}}, 100)
+    with pytest.raises(LimitExceeded, match="99 codes are used"):
+        check_min_codes({"all": {"codes_used": 99}}, 100)
+
+
+# Depth from places.
+
+
+def test_episode_scaling_keeps_still_things_still() -> None:
+    still = np.linspace(1, 2, 16, dtype=np.float32).reshape(4, 4)
+    nearer = still.copy()
+    nearer[0, 0] = 9.0  # something enters the second frame
+    frames = np.stack([still, nearer])
+    image, episode = scale_episode(frames, "image"), scale_episode(frames, "episode")
+    assert (image[0, 1:] != image[1, 1:]).all()
+    np.testing.assert_array_equal(episode[0, 1:], episode[1, 1:])
+
+
+def test_metric_depth_becomes_inverse_and_holes_become_far() -> None:
+    z = np.array([[[500, 1000, 0]]], np.uint16)
+    np.testing.assert_allclose(metric_to_inverse(z), [[[1 / 500, 1 / 1000, 1 / 1000]]])
+    with pytest.raises(UserError, match="really metric"):
+        metric_to_inverse(np.zeros((1, 2, 2)))
+
+
+def test_folders_of_png_and_npy_are_episodes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    maps = rng.integers(1, 60000, (3, 10, 12), dtype=np.uint16)
+    (tmp_path / "ep0").mkdir()
+    for index, depth in enumerate(maps):
+        cv2.imwrite(str(tmp_path / "ep0" / f"{index:04d}.png"), depth)
+    np.save(tmp_path / "stack.npy", maps[:2].astype(np.float32))
+    episodes = list(places.open_place(str(tmp_path), "auto", None, 32))
+    assert [(e.key, len(e.depth_THW)) for e in episodes] == [("stack.npy", 2), ("ep0", 3)]
+    np.testing.assert_array_equal(episodes[1].depth_THW, maps)
+    metric = list(places.open_place(str(tmp_path), "metric", None, 32))
+    np.testing.assert_allclose(metric[1].depth_THW, 1.0 / maps, rtol=1e-6)
+
+
+def test_bad_depth_files_are_named(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "colour.png"), np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(UserError, match=r"colour\.png is not a depth map: .* 3 channels"):
+        list(places.open_place(str(tmp_path), "auto", None, 32))
+    (tmp_path / "colour.png").unlink()
+    with pytest.raises(UserError, match="is neither an output of"):
+        places.open_place(str(tmp_path), "auto", None, 32)
+    np.save(tmp_path / "nan.npy", np.full((2, 2), np.nan))
+    with pytest.raises(UserError, match="not finite"):
+        list(places.open_place(str(tmp_path), "auto", None, 32))
+    with pytest.raises(UserError, match="no folder at"):
+        places.open_place(str(tmp_path / "x"), "auto", None, 32)
+    with pytest.raises(UserError, match="write for example procedural:64"):
+        places.open_place("procedural:many", "auto", None, 32)
+
+
+class MeanOfColours:
+    """A depth model for tests: the mean of the channels."""
+
+    def describe(self) -> dict[str, str]:
+        return {"name": "mean"}
+
+    def estimate(self, rgb_NHWC: np.ndarray) -> np.ndarray:
+        return rgb_NHWC.mean(axis=-1).astype(np.float32)
+
+
+def test_shards_give_depth_per_episode_from_their_images(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (5, 6, 8, 3), dtype=np.uint8)
+    layout = schema.RecordLayout(
+        cameras=("primary",), action_dim=None, state_dim=None, depth_codes=None, num_arms=None
+    )
+    rows = [
+        {
+            "dataset": "toy", "revision": "r", "episode_index": int(i >= 3), "frame_index": i,
+            "timestamp_s": 0.0, "instruction": "go",
+            "image_primary": {"bytes": cv2.imencode(".png", f[..., ::-1])[1].tobytes(), "path": None},
+        }
+        for i, f in enumerate(frames)
+    ]  # fmt: skip
+    (tmp_path / schema.DATA_DIR).mkdir()
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=layout.arrow_schema()), tmp_path / "data" / "a.parquet"
+    )
+    (tmp_path / schema.MANIFEST_FILE).write_text(json.dumps({}))
+    with pytest.raises(UserError, match="--depth-encoder"):
+        list(places.open_place(str(tmp_path), "auto", None, 32))
+    episodes = list(places.open_place(str(tmp_path), "auto", MeanOfColours(), 32))
+    assert [(e.dataset, e.key) for e in episodes] == [("toy", "episode 0"), ("toy", "episode 1")]
+    np.testing.assert_allclose(
+        np.concatenate([e.depth_THW for e in episodes]), frames.mean(-1), rtol=1e-6
+    )
+
+
+def test_cache_round_trips_and_whole_episodes_are_held_out(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    episodes = [DepthEpisode("d", f"e{i}", rng.random((4, 20, 24), np.float32)) for i in range(10)]
+    settings = {"size": 16, "recipe": RELEASED, "scaling": "image"}
+    data.write_cache(tmp_path, episodes, **settings)  # type: ignore[arg-type]
+    cached, direct = data.read_cache(tmp_path), collect(episodes, **settings)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(cached.maps_NSS, direct.maps_NSS)
+    assert cached.keys == direct.keys
+    train_rows, held_out = cached.split(0.2)
+    assert sorted([*train_rows, *held_out]) == list(range(40))
+    assert len(held_out) == 8
+    assert not set(cached.episode_N[train_rows]) & set(cached.episode_N[held_out])
+    more = collect([*episodes, DepthEpisode("d", "e99", episodes[0].depth_THW)], **settings)  # type: ignore[arg-type]
+    assert len(set(more.episode_N[more.split(0.2)[1]]) & set(cached.episode_N[held_out])) >= 1
+
+
+def test_a_sphere_of_known_distance_is_rendered_there() -> None:
+    # The middle ray of a scene with only a ball straight ahead hits it at distance minus radius.
+    scene = random_scene(np.random.default_rng(0))
+    ahead = scene.camera_m + 0.5 * scene.rotation[2]
+    import dataclasses
+
+    alone = dataclasses.replace(
+        scene, boxes=(), balls=((ahead, 0.1),), arm_base_m=np.array([50.0, 0, 0]), wall_y_m=90.0
+    )
+    depth = render_episode(alone, np.random.default_rng(1), num_frames=1, size=65)[0]
+    assert 1 / depth[32, 32] == pytest.approx(0.4, abs=1e-3)
+
+
+def test_procedural_depth_is_a_function_of_the_seed() -> None:
+    maps = depth_maps(3, 2, 40)
+    assert maps.shape == (2, 40, 40)
+    assert (maps.min(), maps.max()) == (0, 254) or maps.max() >= 254
+    np.testing.assert_array_equal(maps, depth_maps(3, 2, 40))
+    assert (maps != depth_maps(4, 2, 40)).any()
