@@ -1,0 +1,88 @@
+"""Train the embedded gripper pointer on rendered frames.
+
+python scripts/render_dataset.py FRAMES --split train --frames 24576
+python scripts/train_embedded_pointer.py FRAMES --output molmoact_data/adapters/weights/embedded_pointer.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from molmoact_data.adapters.embedded_networks import PointerNetwork, to_input
+from molmoact_data.simulation.frame_shards import FrameArrays
+from molmoact_data.simulation.training import (
+    FitConfig,
+    fit,
+    load_weights,
+    open_shards,
+    shuffled_batches,
+)
+
+HIDDEN_WEIGHT = 0.2
+"""A hidden grip point can still be guessed from the arm; it counts less."""
+HEAT_SIGMA = 0.03
+"""Width of the target bump on the heat-map, unit coordinates."""
+
+
+def front_and_near(frames: FrameArrays) -> NDArray[np.bool_]:
+    """Front views whose point is in the frame or not far outside."""
+    size = np.array(frames.rgb.shape[2:0:-1])
+    unit = frames.grip_pixel / (size - 1)
+    return ~frames.is_wrist & (np.abs(unit - 0.5) < 0.7).all(axis=1)
+
+
+def pointing_loss(model: nn.Module, frames: FrameArrays) -> Tensor:
+    height, width = frames.rgb.shape[1:3]
+    rgb = torch.from_numpy(frames.rgb)
+    target = torch.from_numpy(frames.grip_pixel / np.array([width - 1, height - 1], np.float32))
+    visible = torch.from_numpy(frames.grip_visible).float()
+    x = to_input(rgb, PointerNetwork.input_size).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        xy, logit, heat = model(x)
+    inside = ((target >= 0) & (target <= 1)).all(dim=1).float()
+    weight = inside * torch.where(visible > 0, 1.0, HIDDEN_WEIGHT)
+    distance = F.smooth_l1_loss(xy * 255, target * 255, beta=2.0, reduction="none").sum(dim=1)
+    total = (weight * (distance / 8 + heat_loss(heat, target))).sum() / weight.sum()
+    return total + F.binary_cross_entropy_with_logits(logit, visible)
+
+
+def heat_loss(heat_Nhw: Tensor, target_N2: Tensor) -> Tensor:
+    """Cross entropy [N] of the heat-map with a bump around the point."""
+    _, height, width = heat_Nhw.shape
+    x = (torch.arange(width) + 0.5) / width
+    y = (torch.arange(height) + 0.5) / height
+    square = (x - target_N2[:, :1])[:, None, :] ** 2 + (y - target_N2[:, 1:])[:, :, None] ** 2
+    bump = torch.softmax(-square.flatten(1) / (2 * HEAT_SIGMA**2), dim=1)
+    return -(bump * heat_Nhw.flatten(1).log_softmax(dim=1)).sum(dim=1)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("frames", type=Path, help="folder that render_dataset.py filled")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="start from these weights")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    config = FitConfig(steps=args.steps, learning_rate=args.learning_rate, seed=args.seed)
+    model = PointerNetwork()
+    if args.init:
+        load_weights(model, args.init)
+    shards = open_shards(args.frames, "train")
+    batches = shuffled_batches(shards, config.batch_size, front_and_near, config.seed)
+    fit(model, pointing_loss, batches, config, args.output)
+
+
+if __name__ == "__main__":
+    main()
