@@ -24,6 +24,7 @@ from molmoact_data.simulation.training import (
     load_weights,
     open_shards,
     shuffled_batches,
+    start_processes,
 )
 from molmoact_data.simulation.view import depth_from_u16
 
@@ -66,15 +67,22 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="start from these weights")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--batch-size", type=int, default=48, help="per process")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    torch.manual_seed(args.seed)
-    config = FitConfig(steps=args.steps, learning_rate=args.learning_rate, seed=args.seed)
+    rank = start_processes()
+    torch.manual_seed(args.seed)  # the same start for all; the order of frames differs
+    config = FitConfig(
+        steps=args.steps,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+    )
     model = DepthNetwork()
     if args.init:
         load_weights(model, args.init)
     shards = open_shards(args.frames, "train")
-    batches = shuffled_batches(shards, config.batch_size, every_frame, config.seed)
+    batches = shuffled_batches(shards, config.batch_size, every_frame, config.seed + rank)
     fit(model, depth_loss, batches, config, args.output)
 
 

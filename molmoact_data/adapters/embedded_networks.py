@@ -6,6 +6,8 @@ multiply-adds per image, so that they run and train on one CPU core.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,7 +73,7 @@ class Pyramid(nn.Module):
         self.blocks = nn.ModuleList(
             [Residual(w) if i >= top else nn.Identity() for i, w in enumerate(widths)]
         )
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         self.downs = nn.ModuleList(
             [
                 nn.Sequential(

@@ -1,4 +1,7 @@
-"""The one small training loop behind the embedded networks. CPU, bfloat16, one core is enough."""
+"""The one small training loop behind the embedded networks. CPU, bfloat16, one core is enough.
+
+Under `torchrun` the processes share every step: each takes its own batch and gradients are averaged.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -95,16 +99,40 @@ def fit(
             raise FloatingPointError(f"loss is {value.item()} at step {step}")
         optimiser.zero_grad(set_to_none=True)
         value.backward()
+        _average_gradients(model)
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimiser.step()
         _update_average(average, model, min(config.average_decay, step / (step + 10)))
         running += (float(value.detach()) - running) / min(step, config.log_every)
-        if step % config.log_every == 0:
+        if _is_first() and step % config.log_every == 0:
             speed = step * config.batch_size / (time.perf_counter() - start)
             logger.info("step %d loss %.4f at %.0f frames/s", step, running, speed)
-        if step % config.save_every == 0 or step == config.steps:
+        if _is_first() and (step % config.save_every == 0 or step == config.steps):
             save_weights(average, output)
     return average.eval()
+
+
+def start_processes() -> int:
+    """Join the others where `torchrun` started several; returns this process's number."""
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
+        return dist.get_rank()
+    return 0
+
+
+def _is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _average_gradients(model: nn.Module) -> None:
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def learning_rate_factor(step: int, config: FitConfig) -> float:
