@@ -10,6 +10,7 @@ Colour conversion is PyAV's default (libswscale, bilinear), the one LeRobot's `p
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -34,6 +36,8 @@ where its stricter limit stops at clock jitter, we go on.
 """
 _ROUNDING_FRAMES = 1e-3
 """Slack for float32 row times: at 1,000 s one unit in the last place is 6e-5 s."""
+
+_LARGEST_POINTER_BYTES = 1024  # by the Git LFS specification
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,12 @@ def iter_video(
     fps: float,
     batch_size: int,
     is_depth: bool = False,
-    threads: int = 1,
+    threads: int | None = None,
 ) -> Iterator[NDArray[np.generic]]:
     """Frames at `clip.start_s + timestamp_s` ([T], increasing), `batch_size` at a time.
 
     Yields uint8 [N,H,W,3] RGB, or uint16 [N,H,W] raw luma for recorded depth; T frames in all.
-    `threads` is FFmpeg's decoder thread count, 0 = one per core. Raises `EpisodeRejected`.
+    `threads` is FFmpeg's decoder thread count; None chooses by codec. Raises `EpisodeRejected`.
     """
     refuse_unreadable(clip.path)
     wanted_s = clip.start_s + timestamp_s.astype(np.float64)
@@ -104,9 +108,10 @@ def refuse_unreadable(path: Path) -> None:
     """Reject what is not a media file at all, with the reason a person can act on."""
     if not path.is_file():
         raise EpisodeRejected(RejectReason.VIDEO_MISSING, f"no such file: {path}")
-    if path.stat().st_size == 0:
+    size = path.stat().st_size
+    if size == 0:
         raise EpisodeRejected(RejectReason.VIDEO_EMPTY, f"0 bytes: {path}")
-    if is_git_lfs_pointer(path):
+    if size < _LARGEST_POINTER_BYTES and is_git_lfs_pointer(path):
         raise EpisodeRejected(
             RejectReason.VIDEO_GIT_LFS_POINTER,
             f"{path} is a Git LFS pointer, not a video; run `git lfs pull` in the dataset",
@@ -114,7 +119,7 @@ def refuse_unreadable(path: Path) -> None:
 
 
 @contextmanager
-def _open_video(path: Path, threads: int) -> Iterator[tuple[InputContainer, VideoStream]]:
+def _open_video(path: Path, threads: int | None) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file and its first video stream; whatever FFmpeg refuses becomes VIDEO_UNDECODABLE."""
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
@@ -123,13 +128,24 @@ def _open_video(path: Path, threads: int) -> Iterator[tuple[InputContainer, Vide
                     RejectReason.VIDEO_UNDECODABLE, f"no video stream in {path.name}"
                 )
             stream = container.streams.video[0]
-            stream.thread_type = "NONE" if threads == 1 else "AUTO"
-            stream.codec_context.thread_count = threads
+            count = threads or _default_threads(stream)
+            stream.thread_type = "NONE" if count == 1 else "AUTO"
+            stream.codec_context.thread_count = count
             yield container, stream
     except av.FFmpegError as error:
         raise EpisodeRejected(
             RejectReason.VIDEO_UNDECODABLE, f"{path.name}: {error.strerror}"
         ) from error
+
+
+def _default_threads(stream: VideoStream) -> int:
+    """Two threads where decoding is the work (AV1: 1.1 ms per 640x480 frame), one where it is not.
+
+    More would only compete with other cameras and workers; H.264 at 256x256 gains nothing from a
+    second one. docs/sources.md has the numbers.
+    """
+    heavy = stream.codec_context.name in ("libdav1d", "av1", "hevc", "vp9")
+    return min(2, os.cpu_count() or 1) if heavy else 1
 
 
 def _check_declared_span(clip: VideoClip, num_rows: int, fps: float) -> None:
@@ -223,9 +239,12 @@ def _batches(
 ) -> Iterator[NDArray[np.generic]]:
     """Decode from here on and stack the chosen frames; each batch is freshly allocated."""
     frames = _frames_at(container, stream, path, chosen_ticks)
+    to_rgb = VideoReformatter()  # one for all frames: a frame's own would be set up each time
     batch: NDArray[np.generic] | None = None
     for row, frame in enumerate(frames):
-        pixels = _luma_u16(frame) if is_depth else frame.to_ndarray(format="rgb24")
+        pixels = (
+            _luma_u16(frame) if is_depth else to_rgb.reformat(frame, format="rgb24").to_ndarray()
+        )
         position = row % batch_size
         if batch is None:
             size = min(batch_size, len(chosen_ticks) - row)

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class LeRobotMetadata:
         """Declared features by key."""
         return self.info["features"]
 
-    @property
+    @cached_property
     def episode_index(self) -> NDArray[np.int64]:
         """[E] ascending."""
         return self.episodes["episode_index"].to_numpy()

@@ -35,7 +35,7 @@ CHECKED_ROW_FILES = 5_000
 FPS_TOLERANCE = 0.02
 
 
-def open_lerobot(folder: Folder, *, threads: int = 1) -> LeRobotSource:
+def open_lerobot(folder: Folder, *, threads: int | None = None) -> LeRobotSource:
     """The dataset in `folder`, checked as far as is cheap. Raises `UserError`."""
     metadata = read_metadata(folder)
     if isinstance(folder, HubFolder) and not _has_image_columns(metadata):

@@ -18,6 +18,8 @@ from molmoact_data.episodes.storage import Folder, is_git_lfs_pointer
 from molmoact_data.errors import EpisodeRejected, RejectReason
 
 EPISODE_INDEX = "episode_index"
+KEPT_TABLES = 2
+"""One for `read_columns`, one for the clock that `iter_frames` needs."""
 
 
 class RaggedColumnError(ValueError):
@@ -35,10 +37,10 @@ class RowReader:
     folder: Folder
     metadata: LeRobotMetadata
     _footer: tuple[Path, pq.FileMetaData, pa.Schema] | None = field(default=None, repr=False)
-    _kept: tuple[Any, pa.Table] | None = field(default=None, repr=False)
+    _kept: dict[tuple[Any, ...], pa.Table] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_footer": None, "_kept": None}
+        return {**self.__dict__, "_footer": None, "_kept": {}}
 
     def schema(self, episode_index: int) -> pa.Schema:
         """Columns of the file that holds the episode."""
@@ -89,13 +91,16 @@ class RowReader:
         if self._footer is None or self._footer[0] != path:
             footer = _footer(path)
             self._footer = (path, footer, footer.schema.to_arrow_schema())
+            self._kept.clear()
         return self._footer
 
     def _read_kept(self, path: Path, groups: list[int], columns: list[str]) -> pa.Table:
-        key = (path, tuple(groups), tuple(sorted(columns)))
-        if self._kept is None or self._kept[0] != key:
-            self._kept = (key, _read(path, groups, columns))
-        return self._kept[1]
+        key = (tuple(groups), *sorted(columns))
+        if key not in self._kept:
+            if len(self._kept) >= KEPT_TABLES:
+                self._kept.clear()
+            self._kept[key] = _read(path, groups, columns)
+        return self._kept[key]
 
 
 def dense(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:

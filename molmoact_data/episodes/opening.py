@@ -14,12 +14,12 @@ _LEROBOT_INFO = "meta/info.json"
 
 
 def open_source(
-    path_or_id: str | Path, *, revision: str | None = None, threads: int = 1
+    path_or_id: str | Path, *, revision: str | None = None, threads: int | None = None
 ) -> EpisodeSource:
     """The dataset in a local folder or under a Hub id, format detected.
 
     `revision` is a Hub branch, tag or commit. `threads` is the number of video decoder threads per
-    camera (0 = one per core). Raises `UserError` where there is no such dataset, or it is none.
+    camera; None chooses by codec. Raises `UserError` where there is no such dataset, or it is none.
     """
     text = str(path_or_id)
     local = Path(text).expanduser()
@@ -34,7 +34,7 @@ def open_source(
     return _open_folder(open_hub(text, revision), threads)
 
 
-def _open_folder(folder: Folder, threads: int) -> EpisodeSource:
+def _open_folder(folder: Folder, threads: int | None) -> EpisodeSource:
     if folder.exists(_LEROBOT_INFO):
         from molmoact_data.episodes.lerobot_opening import open_lerobot
 
