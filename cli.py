@@ -14,11 +14,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from molmoact_data.errors import LimitExceeded, UserError
+
+if TYPE_CHECKING:
+    from pipelines.preprocess import Summary
 
 app = typer.Typer(
     name="molmoact",
@@ -213,7 +216,11 @@ def preprocess(
         plan = asdict(estimate(settings))
         emit_json(plan) if as_json else say(json.dumps(plan, indent=2))
         return
-    summary = run(settings, resume=resume, overwrite=overwrite)
+    finish_preprocess(run(settings, resume=resume, overwrite=overwrite), as_json=as_json)
+
+
+def finish_preprocess(summary: Summary, *, as_json: bool) -> None:
+    """Say what was done; a limit that the result breaks is exit code 3."""
     if as_json:
         emit_json(asdict(summary))
     else:
@@ -619,6 +626,40 @@ def vqvae_convert(
         input_path, output_path, input_range=input_range, resize=resize, overwrite=overwrite
     )
     emit_json(result) if as_json else say(f"wrote {output_path}")
+
+
+DEMO_DATASET = Path(__file__).parent / "examples" / "demo_dataset"
+
+
+@app.command()
+def demo(
+    *,
+    output_path: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("out/demo"),
+    workers: Annotated[int, typer.Option(help="Local worker processes.")] = 1,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the whole pipeline on the shipped episodes, with the embedded teachers, without network.
+
+    Example: molmoact demo --output-path out/demo
+    """
+    from pipelines.options import preprocess_config
+    from pipelines.preprocess import preprocess as run
+
+    if not DEMO_DATASET.is_dir():
+        raise UserError(
+            "the demo's episodes ship with the repository, not with the installed package. "
+            "Run this from a checkout, or give your own data to molmoact preprocess."
+        )
+    flags = {
+        "dataset_path": str(DEMO_DATASET),
+        "output_path": str(output_path),
+        "preset": "embedded",
+        "workers": workers,
+    }
+    finish_preprocess(
+        run(preprocess_config(flags, None), resume=False, overwrite=overwrite), as_json=as_json
+    )
 
 
 @app.command()
