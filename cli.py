@@ -231,6 +231,137 @@ def finish_preprocess(summary: Summary, *, as_json: bool) -> None:
         raise LimitExceeded(summary.exceeded)
 
 
+# --------------------------------------------------------------------------------------- train
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    *,
+    stage: Annotated[
+        str,
+        typer.Option(
+            help="Published settings: debug, pretrain, midtrain, libero-spatial, libero-object, libero-goal, "
+            "libero-long, finetune."
+        ),
+    ],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Model to start from: a folder or a Hub id.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="PATH[:weight], repeatable: preprocess outputs or published-mixture rows."
+        ),
+    ] = None,
+    save_folder: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
+    duration: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    global_batch_size: Annotated[int | None, typer.Option(help="Samples per step.")] = None,
+    device_batch_size: Annotated[
+        int | None, typer.Option(help="Samples per forward pass of one process.")
+    ] = None,
+    seq_len: Annotated[
+        int | None, typer.Option(help="Longer samples are left out and counted, never cut.")
+    ] = None,
+    max_images: Annotated[int | None, typer.Option(help="Cameras per sample.")] = None,
+    lr_connector: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    lr_vit: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    lr_llm: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    lr_scheduler: Annotated[
+        str | None, typer.Option(help="cosine_with_warmup or constant.")
+    ] = None,
+    warmup: Annotated[int | None, typer.Option(help="Warm-up steps.")] = None,
+    ft_embedding: Annotated[
+        str | None, typer.Option(help="Full fine-tuning: all, lm_head, ln_f or wte.")
+    ] = None,
+    lora: Annotated[
+        bool | None, typer.Option("--lora/--no-lora", help="Adapters instead of all weights.")
+    ] = None,
+    lora_rank: Annotated[int | None, typer.Option(help="Rank r.")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="Scale is alpha / r.")] = None,
+    lora_dropout: Annotated[float | None, typer.Option(help="Dropout before A.")] = None,
+    lora_base_bf16: Annotated[
+        bool | None,
+        typer.Option("--lora-base-bf16/--no-lora-base-bf16", help="Keep the frozen base in bf16."),
+    ] = None,
+    img_aug: Annotated[
+        bool | None,
+        typer.Option("--img-aug/--no-img-aug", help="Crop and colour jitter; traces move along."),
+    ] = None,
+    wording: Annotated[
+        str | None, typer.Option(help="Answers as released (default) or as reference.")
+    ] = None,
+    norm_stats_path: Annotated[
+        str | None, typer.Option(help="Statistics for the export; must agree with the data.")
+    ] = None,
+    new_action_dim: Annotated[
+        bool | None,
+        typer.Option("--new-action-dim", help="The robot has another action dimension; go on."),
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16.")] = None,
+    activation_checkpointing: Annotated[
+        bool | None,
+        typer.Option(
+            "--activation-checkpointing/--no-activation-checkpointing",
+            help="Less memory for a third more time.",
+        ),
+    ] = None,
+    torch_compile: Annotated[
+        bool | None,
+        typer.Option("--torch-compile/--no-torch-compile", help="torch.compile of every block."),
+    ] = None,
+    num_workers: Annotated[int | None, typer.Option(help="Processes that decode ahead.")] = None,
+    save_interval: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    keep: Annotated[int | None, typer.Option(help="Checkpoints kept.")] = None,
+    log_interval: Annotated[int | None, typer.Option(help="Steps between reports.")] = None,
+    eval_data: Annotated[
+        list[str] | None, typer.Option(help="Held-out folder, repeatable.")
+    ] = None,
+    eval_fraction: Annotated[
+        float | None, typer.Option(help="Share of episodes held out of --data.")
+    ] = None,
+    eval_interval: Annotated[int | None, typer.Option(help="Steps between evaluations.")] = None,
+    wandb_project: Annotated[
+        str | None, typer.Option(help="Also log there; WANDB_MODE=offline works.")
+    ] = None,
+    wandb_entity: Annotated[str | None, typer.Option(help="Team of the project.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    config: ConfigOption = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --save-folder exactly.")
+    ] = False,
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train or fine-tune; the same command under torchrun uses every process.
+
+    Example: molmoact train --stage finetune --checkpoint allenai/MolmoAct-7B-D-0812 --data out/my_robot
+    --save-folder runs/my_robot
+    """
+    from molmoact_data.config import load_yaml
+    from molmoact_train.config import resolve
+    from molmoact_train.parallel import joined_world
+    from molmoact_train.plan import plan
+    from molmoact_train.train import train as run
+
+    logging.getLogger("molmoact_train").setLevel(logging.INFO)
+    not_settings = {"stage", "device", "config", "resume", "overwrite", "dry_run", "as_json"}
+    flags = {name: v for name, v in given(context).items() if name not in not_settings}
+    settings = resolve(stage, load_yaml(config) if config else {}, flags)
+    if dry_run:
+        with joined_world(device) as world:
+            found = plan(settings, world).to_json()
+        emit_json(found) if as_json else say(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    outcome = run(settings, resume=resume, overwrite=overwrite, device=device)
+    if as_json:
+        emit_json({**asdict(outcome), "folder": str(outcome.folder)})
+    else:
+        done = "finished" if outcome.finished else "stopped by a signal; continue with --resume"
+        say(f"{done} after step {outcome.step}; see {outcome.folder}")
+
+
 # -------------------------------------------------------------------------------------- labels
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from molmoact_data.config import build
 from molmoact_data.errors import UserError, unknown_name
 from molmoact_data.prompts import SampleKind, Wording
 
@@ -93,7 +94,8 @@ class TrainConfig:
     precision: Precision = "auto"
     """Compute type; weights and optimiser state stay float32. auto = bfloat16 on a GPU, float32 on CPU."""
     activation_checkpointing: bool = True
-    compile: bool = False
+    torch_compile: bool = False
+    """Compile every block; worth its start-up time in long runs."""
     num_workers: int = 4
     """Processes that decode ahead; the order of samples does not depend on it. 0 = in the training process."""
     seed: int = 6198
@@ -266,9 +268,7 @@ def resolve(stage: str, *layers: Mapping[str, Any]) -> TrainConfig:
         values.setdefault("ft_embedding", "lm_head")
     _check_complete(values)
     _check_choices(values)
-    for key in ("data", "eval_data"):
-        values[key] = tuple(values.get(key, ()))
-    return TrainConfig(**values)
+    return build(TrainConfig, values)
 
 
 def _drop_preset_embedding(values: dict[str, Any], given: Mapping[str, Any]) -> None:
@@ -325,7 +325,7 @@ RESUMABLE_CHANGES = frozenset(
     {
         "save_folder", "device_batch_size", "num_workers", "save_interval", "keep", "log_interval",
         "eval_interval", "eval_samples", "eval_generate", "wandb_project", "wandb_entity",
-        "activation_checkpointing", "compile",
+        "activation_checkpointing", "torch_compile",
     }
 )  # fmt: skip
 

@@ -164,7 +164,7 @@ def _decode(encoded: bytes, where: str) -> Image.Image:
 def answer_parts(answer: str, processor: MolmoActProcessor) -> NDArray[np.int8]:
     """Which part each token of ` {answer}` belongs to, by index into `PARTS`; EOS is not included.
 
-    A token belongs to the part that its last character lies in.
+    A token belongs to the part that its first character, spaces aside, lies in: `]].` closes a trace.
     """
     text = f" {answer}"
     part_of_character = np.zeros(len(text), dtype=np.int8)
@@ -174,8 +174,11 @@ def answer_parts(answer: str, processor: MolmoActProcessor) -> NDArray[np.int8]:
     for span in _DEPTH.finditer(text):
         part_of_character[span.start() : span.end()] = PARTS.index("depth")
     encoding = processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ends = np.asarray([end for _, end in encoding["offset_mapping"]], dtype=np.int64)
-    return part_of_character[np.maximum(ends - 1, 0)]
+    firsts = [
+        next((i for i in range(start, end) if text[i] != " "), start)
+        for start, end in encoding["offset_mapping"]
+    ]
+    return part_of_character[firsts]
 
 
 @dataclass(frozen=True)

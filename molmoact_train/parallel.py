@@ -26,7 +26,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from molmoact_data.errors import UserError
 from molmoact_train import lora
 from molmoact_train.config import TrainConfig
 from molmoact_train.model import MolmoActConfig, MolmoActForActionReasoning
@@ -79,7 +78,10 @@ class World:
 
 @contextmanager
 def joined_world(device: str = "auto") -> Iterator[World]:
-    """Join the processes that torchrun started (or be alone), and leave them at the end."""
+    """Join the processes that torchrun started (or be alone), and leave them at the end.
+
+    A group that the caller has joined already is used and left alone.
+    """
     on_gpu = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
     started_by_torchrun = "RANK" in os.environ
     rank = int(os.environ.get("RANK", "0"))
@@ -88,12 +90,13 @@ def joined_world(device: str = "auto") -> Iterator[World]:
     if on_gpu:
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
-    if started_by_torchrun or on_gpu:
+    joined_before = dist.is_initialized()
+    if (started_by_torchrun or on_gpu) and not joined_before:
         _initialise_group("nccl" if on_gpu else "gloo", rank, size, alone=not started_by_torchrun)
     try:
         yield World(rank, size, chosen)
     finally:
-        if dist.is_initialized():
+        if dist.is_initialized() and not joined_before:
             dist.destroy_process_group()
 
 
@@ -137,7 +140,7 @@ def build_model(config: TrainConfig, folder: Path, world: World) -> BuiltModel:
         freeze_for_full(model, config.ft_embedding or "lm_head")
     if config.activation_checkpointing:
         checkpoint_activations(model)
-    if config.compile:
+    if config.torch_compile:
         compile_blocks(model)
     if world.is_sharded:
         shard(model, world, compute_dtype(config, world.device))
@@ -216,11 +219,3 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The full value on the CPU; every process must ask for it at the same time."""
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full.detach().cpu()
-
-
-def check_world(config: TrainConfig, world: World) -> None:
-    """Refuse a device or process count that the run cannot use."""
-    if config.precision == "bfloat16" and world.device.type == "cpu" and config.compile:
-        raise UserError(
-            "compile with bfloat16 needs a GPU; drop --compile or --precision bfloat16."
-        )
