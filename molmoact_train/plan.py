@@ -132,7 +132,9 @@ def measure_tokens(data: TrainingData) -> TokenStatistics:
     return TokenStatistics(
         mean_tokens=float(np.mean(lengths)),
         longest_tokens=max(lengths),
-        mean_loss_tokens=float(np.mean([s.loss_weights.sum() for s in samples])) if samples else 0.0,
+        mean_loss_tokens=float(np.mean([s.loss_weights.sum() for s in samples]))
+        if samples
+        else 0.0,
         mean_distinct_crops=float(np.mean([len(s.crops_UPC) for s in samples])) if samples else 0.0,
         too_long=len(items) - len(samples),
     )

@@ -1,0 +1,180 @@
+"""Checkpoints: whole or absent, verified, claimed with permission. The networks are three numbers wide."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from molmoact_data.errors import UserError
+from molmoact_train import checkpoint
+from molmoact_train.checkpoint import (
+    TrainerState,
+    claim_run,
+    complete_checkpoints,
+    load_checkpoint,
+    load_weights_only,
+    save_checkpoint,
+    verify_checkpoint,
+)
+from molmoact_train.config import TrainConfig, resolve
+from molmoact_train.parallel import World
+
+ALONE = World(0, 1, torch.device("cpu"))
+STATISTICS = {"debug": {"action": {"q01": [0.0]}}}
+
+
+def config(run: Path, **changes: object) -> TrainConfig:
+    given = {"checkpoint": "c", "data": ["d"], "save_folder": str(run), **changes}
+    return resolve("debug", given)
+
+
+def trained_net(seed: int) -> tuple[nn.Module, torch.optim.AdamW]:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+    for _ in range(3):
+        net(torch.randn(5, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return net, optimizer
+
+
+def state(step: int) -> TrainerState:
+    return TrainerState(step, 4 * step, 1, 1, 2, too_long=5)
+
+
+def save(run: Path, step: int, seed: int = 0, **changes: object) -> nn.Module:
+    net, optimizer = trained_net(seed)
+    save_checkpoint(run, net, optimizer, state(step), config(run, **changes), STATISTICS, ALONE)
+    return net
+
+
+def test_weights_moments_and_position_come_back(tmp_path: Path) -> None:
+    net, optimizer = trained_net(0)
+    folder = save_checkpoint(
+        tmp_path, net, optimizer, state(7), config(tmp_path), STATISTICS, ALONE
+    )
+    other, fresh = trained_net(1)
+    assert load_checkpoint(folder, other, fresh, config(tmp_path), ALONE) == state(7)
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+        for name in ("exp_avg", "exp_avg_sq", "step"):
+            assert torch.equal(optimizer.state[p][name], fresh.state[q][name])
+    assert json.loads((folder / "dataset_statistics.json").read_text()) == STATISTICS
+
+
+def test_weights_can_be_read_without_a_model(tmp_path: Path) -> None:
+    net = save(tmp_path, 1)
+    found = load_weights_only(complete_checkpoints(tmp_path)[0])
+    assert set(found) == set(net.state_dict())
+    assert all(torch.equal(found[k], v) for k, v in net.state_dict().items())
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (3, 6, 9, 12):
+        save(tmp_path, step, keep=2)
+    assert [p.name for p in complete_checkpoints(tmp_path)] == ["step00000009", "step00000012"]
+    assert not list(tmp_path.glob("*-tmp"))
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_checkpoint_is_refused_and_the_older_one_named(
+    tmp_path: Path, damage: str
+) -> None:
+    save(tmp_path, 3)
+    save(tmp_path, 6)
+    newest = tmp_path / "step00000006"
+    file = next((newest / "model_and_optim").glob("*.distcp"))
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif damage == "cut":
+        file.write_bytes(content[:-10])
+    else:
+        file.unlink()
+    net, optimizer = trained_net(1)
+    with pytest.raises(UserError, match=r"corrupt.*fall back to step00000003"):
+        load_checkpoint(newest, net, optimizer, config(tmp_path), ALONE)
+    verify_checkpoint(tmp_path / "step00000003")
+
+
+def disk_full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_is_intact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 3)
+    monkeypatch.setattr(checkpoint.dcp, "save", disk_full)
+    with pytest.raises(UserError, match=r"no space left.*last good checkpoint is .*step00000003"):
+        save(tmp_path, 6)
+    assert [p.name for p in complete_checkpoints(tmp_path)] == ["step00000003"]
+    assert not list(tmp_path.glob("*-tmp")), "nothing half-written stays behind"
+    verify_checkpoint(tmp_path / "step00000003")
+
+
+def test_too_little_space_is_noticed_before_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 10})()
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(checkpoint.dcp, "save", lambda *_, **__: pytest.fail("must not write"))
+    with pytest.raises(UserError, match="no space left"):
+        save(tmp_path, 3)
+
+
+def test_any_other_write_error_keeps_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint.dcp, "save", denied)
+    with pytest.raises(UserError, match=r"Input/output error.*there is no checkpoint yet"):
+        save(tmp_path, 3)
+
+
+# Claiming
+
+
+def test_a_fresh_folder_is_claimed_and_described(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert claim_run(run, config(run), resume=False, overwrite=False) is None
+    assert checkpoint.load_config(run) == config(run)
+
+
+def test_nothing_resumes_or_is_replaced_silently(tmp_path: Path) -> None:
+    save(tmp_path, 3)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"not empty.*--resume.*--overwrite"):
+        claim_run(tmp_path, config(tmp_path), resume=False, overwrite=False)
+    with pytest.raises(UserError, match="one of them"):
+        claim_run(tmp_path, config(tmp_path), resume=True, overwrite=True)
+    assert claim_run(tmp_path, config(tmp_path), resume=False, overwrite=True) is None
+    assert complete_checkpoints(tmp_path) == []
+    assert (tmp_path / "notes.txt").read_text() == "mine", "only a run's own files are deleted"
+
+
+def test_resume_needs_a_checkpoint_of_the_same_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        claim_run(tmp_path / "empty", config(tmp_path), resume=True, overwrite=False)
+    save(tmp_path, 3)
+    save(tmp_path, 6)
+    found = claim_run(tmp_path, config(tmp_path, keep=9), resume=True, overwrite=False)
+    assert found == tmp_path / "step00000006"
+    with pytest.raises(UserError, match="different: lr_llm"):
+        claim_run(tmp_path, config(tmp_path, lr_llm=1.0), resume=True, overwrite=False)
+
+
+def test_an_interrupted_write_is_not_a_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 3)
+    (tmp_path / "step00000006-tmp").mkdir()
+    (tmp_path / "step00000009").mkdir()  # renamed by hand, or copied in part: no files.json
+    assert [p.name for p in complete_checkpoints(tmp_path)] == ["step00000003"]
