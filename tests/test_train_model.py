@@ -256,11 +256,14 @@ def test_every_saving_leaves_loss_and_gradients_as_they_are(
             (loss, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
         )
     plain_loss, plain_grads = results[0]
+    largest = max(grad.abs().max() for grad in plain_grads.values())
     for loss, grads in results[1:]:
         assert loss.item() == pytest.approx(plain_loss.item(), rel=1e-6)
         assert grads.keys() == plain_grads.keys()
         for name in grads:
-            assert_close(grads[name], plain_grads[name])
+            # Against the largest gradient of all: that of a key bias is zero in exact arithmetic.
+            error = (grads[name] - plain_grads[name]).abs().max() / largest
+            assert error < 1e-5, f"{name}: {error:.1e}"
 
 
 def test_logits_are_computed_on_rows_with_loss_only(
