@@ -60,7 +60,9 @@ class _Decoding:
         inputs: dict[str, Any] = {"input_ids": new}
         if self._cache is None:
             self._cache = DynamicCache(config=self._model.config)
-            inputs = self._prompt | {"input_ids": torch.cat([self._prompt["input_ids"], new], dim=1)}
+            inputs = self._prompt | {
+                "input_ids": torch.cat([self._prompt["input_ids"], new], dim=1)
+            }
         self.forward_passes += 1
         return self._model(**inputs, past_key_values=self._cache, logits_to_keep=1).logits[0, -1]
 

@@ -154,7 +154,9 @@ class Predictor:
 
     def _grammar(self, shape: AnswerShape) -> Grammar:
         if shape not in self._grammars:
-            self._grammars[shape] = build_grammar(shape, self.processor.encode, self.processor.eos_id)
+            self._grammars[shape] = build_grammar(
+                shape, self.processor.encode_many, self.processor.eos_id
+            )
         return self._grammars[shape]
 
     def _decode(self, inputs: dict[str, Any], grammar: Grammar, *, constrained: bool) -> Decoded:
@@ -229,13 +231,14 @@ def check_is_model(folder: Path) -> None:
 
 def read_images(paths: Sequence[Path]) -> list[Image.Image]:
     """The pictures, upright, RGB."""
-    images = []
-    for path in paths:
-        try:
-            images.append(Image.fromarray(to_rgb(Image.open(path))))
-        except (OSError, UnidentifiedImageError) as error:
-            raise UserError(f"cannot read the image {path}: {error}") from error
-    return images
+    return [_read_image(path) for path in paths]
+
+
+def _read_image(path: Path) -> Image.Image:
+    try:
+        return Image.fromarray(to_rgb(Image.open(path)))
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"cannot read the image {path}: {error}") from error
 
 
 def write_pictures(
