@@ -1,0 +1,121 @@
+"""The teachers that ship inside the package: small networks trained on rendered table-top scenes.
+
+For the demo, for tests and for a first look without network. They know one simulated robot; on real
+video their output is not a label. `RENDERED_SCENES_ONLY` is the sentence a caller shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import load
+from torch import nn
+
+from molmoact_data.adapters.embedded_networks import DepthNetwork, PointerNetwork, to_input
+from molmoact_data.pointing import GripperPoints
+
+RENDERED_SCENES_ONLY = (
+    "the embedded teachers were trained on rendered table-top scenes only; on anything else their "
+    "depth and points are not labels. Use depth-anything-v2 and molmo for real data."
+)
+WEIGHTS_DIR = Path(__file__).parent / "weights"
+DEPTH_WEIGHTS = WEIGHTS_DIR / "embedded_depth.safetensors"
+POINTER_WEIGHTS = WEIGHTS_DIR / "embedded_pointer.safetensors"
+
+
+class EmbeddedDepth:
+    """`DepthEstimator` by a 0.9 M parameter network; about 5 ms per frame on one CPU core."""
+
+    def __init__(
+        self, weights: Path = DEPTH_WEIGHTS, *, device: str = "auto", batch_size: int = 32
+    ) -> None:
+        self._device = resolve_device(device)
+        self._batch_size = batch_size
+        self._network, self._sha256 = _load(DepthNetwork(), weights, self._device)
+
+    def describe(self) -> dict[str, str]:
+        """See `DepthEstimator.describe`; the revision is the weights' SHA-256."""
+        return {"name": "embedded", "revision": self._sha256, "licence": "Apache-2.0"}
+
+    @torch.inference_mode()
+    def estimate(self, rgb_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """RGB uint8 [N,H,W,3] -> float32 [N,H,W], larger = nearer, about 0..1 per image."""
+        depth_NHW = np.empty(rgb_NHWC.shape[:3], np.float32)
+        for start in range(0, len(rgb_NHWC), self._batch_size):
+            rows = slice(start, start + self._batch_size)
+            rgb = torch.from_numpy(np.ascontiguousarray(rgb_NHWC[rows])).to(self._device)
+            small = self._network(to_input(rgb, DepthNetwork.input_size))
+            size = (rgb_NHWC.shape[1], rgb_NHWC.shape[2])
+            full = F.interpolate(small[:, None], size, mode="bilinear", align_corners=False)
+            depth_NHW[rows] = full[:, 0].cpu().numpy()
+        return depth_NHW
+
+
+class EmbeddedPointer:
+    """`GripperPointer` of one arm by a 0.8 M parameter network; the prompt is ignored.
+
+    The confidence is the probability that the grip point is in the frame and not hidden. Below
+    `min_confidence` the point counts as not found.
+    """
+
+    num_arms = 1
+
+    def __init__(
+        self,
+        weights: Path = POINTER_WEIGHTS,
+        *,
+        device: str = "auto",
+        batch_size: int = 32,
+        min_confidence: float = 0.3,
+    ) -> None:
+        self._device = resolve_device(device)
+        self._batch_size = batch_size
+        self._min_confidence = min_confidence
+        self._network, self._sha256 = _load(PointerNetwork(), weights, self._device)
+
+    def describe(self) -> dict[str, str]:
+        """See `GripperPointer.describe`; the revision is the weights' SHA-256."""
+        return {
+            "name": "embedded",
+            "revision": self._sha256,
+            "licence": "Apache-2.0",
+            "min_confidence": str(self._min_confidence),
+        }
+
+    @torch.inference_mode()
+    def point(self, rgb_NHWC: NDArray[np.uint8], prompt: str) -> GripperPoints:
+        """RGB uint8 [N,H,W,3] -> one point per frame."""
+        count = len(rgb_NHWC)
+        xy_NA2 = np.empty((count, 1, 2), np.float32)
+        confidence_NA = np.empty((count, 1), np.float32)
+        for start in range(0, count, self._batch_size):
+            rows = slice(start, start + self._batch_size)
+            rgb = torch.from_numpy(np.ascontiguousarray(rgb_NHWC[rows])).to(self._device)
+            xy, logit, _ = self._network(to_input(rgb, PointerNetwork.input_size))
+            xy_NA2[rows, 0] = xy.clamp(0.0, 1.0).cpu().numpy()
+            confidence_NA[rows, 0] = logit.sigmoid().cpu().numpy()
+        lost_NA = confidence_NA < self._min_confidence
+        xy_NA2[lost_NA] = np.nan
+        confidence_NA[lost_NA] = 0.0
+        return GripperPoints(xy_NA2, confidence_NA)
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` = the GPU where there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def _load(network: nn.Module, weights: Path, device: torch.device) -> tuple[nn.Module, str]:
+    """The network in float32 for inference, and the SHA-256 of the file it came from."""
+    content = weights.read_bytes()
+    state = {n: v.float() if v.is_floating_point() else v for n, v in load(content).items()}
+    network.load_state_dict(state)
+    network.eval().to(device, memory_format=torch.channels_last)
+    return network, hashlib.sha256(content).hexdigest()
