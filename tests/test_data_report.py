@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from molmoact_data import schema
+from molmoact_data.actions import (
+    ActionSpec,
+    DatasetStatistics,
+    bin_actions,
+    chunk,
+    feature_statistics,
+    normalize,
+)
+from molmoact_data.episodes.base import EpisodeColumns
+from molmoact_data.errors import UserError
+from molmoact_data.images import encode_jpeg
+from molmoact_data.pointing import GripperPoints
+from molmoact_data.quality import episode_sums, merge, summarise
+from molmoact_data.records import EpisodeLabels, label_columns
+from molmoact_data.report import render, write_report
+from molmoact_data.report_data import FRAME_DISTANCE, NUM_WORST, read_report_data
+from molmoact_data.schema import RecordLayout
+from molmoact_data.shards import ShardWriter
+from molmoact_data.storage import Storage
+from molmoact_data.traces import TraceConfig, episode_traces
+
+FULL = RecordLayout(cameras=("primary",), action_dim=7, state_dim=None, depth_codes=100)
+BARE = RecordLayout(
+    cameras=("primary",), action_dim=None, state_dim=None, depth_codes=None, num_arms=None
+)
+FRAMES = 60
+
+
+def columns_of(episode: int) -> EpisodeColumns:
+    rng = np.random.default_rng(episode)
+    frames = np.arange(FRAMES, dtype=np.int32)
+    action = rng.normal(size=(FRAMES, 7)).astype(np.float32)
+    action[:, 6] = action[:, 6] > 0
+    task = "<script>alert(1)</script> & pick"
+    return EpisodeColumns(
+        episode, frames, (frames / 10).astype(np.float32), (task,) * FRAMES, action, None
+    )
+
+
+def labels_of(episode: int, columns: EpisodeColumns, stats: DatasetStatistics) -> EpisodeLabels:
+    rng = np.random.default_rng(100 + episode)
+    t = np.arange(FRAMES) / 20
+    xy = np.stack([0.5 + 0.3 * np.sin(t), 0.5 + 0.2 * np.cos(t)], axis=1)[:, None]
+    xy[rng.random(FRAMES) < 0.1] = rng.random(2)
+    xy[rng.random(FRAMES) < 0.1] = np.nan
+    points = GripperPoints(
+        xy.astype(np.float32), rng.uniform(0.5, 1, (FRAMES, 1)).astype(np.float32)
+    )
+    bins, valid = chunk(bin_actions(normalize(columns.action, stats)), 8)
+    return EpisodeLabels(
+        rng.integers(0, 64, (FRAMES, 100)).astype(np.uint8),
+        rng.random((FRAMES, 2)).astype(np.float32),
+        points,
+        episode_traces(points, TraceConfig()),
+        bins,
+        valid,
+    )
+
+
+def write_output(
+    root: Path, layout: RecordLayout, episodes: tuple[int, ...] = (0, 3, 4)
+) -> Storage:
+    """A finished output of a few small episodes, without the pipeline."""
+    all_columns = {e: columns_of(e) for e in episodes}
+    actions = np.concatenate([c.action for c in all_columns.values()])
+    stats = DatasetStatistics(
+        "robot", feature_statistics(actions), ActionSpec.default(7), None, len(actions), 3
+    )
+    name, sums = "data/episodes.parquet", []
+    (root / "data").mkdir(parents=True)
+    with ShardWriter(root / name, layout.arrow_schema()) as writer:
+        for episode, columns in all_columns.items():
+            labels = labels_of(episode, columns, stats) if layout is FULL else EpisodeLabels()
+            sums.append(episode_sums(labels, num_frames=FRAMES, codebook_size=128))
+            arrays: dict[str, Any] = label_columns(
+                layout, dataset="robot", revision="r", columns=columns, labels=labels
+            )
+            shades = np.arange(FRAMES, dtype=np.uint8) * 4
+            images = [encode_jpeg(np.full((48, 64, 3), s, dtype=np.uint8), 80) for s in shades]
+            arrays["image_primary"] = pa.array(
+                [{"bytes": b, "path": None} for b in images], schema.IMAGE_TYPE
+            )
+            writer.write(pa.table([arrays[n] for n in writer.schema.names], schema=writer.schema))
+    manifest = {
+        "schema_version": "1.0",
+        "config_hash": "c" * 64,
+        "statistics_sha256": stats.sha256(),
+        "fingerprint": {"labels": {"action_bins": 256, "action_chunk_size": 8}},
+        "dataset": {
+            "name": "robot",
+            "revision": "abc",
+            "format": "lerobot-v3.0",
+            "fps": 10.0,
+            "robot_type": None,
+            "warnings": ["declared 99 frames"],
+        },
+        "cameras": {"primary": "observation.images.front"},
+        "teachers": {"depth": {"name": "a-teacher", "revision": "1", "licence": "CC-BY-NC-4.0"}},
+        "counts": {
+            "episodes": len(episodes),
+            "frames": FRAMES * len(episodes),
+            "shards": 1,
+            "bytes": (root / name).stat().st_size,
+            "rejected_episodes": 1,
+        },
+        "quality": summarise(merge(sums)).to_json(),
+        "rejects_by_reason": {"video_missing": 1},
+        "shards": [
+            {
+                "name": name,
+                "rows": FRAMES * len(episodes),
+                "episodes": [[e, FRAMES] for e in episodes],
+                "quality": merge(sums).to_json(),
+            }
+        ],
+    }
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    if layout.action_dim is not None:
+        (root / "dataset_statistics.json").write_text(json.dumps(stats.to_json()))
+    reject = {"episode_index": 7, "reason": "video_missing", "detail": "no <file> at x.mp4"}
+    (root / "rejects.jsonl").write_text(json.dumps(reject) + "\n")
+    return Storage(str(root))
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    return write_output(tmp_path_factory.mktemp("full"), FULL)
+
+
+@pytest.fixture(scope="module")
+def page(output: Storage) -> str:
+    return render(output)
+
+
+def test_the_page_needs_nothing_from_outside(page: str) -> None:
+    assert not re.search(r"https?:|<script|<link|@import|url\(", page)
+    sources = re.findall(r'src="([^"]{0,30})', page)
+    assert len(sources) > 20
+    assert all(source.startswith("data:image/") for source in sources)
+
+
+def test_equal_outputs_give_equal_bytes(output: Storage, page: str, tmp_path: Path) -> None:
+    twin = write_output(tmp_path / "twin", FULL)
+    assert render(twin) == page
+    write_report(tmp_path / "twin")
+    assert (tmp_path / "twin" / "report.html").read_text() == page
+
+
+def test_what_others_wrote_is_escaped(page: str) -> None:
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; pick" in page
+    assert "no &lt;file&gt; at x.mp4" in page
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "64 <small>of 128</small>",
+        "1 of 4 episodes were rejected",
+        "declared 99 frames",
+        "CC-BY-NC-4.0",
+        "observation.images.front",
+        "no point now",
+        f"The worst {NUM_WORST} frames".replace(str(NUM_WORST), ""),
+        "dimension 6 · gripper",
+    ],
+)
+def test_the_page_says_it(page: str, text: str) -> None:
+    pattern = r"The worst \d+ frames" if text.startswith("The worst") else re.escape(text)
+    assert re.search(pattern, page)
+
+
+def rows_of(storage: Storage) -> list[dict[str, Any]]:
+    return pq.read_table(Path(storage.root) / "data" / "episodes.parquet").to_pylist()
+
+
+def test_the_worst_frames_are_the_least_sure_that_keep_their_distance(output: Storage) -> None:
+    rows = [r for r in rows_of(output) if r["trace_reject_reason"] is None]
+    data = read_report_data(output)
+    best = {(r.episode, r.frame) for r in data.best}
+    left = sorted(
+        (r for r in rows if (r["episode_index"], r["frame_index"]) not in best),
+        key=lambda r: r["trace_quality"],
+    )
+    expected: list[float] = []
+    taken: list[tuple[int, int]] = []
+    for row in left:
+        place = (row["episode_index"], row["frame_index"])
+        near = [abs(place[1] - f) < FRAME_DISTANCE for e, f in taken if e == place[0]]
+        if not any(near) and len(taken) < NUM_WORST:
+            taken.append(place)
+            expected.append(row["trace_quality"])
+    assert [r.quality for r in data.worst] == pytest.approx(expected)
+
+
+def test_every_reason_has_its_examples(output: Storage) -> None:
+    rows = rows_of(output)
+    reasons = {r["trace_reject_reason"] for r in rows} - {None}
+    data = read_report_data(output)
+    assert set(data.rejected) == reasons
+    by_place = {(r["episode_index"], r["frame_index"]): r["trace_reject_reason"] for r in rows}
+    for reason, refs in data.rejected.items():
+        assert {by_place[ref.episode, ref.frame] for ref in refs} == {reason}
+
+
+def test_histograms_equal_numpy(output: Storage) -> None:
+    rows = rows_of(output)
+    data = read_report_data(output)
+    assert data.action_histogram_DB is not None
+    assert data.heat_YX is not None
+    action = np.array([r["action"] for r in rows], dtype=np.float32)
+    for d, counts in enumerate(data.action_histogram_DB):
+        expected, _ = np.histogram(action[:, d], bins=len(counts))
+        assert np.abs(counts - expected).sum() <= 2  # float32 edges
+        assert counts.sum() == len(action)
+    points = np.array([p for r in rows for p in r["gripper_points"] if p is not None])
+    expected, _, _ = np.histogram2d(points[:, 1], points[:, 0], bins=32, range=[[0, 1], [0, 1]])
+    np.testing.assert_array_equal(data.heat_YX, expected)
+
+
+def test_strips_are_means_of_quality(output: Storage) -> None:
+    strips = read_report_data(output).strips
+    assert list(strips) == [0, 3, 4]
+    rows = [r["trace_quality"] for r in rows_of(output) if r["episode_index"] == 3]
+    assert strips[3].mean() == pytest.approx(np.mean(rows), abs=1e-6)
+    np.testing.assert_allclose(strips[3][::2], rows, atol=1e-6)  # 120 columns for 60 frames
+
+
+def test_an_output_without_labels_still_has_a_page(tmp_path: Path) -> None:
+    page = render(write_output(tmp_path / "bare", BARE))
+    assert page.count("<figure>") > 0
+    for absent in ("Trace quality", "Depth codes", "Actions</h2>"):
+        assert absent not in page
+
+
+def test_rendering_does_not_depend_on_row_groups(
+    output: Storage, page: str, tmp_path: Path
+) -> None:
+    twin = write_output(tmp_path / "twin", FULL)
+    path = tmp_path / "twin" / "data" / "episodes.parquet"
+    pq.write_table(pq.read_table(path), path, row_group_size=7)
+    assert render(replace(twin, root=str(tmp_path / "twin"))) == page
+
+
+def test_an_unfinished_output_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"manifest\.json.*--resume"):
+        write_report(tmp_path)
