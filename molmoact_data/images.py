@@ -17,6 +17,16 @@ def encode_jpeg(rgb_HWC: NDArray[np.uint8], quality: int) -> bytes:
     return encoded.tobytes()
 
 
+def encode_png(rgb_HWC: NDArray[np.uint8]) -> bytes:
+    """RGB uint8 [H,W,3] -> PNG bytes; decodes to exactly the same pixels."""
+    import cv2
+
+    done, encoded = cv2.imencode(".png", cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise ValueError(f"OpenCV could not encode an image of shape {rgb_HWC.shape}")
+    return encoded.tobytes()
+
+
 def decode_image(encoded: bytes) -> NDArray[np.uint8]:
     """JPEG or PNG bytes -> RGB uint8 [H,W,3]. Raises `ValueError` where they are not an image."""
     import cv2

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from molmoact_data import schema
 from molmoact_data.actions import DatasetStatistics
@@ -99,16 +97,6 @@ def open_parquet(storage: Storage, name: str) -> pq.ParquetFile:
     import fsspec
 
     return pq.ParquetFile(fsspec.open(f"{storage.root}/{name}", "rb").open())
-
-
-def decode_image(encoded: bytes) -> NDArray[np.uint8]:
-    """JPEG or PNG -> RGB uint8 [H,W,3]. Raises `OSError` for bytes that are cut off or no image."""
-    import io
-
-    from PIL import Image
-
-    with Image.open(io.BytesIO(encoded)) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def _read_json(storage: Storage, name: str) -> dict[str, Any]:

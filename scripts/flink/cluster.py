@@ -67,7 +67,7 @@ class ClusterConfig:
     """After this long without a sign of life a TaskManager is lost and its tasks restart."""
     restart_attempts: int = 5
     restart_delay_s: int = 2
-    start_timeout_s: int = 90
+    start_timeout_s: int = 240
     worker_environment: Mapping[str, str] = field(default_factory=dict)
     """More variables for the Python workers."""
 

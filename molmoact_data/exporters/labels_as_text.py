@@ -1,0 +1,49 @@
+"""What the two text formats share: which rows can be text at all, and their images by role."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from molmoact_data import schema, tokens
+from molmoact_data.errors import UserError
+from molmoact_data.outputs import Output
+
+NO_TRACE = "no_usable_trace"
+
+
+def require_text_labels(output: Output) -> None:
+    """Raise `UserError` where the output lacks a part that the text needs, or has bins without a token."""
+    layout = output.layout
+    missing = [
+        words
+        for words, value in {
+            "depth codes (--depth)": layout.depth_codes,
+            "traces (--pointer)": layout.num_arms,
+            "actions (--process-actions)": layout.action_dim,
+        }.items()
+        if value is None
+    ]
+    if missing:
+        raise UserError(
+            f"{output.storage.root} was made without {', '.join(missing)}, which this format needs. "
+            "Run `molmoact preprocess` with them."
+        )
+    if output.num_bins > tokens.NUM_ACTION_TOKENS:
+        raise UserError(
+            f"{output.num_bins} action bins have no tokens (there are {tokens.NUM_ACTION_TOKENS}). Run "
+            f"`molmoact retokenize --action-bins {tokens.NUM_ACTION_TOKENS}` first."
+        )
+
+
+def has_usable_trace(row: Mapping[str, Any]) -> bool:
+    """Every arm has a trace and none was rejected: only then is there something true to say."""
+    arms = row[schema.TRACE]
+    return row[schema.TRACE_REJECT_REASON] is None and bool(arms) and all(arms)
+
+
+def two_views(cameras: Sequence[str], first: str, second: str) -> dict[str, str]:
+    """Role -> published column: the labelled camera, then the wrist (or else the next) one."""
+    others = list(cameras[1:])
+    wrist = next((role for role in others if "wrist" in role), others[0] if others else None)
+    return {cameras[0]: first} | ({wrist: second} if wrist else {})

@@ -1,0 +1,174 @@
+"""`--format molmoact2-depth`: the adaptive-depth companion that MolmoAct2 reads beside a dataset.
+
+A LeRobot v3.0 dataset with the source's rows and metadata, its videos linked, and three more columns per
+frame: the codes, a buffer of codes that only follows where the picture changed, and the mask of what was
+updated. v3.0 sources keep their files; v2.x and RLDS become v3.0. Frames are compared as they are decoded,
+one batch in memory.
+
+T frames, G = 100 patches of a 10x10 grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from molmoact_data import schema
+from molmoact_data.episodes import EpisodeRef, EpisodeSource, open_source
+from molmoact_data.errors import UserError
+from molmoact_data.outputs import Output
+from molmoact_data.records import fixed_array
+
+if TYPE_CHECKING:
+    from molmoact_data.exporters.choose import ExportOptions
+
+BUFFER_CODES, UPDATED_MASK = "buffer_codes", "depth_updated_mask"
+IMAGE_SIZE, PATCH_SIZE, GRID = 320, 32, 10
+MIN_NORM_PRODUCT = 1e-8
+FRAMES_PER_BATCH = 64
+
+
+@dataclass(frozen=True)
+class AdaptiveCodes:
+    """The three columns of some consecutive frames."""
+
+    codes_TG: NDArray[np.int16]
+    buffer_TG: NDArray[np.int16]
+    updated_TG: NDArray[np.bool_]
+
+    def columns(self) -> dict[str, pa.Array]:
+        """As Arrow lists."""
+        return {
+            schema.DEPTH_CODES: pa.array(self.codes_TG.tolist(), pa.list_(pa.int16(), GRID**2)),
+            BUFFER_CODES: pa.array(self.buffer_TG.tolist(), pa.list_(pa.int16(), GRID**2)),
+            UPDATED_MASK: pa.array(self.updated_TG.tolist(), pa.list_(pa.bool_(), GRID**2)),
+        }
+
+
+@dataclass
+class AdaptiveBuffer:
+    """Runs over one episode, batch by batch; holds one frame's patches and one buffer."""
+
+    threshold: float
+    _patches_GP: NDArray[np.float64] | None = None
+    _buffer_G: NDArray[np.int16] = field(default_factory=lambda: np.zeros(GRID**2, np.int16))
+
+    def push(self, rgb_NHWC: NDArray[np.uint8], codes_NG: NDArray[np.integer]) -> AdaptiveCodes:
+        """The columns of the next N frames."""
+        patches = np.stack([patches_of(rgb) for rgb in rgb_NHWC])
+        before = patches[:1] if self._patches_GP is None else self._patches_GP[None]
+        similarity_NG = cosine_similarity(np.concatenate([before, patches[:-1]]), patches)
+        updated_NG = similarity_NG < self.threshold
+        if self._patches_GP is None:
+            updated_NG[0] = True
+        buffer_NG = np.empty(codes_NG.shape, np.int16)
+        for n, (codes_G, updated_G) in enumerate(zip(codes_NG, updated_NG, strict=True)):
+            self._buffer_G = np.where(updated_G, codes_G, self._buffer_G).astype(np.int16)
+            buffer_NG[n] = self._buffer_G
+        self._patches_GP = patches[-1]
+        return AdaptiveCodes(codes_NG.astype(np.int16), buffer_NG, updated_NG)
+
+
+def patches_of(rgb_HWC: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """A frame at 320x320 (bilinear, uint8) as 100 flat patches, row-major. Channel order does not matter."""
+    import cv2
+
+    small = cv2.resize(rgb_HWC, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_LINEAR)
+    tiles = small.reshape(GRID, PATCH_SIZE, GRID, PATCH_SIZE, 3).transpose(0, 2, 1, 3, 4)
+    return tiles.reshape(GRID**2, -1).astype(np.float64)
+
+
+def cosine_similarity(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the last axis; 1 where either is (nearly) zero. Dot products of bytes are exact in float64."""
+    product = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    nothing = product < MIN_NORM_PRODUCT
+    dot = np.einsum("...p,...p->...", a, b)
+    return np.where(nothing, 1.0, dot / np.where(nothing, 1.0, product))
+
+
+def export_depth_companion(
+    output: Output, source_path: str, folder: Path, options: ExportOptions
+) -> int:
+    """Write the companion of the source; returns its number of rows."""
+    source = open_source(source_path)
+    labels = StoredCodes(output, source)
+    camera = output.manifest["cameras"][output.layout.cameras[0]]
+    stream = _Stream(source, labels, camera, options.cosine_threshold)
+    extra = {"depth_vae": depth_vae_block(output, camera, options.cosine_threshold)}
+    if source.info.format == "lerobot-v3.0":
+        from molmoact_data.exporters.companion import extend_v3
+
+        return extend_v3(Path(source_path), folder, stream.episode, extra)
+    from molmoact_data.exporters.companion import convert_to_v3
+
+    return convert_to_v3(source, Path(source_path), folder, stream.episode, extra)
+
+
+def depth_vae_block(output: Output, camera: str, threshold: float) -> dict[str, Any]:
+    """The block of `info.json` that MolmoAct2's loader reads."""
+    return {
+        "vae_image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "grid_h": GRID,
+        "grid_w": GRID,
+        "num_tokens": output.layout.codebook_size,
+        "cosine_threshold": threshold,
+        "depth_encoder": output.labels["depth_encoder"],
+        "depth_input_size": 518,
+        "image_key": camera,
+    }
+
+
+class StoredCodes:
+    """Depth codes of the output by episode, in memory: 100 bytes a frame."""
+
+    def __init__(self, output: Output, source: EpisodeSource) -> None:
+        if output.layout.depth_codes != GRID**2:
+            raise UserError(
+                f"{output.storage.root} has no 10x10 depth codes; run `molmoact preprocess` with --depth."
+            )
+        self._codes: dict[int, list[NDArray[np.integer]]] = {}
+        for batch in output.batches([schema.EPISODE_INDEX, schema.DEPTH_CODES], 4096):
+            episodes = batch.column(0).to_numpy()
+            codes_TG = fixed_array(batch.column(1)).astype(np.uint8)
+            for episode in np.unique(episodes):
+                self._codes.setdefault(int(episode), []).append(codes_TG[episodes == episode])
+        missing = [r.episode_index for r in source.episodes if r.episode_index not in self._codes]
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(source.episodes)} episodes of {source.info.name} are not in "
+                f"{output.storage.root} (first: {missing[0]}); a companion needs the codes of every row. "
+                "Preprocess all episodes, or export from a dataset without the rejected ones."
+            )
+
+    def episode(self, ref: EpisodeRef) -> NDArray[np.integer]:
+        """uint8 [T, 100]."""
+        return np.concatenate(self._codes[ref.episode_index])
+
+
+@dataclass(frozen=True)
+class _Stream:
+    source: EpisodeSource
+    labels: StoredCodes
+    camera: str
+    threshold: float
+
+    def episode(self, ref: EpisodeRef) -> Iterator[AdaptiveCodes]:
+        """The columns of one episode, in batches; frames are decoded once and forgotten."""
+        codes_TG, buffer, start = self.labels.episode(ref), AdaptiveBuffer(self.threshold), 0
+        for batch in self.source.iter_frames(ref, [self.camera], FRAMES_PER_BATCH):
+            rgb_NHWC = batch[self.camera].rgb_NHWC
+            part = codes_TG[start : start + len(rgb_NHWC)]
+            if len(part) != len(rgb_NHWC):
+                raise UserError(
+                    f"episode {ref.episode_index} has more frames than the output has rows: it was made "
+                    "from another revision of the dataset."
+                )
+            yield buffer.push(rgb_NHWC, part)
+            start += len(rgb_NHWC)
