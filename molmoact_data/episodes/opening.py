@@ -11,6 +11,7 @@ from molmoact_data.errors import UserError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LEROBOT_INFO = "meta/info.json"
+_RLDS_FILES = ("features.json", "dataset_info.json")
 
 
 def open_source(
@@ -19,37 +20,51 @@ def open_source(
     """The dataset in a local folder or under a Hub id, format detected.
 
     `revision` is a Hub branch, tag or commit. `threads` is the number of video decoder threads per
-    camera; None chooses by codec. Raises `UserError` where there is no such dataset, or it is none.
+    camera; None chooses by codec. A split of an RLDS dataset is named behind the path, as in
+    `bridge_dataset/1.0.0#val`; without it, `train`. Raises `UserError` where there is no such
+    dataset, or it is none.
     """
-    text = str(path_or_id)
+    text, _, split = str(path_or_id).partition("#")
     local = Path(text).expanduser()
     if local.is_dir():
         if revision is not None:
             raise UserError(f"{text!r} is a local folder; a revision can only be asked of the Hub")
-        return _open_folder(LocalFolder(local.resolve(), local.resolve().name), threads)
-    if local.exists():
+        folder: Folder = LocalFolder(local.resolve(), local.resolve().name)
+    elif local.exists():
         raise UserError(f"{text!r} is a file; give the dataset's folder (the one that holds meta/)")
-    if not _HUB_ID.fullmatch(text) or text.startswith(("./", "../", ".")):
+    elif not _HUB_ID.fullmatch(text) or text.startswith("."):
         raise UserError(f"no such path: {text!r} (a Hub dataset is written as user/name)")
-    return _open_folder(open_hub(text, revision), threads)
+    else:
+        folder = open_hub(text, revision)
+    return _open_folder(folder, split or None, threads)
 
 
-def _open_folder(folder: Folder, threads: int | None) -> EpisodeSource:
+def _open_folder(folder: Folder, split: str | None, threads: int | None) -> EpisodeSource:
     if folder.exists(_LEROBOT_INFO):
+        if split is not None:
+            raise UserError(
+                f"{folder.name!r} is a LeRobot dataset; choose with --episodes, not #{split}"
+            )
         from molmoact_data.episodes.lerobot_opening import open_lerobot
 
         return open_lerobot(folder, threads=threads)
+    if all(folder.exists(name) for name in _RLDS_FILES):
+        from molmoact_data.episodes.rlds_opening import open_rlds
+
+        return open_rlds(folder, split)
     raise UserError(_not_a_dataset(folder))
 
 
 def _not_a_dataset(folder: Folder) -> str:
     message = (
-        f"{folder.name!r} is not a dataset that can be read: it has no {_LEROBOT_INFO} (LeRobot)"
+        f"{folder.name!r} is not a dataset that can be read: it has neither {_LEROBOT_INFO} (LeRobot) "
+        f"nor {' and '.join(_RLDS_FILES)} (RLDS)"
     )
     if not isinstance(folder, LocalFolder):
         return message
-    inner = sorted(folder.root.glob(f"*/{_LEROBOT_INFO}"))[:3]
-    if inner:
-        names = ", ".join(str(path.parent.parent) for path in inner)
-        return f"{message}. Datasets inside it: {names}"
+    inner = [*folder.root.glob(f"*/{_LEROBOT_INFO}"), *folder.root.glob(f"*/*/{_RLDS_FILES[0]}")]
+    inner = [*inner, *folder.root.glob(f"*/{_RLDS_FILES[0]}")]
+    roots = sorted({str(p.parent.parent if p.name == "info.json" else p.parent) for p in inner})
+    if roots:
+        return f"{message}. Datasets inside it: {', '.join(roots[:3])}"
     return f"{message}. Looked in {folder.root}"

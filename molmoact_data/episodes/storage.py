@@ -17,8 +17,8 @@ from molmoact_data.errors import UserError
 logger = logging.getLogger(__name__)
 
 WHOLE_HASH_BYTES = 64 * 2**20
-_SAMPLE_BYTES = 2**20
-_SAMPLES = 16
+_SAMPLE_BYTES = 2**16
+_SAMPLES = 18
 _LFS_POINTER_PREFIX = b"version https://git-lfs"
 
 
@@ -97,7 +97,8 @@ class HubFolder:
     def listing(self, folder: str, suffix: str) -> list[str]:
         if self.files is None:
             return LocalFolder(self.snapshot, self.name).listing(folder, suffix)
-        return sorted(p for p in self.files if p.startswith(f"{folder}/") and p.endswith(suffix))
+        prefix = f"{folder}/" if folder else ""
+        return sorted(p for p in self.files if p.startswith(prefix) and p.endswith(suffix))
 
 
 def open_hub(repo_id: str, revision: str | None) -> HubFolder:
@@ -173,8 +174,8 @@ def is_git_lfs_pointer(path: Path) -> bool:
 def fingerprint(folder: Folder, paths: list[str]) -> str:
     """`sha256:...` over names, sizes and contents of these files, independent of where they are.
 
-    Files up to 64 MiB are hashed whole; larger ones by their first and last MiB (a Parquet footer
-    holds every column's statistics) and 16 blocks of 1 MiB spread evenly between.
+    Files up to 64 MiB are hashed whole; larger ones by 18 blocks of 64 KiB from the first byte to the
+    last (a Parquet footer, which holds every column's statistics, is at the end).
     """
     digest = hashlib.sha256()
     for path in sorted(paths):
@@ -192,6 +193,6 @@ def _hash_file(digest: hashlib._Hash, path: Path) -> None:
                 digest.update(block)
             return
         last = size - _SAMPLE_BYTES
-        for sample in range(_SAMPLES + 2):
-            file.seek(last * sample // (_SAMPLES + 1))
+        for sample in range(_SAMPLES):
+            file.seek(last * sample // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE_BYTES))

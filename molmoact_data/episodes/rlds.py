@@ -1,0 +1,242 @@
+"""Open X-Embodiment datasets (RLDS in TFRecord shards) as an `EpisodeSource`, without TensorFlow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from molmoact_data.episodes.base import (
+    CameraBatch,
+    CameraFeature,
+    EpisodeColumns,
+    EpisodeRef,
+    SourceInfo,
+)
+from molmoact_data.episodes.encoded_images import iter_image_batches
+from molmoact_data.episodes.instructions import frame_instructions
+from molmoact_data.episodes.rlds_features import RldsFeature
+from molmoact_data.episodes.rlds_mapping import RldsMapping, concatenate
+from molmoact_data.episodes.storage import Folder
+from molmoact_data.episodes.tfrecord import (
+    DamagedRecordError,
+    FeatureValue,
+    RecordSpan,
+    open_records,
+    parse_example,
+    read_record,
+)
+from molmoact_data.errors import EpisodeRejected, RejectReason, unknown_name
+
+# Any of these has one value per step, so its length is the number of steps.
+COUNTED_FEATURES = ("is_first", "is_last", "is_terminal", "reward", "discount")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One TFRecord file and the records that are known to be in it."""
+
+    path: str
+    first_episode: int
+    num_records: int
+    spans: tuple[RecordSpan, ...] | None
+    """Where the records are; None in a gzip file, which can only be read from its start."""
+    damage: str | None = None
+    """Why records beyond `spans` cannot be found."""
+
+
+@dataclass
+class RecordReader:
+    """Payloads by episode number. Keeps one file open between neighbours, never across a pickle."""
+
+    folder: Folder
+    shards: tuple[Shard, ...]
+    _open: tuple[Shard, BinaryIO] | None = field(default=None, repr=False)
+    _next_record: int = field(default=0, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": None, "_next_record": 0}
+
+    def read(self, episode_index: int) -> bytes:
+        """The episode's Example, with its checksum verified. Raises `EpisodeRejected`."""
+        shard = self._shard(episode_index)
+        record = episode_index - shard.first_episode
+        if shard.spans is not None and record >= len(shard.spans):
+            raise EpisodeRejected(RejectReason.ROWS_UNREADABLE, shard.damage or "record not found")
+        try:
+            payload = self._payload(shard, record)
+        except (DamagedRecordError, OSError, EOFError) as error:
+            self._open = None
+            reason = (
+                RejectReason.CHECKSUM_MISMATCH
+                if "checksum" in str(error).lower()
+                else RejectReason.ROWS_UNREADABLE
+            )
+            raise EpisodeRejected(reason, f"{shard.path}: {error}") from error
+        if payload is None:
+            raise EpisodeRejected(
+                RejectReason.ROWS_MISSING, f"{shard.path} ends before record {record}"
+            )
+        return payload
+
+    def _shard(self, episode_index: int) -> Shard:
+        for shard in self.shards:
+            if 0 <= episode_index - shard.first_episode < shard.num_records:
+                return shard
+        raise EpisodeRejected(RejectReason.ROWS_MISSING, f"no shard holds episode {episode_index}")
+
+    def _payload(self, shard: Shard, record: int) -> bytes | None:
+        file = self._file(shard, record)
+        if shard.spans is not None:
+            file.seek(shard.spans[record].offset)
+        else:
+            while self._next_record < record:
+                read_record(file, f"record {self._next_record}")
+                self._next_record += 1
+        payload = read_record(file, f"record {record}")
+        self._next_record = record + 1
+        return payload
+
+    def _file(self, shard: Shard, record: int) -> BinaryIO:
+        if self._open is None or self._open[0] != shard or self._next_record > record:
+            if self._open is not None:
+                self._open[1].close()
+            self._open = (shard, open_records(self.folder.fetch(shard.path)))
+            self._next_record = 0
+        return self._open[1]
+
+
+@dataclass
+class RldsSource:
+    """One split of an RLDS dataset; made by `molmoact_data.episodes.open_source`."""
+
+    info: SourceInfo
+    episodes: Sequence[EpisodeRef]
+    records: RecordReader
+    features: Mapping[str, RldsFeature]
+    mapping: RldsMapping
+
+    def read_columns(self, ref: EpisodeRef, extra: Sequence[str] = ()) -> EpisodeColumns:
+        """Numbers and text of one episode. Raises `EpisodeRejected`."""
+        channels = (*self.mapping.action, *self.mapping.state)
+        numeric = dict.fromkeys([*(c.feature for c in channels), *extra])
+        texts = [name for name in self.mapping.instruction if name in self.features]
+        raw = self._parse(ref, [*numeric, *texts])
+        num_steps = count_steps(raw, self.features)
+        values = {name: self._numbers(raw, name, num_steps) for name in numeric}
+        action = self._finite(
+            concatenate(self.mapping.action, values), RejectReason.ACTION_NON_FINITE
+        )
+        state = None
+        if self.mapping.state:
+            state = self._finite(
+                concatenate(self.mapping.state, values), RejectReason.STATE_NON_FINITE
+            )
+        frame_index = np.arange(num_steps, dtype=np.int32)
+        return EpisodeColumns(
+            episode_index=ref.episode_index,
+            frame_index=frame_index,
+            timestamp_s=(frame_index / self.mapping.fps).astype(np.float32),
+            instructions=self._instructions(raw, texts, num_steps),
+            action=action,
+            state=state,
+            extra={name: values[name] for name in extra},
+        )
+
+    def iter_frames(
+        self, ref: EpisodeRef, camera_keys: Sequence[str], batch_size: int
+    ) -> Iterator[dict[str, CameraBatch]]:
+        """The stored JPEG or PNG bytes and their pixels, all cameras in lockstep."""
+        cameras = [self._camera(key) for key in camera_keys]
+        raw = self._parse(ref, camera_keys)
+        num_steps = count_steps(raw, self.features)
+        streams = [self._images(raw, camera, num_steps, batch_size) for camera in cameras]
+        for _ in range(0, num_steps, batch_size):
+            yield {key: next(stream) for key, stream in zip(camera_keys, streams, strict=True)}
+
+    def _images(
+        self,
+        raw: Mapping[str, FeatureValue],
+        camera: CameraFeature,
+        num_steps: int,
+        batch_size: int,
+    ) -> Iterator[CameraBatch]:
+        """Flags such as `has_image_0` are not asked: what counts is whether there are pictures."""
+        encoded = raw.get(self.features[camera.key].key)
+        if not isinstance(encoded, list) or not any(encoded):
+            raise EpisodeRejected(RejectReason.IMAGE_MISSING, f"{camera.key} holds no images")
+        if blank := [step for step, data in enumerate(encoded) if not data]:
+            raise EpisodeRejected(
+                RejectReason.IMAGE_MISSING, f"{camera.key}: step {blank[0]} is empty"
+            )
+        batches = iter_image_batches(
+            encoded, num_steps, batch_size, key=camera.key, is_depth=camera.is_depth
+        )
+        for number, batch in enumerate(batches):
+            if number == 0 and not camera.is_depth and np.ptp(batch.rgb_NHWC[0]) == 0:
+                raise EpisodeRejected(
+                    RejectReason.IMAGE_MISSING, f"{camera.key} is a placeholder of one colour"
+                )
+            yield batch
+
+    def _parse(self, ref: EpisodeRef, names: Sequence[str]) -> dict[str, FeatureValue]:
+        keys = [self.features[name].key for name in names if name in self.features]
+        counted = [self.features[n].key for n in COUNTED_FEATURES if n in self.features]
+        try:
+            return parse_example(self.records.read(ref.episode_index), {*keys, *counted})
+        except DamagedRecordError as error:
+            raise EpisodeRejected(RejectReason.ROWS_UNREADABLE, str(error)) from error
+
+    def _numbers(self, raw: Mapping[str, FeatureValue], name: str, num_steps: int) -> NDArray[Any]:
+        feature = self.features.get(name)
+        if feature is None or feature.key not in raw:
+            raise EpisodeRejected(RejectReason.COLUMN_MISSING, f"no feature {name!r}")
+        try:
+            return feature.values(raw[feature.key], num_steps)
+        except ValueError as error:
+            raise EpisodeRejected(
+                RejectReason.ACTION_DIMENSION_DIFFERS, f"{name}: {error}"
+            ) from error
+
+    def _finite(self, values: NDArray[np.float32], reason: RejectReason) -> NDArray[np.float32]:
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            step, axis = (int(n) for n in bad[0])
+            raise EpisodeRejected(reason, f"step {step}, dimension {axis} is {values[step, axis]}")
+        return values
+
+    def _instructions(
+        self, raw: Mapping[str, FeatureValue], names: Sequence[str], num_steps: int
+    ) -> tuple[str, ...]:
+        columns: dict[str, list[str | None]] = {}
+        for name in names:
+            value = raw.get(self.features[name].key)
+            if isinstance(value, list) and value:
+                texts = [item.decode("utf-8", errors="replace") for item in value]
+                columns[name] = list(texts if len(texts) == num_steps else texts[:1] * num_steps)
+        return frame_instructions(num_steps, None, {}, columns, ())
+
+    def _camera(self, key: str) -> CameraFeature:
+        by_key = {camera.key: camera for camera in self.info.cameras}
+        if key not in by_key:
+            raise unknown_name("camera", key, by_key)
+        return by_key[key]
+
+
+def count_steps(raw: Mapping[str, FeatureValue], features: Mapping[str, RldsFeature]) -> int:
+    """Steps of the episode, from a feature that has exactly one value per step."""
+    for feature in features.values():
+        scalar = feature.name in COUNTED_FEATURES or feature.kind == "image"
+        if feature.per_step and not feature.nested and scalar and feature.key in raw:
+            if not len(raw[feature.key]):
+                break
+            return len(raw[feature.key])
+    for feature in features.values():
+        size = math.prod(n or 0 for n in feature.shape) if feature.is_numeric else 0
+        if feature.per_step and size and len(raw.get(feature.key, ())):
+            return len(raw[feature.key]) // size
+    raise EpisodeRejected(RejectReason.ROWS_EMPTY, "the episode has no steps")
