@@ -158,53 +158,77 @@ class Trainer:
         self.step, self.best = state["step"], state["best"]
 
 
+@dataclasses.dataclass
+class StopRequest:
+    """Set by SIGTERM, read between steps."""
+
+    requested: bool = False
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[StopRequest]:
+    """Turn SIGTERM into a wish to stop after the step at hand; restores the handler that was there."""
+    stop = StopRequest()
+
+    def on_signal(_number: int, _frame: object) -> None:
+        stop.requested = True
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def train(
     config: TrainConfig, output: Path, *, resume: bool, overwrite: bool = False
 ) -> TrainResult:
     """Run or continue a training in the folder `output`. SIGTERM saves and returns."""
     with join_world(config.device) as world, stop_on_sigterm() as stop:
-        console = Console(stderr=True, quiet=not world.is_main)
         if world.is_main:
             run_folder.claim(output, config, resume=resume, overwrite=overwrite)
             run_folder.prepare_data(output, config)
         world.barrier()
-        depth_set = data.read_cache(output / run_folder.DATA_DIR)
-        train_rows, held_out = depth_set.split(config.hold_out_fraction)
-        held_out = _spread(held_out, config.max_eval_maps)
-        num_steps = count_steps(config, len(train_rows))
-        trainer = Trainer(config, world)
-        if resume:
-            trainer.restore(output / run_folder.STATE_FILE)
-        console.print(_plan_line(trainer, depth_set, len(train_rows), num_steps), soft_wrap=True)
-        with (
-            run_folder.MetricsLog(output, config, trainer.step, active=world.is_main) as log,
-            Progress(console=console, disable=not console.is_terminal) as progress,
-        ):
-            task = progress.add_task("training", total=num_steps, completed=trainer.step)
-            while trainer.step < num_steps:
-                started = time.perf_counter()
-                rows = batch_rows(trainer.step, len(train_rows), config.batch_size, config.seed)
-                mine = train_rows[np.sort(rows[world.rank :: world.size])]
-                losses = trainer.train_step(depth_set.maps_NSS[mine], num_steps)
-                log.write(
-                    {"step": trainer.step, **losses, "seconds": time.perf_counter() - started}
-                )
-                progress.update(task, completed=trainer.step)
-                last = trainer.step == num_steps
-                stopping = world.any(flag=stop.requested)
-                if _evaluation_is_due(trainer, last=last) and world.is_main:
-                    numbers = _evaluate(trainer, depth_set, held_out, output)
-                    log.write({"step": trainer.step, "held_out": numbers})
-                    console.print(_eval_line(trainer.step, numbers[ALL]), soft_wrap=True)
-                if world.is_main and (last or stopping or trainer.step % config.save_every == 0):
-                    trainer.save(output / run_folder.STATE_FILE)
-                if stopping:
-                    break
-        assert world.agrees(trainer.learner.codebooks()), (
-            "the codebooks of the processes came apart"
-        )
-        stopped = trainer.step < num_steps
-        return TrainResult(trainer.step, num_steps, trainer.best, stopped)
+        # A function of its own, so that its network is gone before the process group is: the other order
+        # can hang in the destructor of DistributedDataParallel.
+        return _run(config, output, world, stop, resume=resume)
+
+
+def _run(
+    config: TrainConfig, output: Path, world: World, stop: StopRequest, *, resume: bool
+) -> TrainResult:
+    console = Console(stderr=True, quiet=not world.is_main)
+    depth_set = data.read_cache(output / run_folder.DATA_DIR)
+    train_rows, held_out = depth_set.split(config.hold_out_fraction)
+    held_out = _spread(held_out, config.max_eval_maps)
+    num_steps = count_steps(config, len(train_rows))
+    trainer = Trainer(config, world)
+    if resume:
+        trainer.restore(output / run_folder.STATE_FILE)
+    console.print(_plan_line(trainer, depth_set, len(train_rows), num_steps), soft_wrap=True)
+    with (
+        run_folder.MetricsLog(output, config, trainer.step, active=world.is_main) as log,
+        Progress(console=console, disable=not console.is_terminal) as progress,
+    ):
+        task = progress.add_task("training", total=num_steps, completed=trainer.step)
+        stopping = False
+        while trainer.step < num_steps and not stopping:
+            started = time.perf_counter()
+            rows = batch_rows(trainer.step, len(train_rows), config.batch_size, config.seed)
+            mine = train_rows[np.sort(rows[world.rank :: world.size])]
+            losses = trainer.train_step(depth_set.maps_NSS[mine], num_steps)
+            log.write({"step": trainer.step, **losses, "seconds": time.perf_counter() - started})
+            progress.update(task, completed=trainer.step)
+            last = trainer.step == num_steps
+            stopping = world.any(flag=stop.requested)
+            if _evaluation_is_due(trainer, last=last) and world.is_main:
+                numbers = _evaluate(trainer, depth_set, held_out, output)
+                log.write({"step": trainer.step, "held_out": numbers})
+                console.print(_eval_line(trainer.step, numbers[ALL]), soft_wrap=True)
+            if world.is_main and (last or stopping or trainer.step % config.save_every == 0):
+                trainer.save(output / run_folder.STATE_FILE)
+    assert world.agrees(trainer.learner.codebooks()), "the codebooks of the processes came apart"
+    return TrainResult(trainer.step, num_steps, trainer.best, trainer.step < num_steps)
 
 
 def _evaluation_is_due(trainer: Trainer, *, last: bool) -> bool:
@@ -253,28 +277,6 @@ def _eval_line(step: int, numbers: dict[str, Any]) -> str:
         f"step {step}: held-out mse {numbers['mse']:.5f}, AbsRel {numbers['abs_rel']:.3f}, "
         f"codes used {numbers['codes_used']}, perplexity {numbers['perplexity']:.1f}"
     )
-
-
-@dataclasses.dataclass
-class StopRequest:
-    """Set by SIGTERM, read between steps."""
-
-    requested: bool = False
-
-
-@contextmanager
-def stop_on_sigterm() -> Iterator[StopRequest]:
-    """Turn SIGTERM into a wish to stop after the step at hand; restores the handler that was there."""
-    stop = StopRequest()
-
-    def on_signal(_number: int, _frame: object) -> None:
-        stop.requested = True
-
-    before = signal.signal(signal.SIGTERM, on_signal)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def read_metrics(output: Path) -> list[dict[str, Any]]:
