@@ -14,11 +14,11 @@ import numpy as np
 from molmoact_data import schema
 from molmoact_data.charts import bar_chart, stacked_bar
 from molmoact_data.images import decode_image
+from molmoact_data.outputs import open_parquet
 from molmoact_data.quality import QualitySums, merge
 from molmoact_data.report_data import (
     FrameRef,
     ReportData,
-    open_shard,
     read_report_data,
 )
 from molmoact_data.report_findings import findings, percent
@@ -44,15 +44,18 @@ REASON_WORDS = {
 }
 
 
-def write_report(output_dir: str | Path) -> None:
-    """Write `report.html` beside the shards of a finished output (local folder or URL)."""
+def write_report(output_dir: str | Path, manifest: Mapping[str, Any] | None = None) -> None:
+    """Write `report.html` beside the shards of an output (local folder or URL).
+
+    `manifest` is given while the output is being finished, because its file is written last.
+    """
     storage = Storage(str(output_dir))
-    storage.write_bytes(schema.REPORT_FILE, render(storage).encode())
+    storage.write_bytes(schema.REPORT_FILE, render(storage, manifest).encode())
 
 
-def render(storage: Storage) -> str:
+def render(storage: Storage, manifest: Mapping[str, Any] | None = None) -> str:
     """The page as text; equal outputs give equal text."""
-    data = read_report_data(storage)
+    data = read_report_data(storage, manifest)
     camera = next(iter(data.manifest["cameras"]))
     refs = {*data.best, *data.worst, *data.plain, *(r for g in data.rejected.values() for r in g)}
     pictures = read_pictures(storage, sorted(refs), camera)
@@ -85,9 +88,11 @@ def _header(manifest: Mapping[str, Any]) -> str:
     cards = [
         (f"{counts['episodes']:,}", "episodes"),
         (f"{frames:,}", "frames"),
-        (f"{frames / dataset['fps'] / 60:,.1f} <small>min</small>", f"at {dataset['fps']:g} fps"),
         (_size(counts["bytes"]), f"in {counts['shards']} shards"),
     ]
+    if dataset["fps"]:
+        minutes = f"{frames / dataset['fps'] / 60:,.1f} <small>min</small>"
+        cards.insert(2, (minutes, f"at {dataset['fps']:g} fps"))
     if quality["trace_coverage"] is not None:
         cards.append((percent(quality["trace_coverage"]), "frames with a trace"))
         cards.append((f"{quality['mean_trace_quality']:.2f}", "mean trace quality, 0 to 1"))
@@ -171,7 +176,7 @@ def _coverage(data: ReportData, sums: QualitySums, heat: str) -> str:
 def _strips(data: ReportData) -> str:
     if not data.strips:
         return ""
-    names = "".join(f"<span>{episode}</span>" for episode in data.strips)
+    names = "".join(f"<span>{episode}</span>" for _, episode in data.strips)
     tall = max(60, 14 * len(data.strips))
     return section(
         "Episodes over time",
@@ -219,7 +224,7 @@ def _heat(data: ReportData, storage: Storage, camera: str) -> str:
 
 def _first_frame(storage: Storage, ref: FrameRef, camera: str) -> np.ndarray:
     name = schema.image_column(camera)
-    with open_shard(storage, ref.shard) as file:
+    with open_parquet(storage, ref.shard) as file:
         table = file.read_row_group(ref.row_group, columns=[name])
     return decode_image(table[name][ref.row].as_py()["bytes"])
 

@@ -10,7 +10,6 @@ import heapq
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from molmoact_data import schema
 from molmoact_data.actions import DatasetStatistics
 from molmoact_data.errors import UserError
+from molmoact_data.outputs import open_parquet
 from molmoact_data.storage import Storage
 
 HISTOGRAM_BINS = 48
@@ -33,6 +33,9 @@ NUM_BEST, NUM_WORST, NUM_PER_REASON = 10, 20, 5
 FRAME_DISTANCE = 10
 CANDIDATES = 400
 
+EpisodeKey = tuple[str, int]
+"""Shard and episode: in a merged output, episode indices of different datasets may be equal."""
+
 
 @dataclass(frozen=True, order=True)
 class FrameRef:
@@ -41,7 +44,7 @@ class FrameRef:
     key: float
     episode: int
     frame: int
-    shard: str = field(compare=False)
+    shard: str
     row_group: int = field(compare=False)
     row: int = field(compare=False)
     quality: float = field(compare=False)
@@ -61,7 +64,7 @@ class ReportData:
     """Share of values outside q01..q99."""
     heat_YX: NDArray[np.int64] | None = None
     """Points per cell of the frame."""
-    strips: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    strips: dict[EpisodeKey, NDArray[np.float32]] = field(default_factory=dict)
     """Episode -> mean trace quality over `STRIP_COLUMNS` equal parts of its time."""
     best: list[FrameRef] = field(default_factory=list)
     worst: list[FrameRef] = field(default_factory=list)
@@ -70,14 +73,13 @@ class ReportData:
     """Frames to show where there are no traces."""
 
 
-def read_report_data(storage: Storage) -> ReportData:
-    """One pass over the numeric columns of all shards. Raises UserError for an unfinished output."""
-    if not storage.exists(schema.MANIFEST_FILE):
-        raise UserError(
-            f"{storage.root} has no {schema.MANIFEST_FILE}, so it is not a finished output; "
-            "run `molmoact preprocess` on it with --resume first."
-        )
-    manifest = json.loads(storage.read_bytes(schema.MANIFEST_FILE))
+def read_report_data(storage: Storage, manifest: Mapping[str, Any] | None = None) -> ReportData:
+    """One pass over the numeric columns of all shards. Raises UserError for an unfinished output.
+
+    `manifest` is given while the output is being finished, because its file is written last.
+    """
+    if manifest is None:
+        manifest = read_manifest(storage)
     statistics = None
     if storage.exists(schema.STATISTICS_FILE):
         content = storage.read_bytes(schema.STATISTICS_FILE)
@@ -87,24 +89,25 @@ def read_report_data(storage: Storage) -> ReportData:
     collector = _Collector(data, _strip_episodes(manifest))
     for shard in manifest["shards"]:
         if shard["rows"]:
-            with open_shard(storage, shard["name"]) as file:
+            with open_parquet(storage, shard["name"]) as file:
                 collector.add_file(shard["name"], file)
     collector.finish()
     return data
 
 
-def open_shard(storage: Storage, name: str) -> pq.ParquetFile:
-    """A shard of a local or remote output."""
-    if not storage.is_remote:
-        return pq.ParquetFile(Path(storage.root) / name)
-    import fsspec
+def read_manifest(storage: Storage) -> dict[str, Any]:
+    """The manifest of a finished output."""
+    if not storage.exists(schema.MANIFEST_FILE):
+        raise UserError(
+            f"{storage.root} has no {schema.MANIFEST_FILE}, so it is not a finished output; "
+            "run `molmoact preprocess` on it with --resume first."
+        )
+    return json.loads(storage.read_bytes(schema.MANIFEST_FILE))
 
-    return pq.ParquetFile(fsspec.open(f"{storage.root}/{name}", "rb").open())
 
-
-def _strip_episodes(manifest: Mapping[str, Any]) -> set[int]:
+def _strip_episodes(manifest: Mapping[str, Any]) -> set[EpisodeKey]:
     """At most `MAX_STRIPS` episodes, evenly spaced over the dataset."""
-    episodes = [episode for shard in manifest["shards"] for episode, _ in shard["episodes"]]
+    episodes = [(shard["name"], e) for shard in manifest["shards"] for e, _ in shard["episodes"]]
     picks = np.linspace(0, len(episodes) - 1, min(MAX_STRIPS, len(episodes))).astype(int)
     return {episodes[i] for i in picks}
 
@@ -112,10 +115,10 @@ def _strip_episodes(manifest: Mapping[str, Any]) -> set[int]:
 class _Collector:
     """Folds row groups into a `ReportData`."""
 
-    def __init__(self, data: ReportData, strip_episodes: set[int]) -> None:
+    def __init__(self, data: ReportData, strip_episodes: set[EpisodeKey]) -> None:
         self._data = data
         self._strip_episodes = strip_episodes
-        self._strip_rows: dict[int, list[NDArray[np.float32]]] = {}
+        self._strip_rows: dict[EpisodeKey, list[NDArray[np.float32]]] = {}
         self._best = _Smallest(CANDIDATES)
         self._worst = _Smallest(CANDIDATES)
         self._plain = _Smallest(CANDIDATES)
@@ -143,10 +146,10 @@ class _Collector:
         data = self._data
         if data.clipped_D is not None:
             data.clipped_D = data.clipped_D / max(self._values, 1)
-        data.strips = {e: _strip(np.concatenate(q)) for e, q in sorted(self._strip_rows.items())}
+        data.strips = {e: _strip(np.concatenate(q)) for e, q in self._strip_rows.items()}
         data.best = spread_out(self._best.sorted(), NUM_BEST, per_episode=2)
-        chosen = {(ref.episode, ref.frame) for ref in data.best}
-        worst = [r for r in self._worst.sorted() if (r.episode, r.frame) not in chosen]
+        chosen = {(r.shard, r.episode, r.frame) for r in data.best}
+        worst = [r for r in self._worst.sorted() if (r.shard, r.episode, r.frame) not in chosen]
         data.worst = spread_out(worst, NUM_WORST, per_episode=NUM_WORST)
         data.rejected = {
             reason: spread_out(refs.sorted(), NUM_PER_REASON, per_episode=2)
@@ -184,8 +187,8 @@ class _Collector:
             return
         quality = table[schema.TRACE_QUALITY].to_numpy()
         for e in np.unique(episode):
-            if int(e) in self._strip_episodes:
-                self._strip_rows.setdefault(int(e), []).append(quality[episode == e])
+            if (shard, int(e)) in self._strip_episodes:
+                self._strip_rows.setdefault((shard, int(e)), []).append(quality[episode == e])
         reasons = np.array(table[schema.TRACE_REJECT_REASON].to_pylist(), dtype=object)
         usable = np.array([r is None for r in reasons], dtype=bool)
         kept = np.flatnonzero(usable)
@@ -250,7 +253,7 @@ def spread_out(refs: Sequence[FrameRef], count: int, *, per_episode: int) -> lis
     chosen: list[FrameRef] = []
     for limit in (per_episode, count):
         for ref in refs:
-            same = [c.frame for c in chosen if c.episode == ref.episode]
+            same = [c.frame for c in chosen if (c.shard, c.episode) == (ref.shard, ref.episode)]
             far = all(abs(ref.frame - frame) >= FRAME_DISTANCE for frame in same)
             if len(chosen) < count and len(same) < limit and far:
                 chosen.append(ref)

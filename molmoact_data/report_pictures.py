@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from molmoact_data import schema
 from molmoact_data.images import decode_image, encode_jpeg
+from molmoact_data.outputs import open_parquet
 from molmoact_data.overlay import ARM_COLOURS_RGB, POINT_RGB, draw_dot, draw_path, draw_trace
-from molmoact_data.report_data import FrameRef, iter_by_row_group, open_shard
+from molmoact_data.report_data import EpisodeKey, FrameRef, iter_by_row_group
 from molmoact_data.storage import Storage
 
 MAX_WIDTH = 360
@@ -37,7 +38,7 @@ def read_pictures(
     """The first camera's frames with traces and points drawn; one row group in memory at a time."""
     pictures = {}
     for shard, group, members in iter_by_row_group(refs):
-        with open_shard(storage, shard) as file:
+        with open_parquet(storage, shard) as file:
             names = [schema.image_column(camera), schema.INSTRUCTION]
             marks = [schema.TRACE, schema.GRIPPER_POINTS]
             names += [name for name in marks if name in file.schema_arrow.names]
@@ -102,7 +103,7 @@ def heat_picture(heat_YX: NDArray[np.int64], rgb_HWC: NDArray[np.uint8]) -> str:
     return jpeg_address(shrink(np.clip(mixed, 0, 255).astype(np.uint8)))
 
 
-def strips_picture(strips: Mapping[int, NDArray[np.float32]]) -> str:
+def strips_picture(strips: Mapping[EpisodeKey, NDArray[np.float32]]) -> str:
     """One row of pixels per episode: red where there is no trace, through yellow, to cyan where it is sure."""
     quality = np.stack(list(strips.values()))[..., None]
     red, yellow, cyan = (

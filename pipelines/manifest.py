@@ -9,6 +9,7 @@ from typing import Any
 
 from molmoact_data import quality, schema
 from molmoact_data.config import as_dict
+from molmoact_data.report import write_report
 from molmoact_data.shards import ShardRecord
 from molmoact_data.storage import Storage
 from pipelines.job import Job
@@ -21,7 +22,8 @@ def write(job: Job, records: Sequence[ShardRecord]) -> None:
 
 
 def write_manifest(output: Storage, manifest: Mapping[str, Any]) -> None:
-    """The last file of an output."""
+    """The report, then the last file of an output."""
+    write_report(output.root, manifest)
     content = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
     output.write_bytes(schema.MANIFEST_FILE, content.encode())
 

@@ -233,10 +233,11 @@ def test_histograms_equal_numpy(output: Storage) -> None:
 
 def test_strips_are_means_of_quality(output: Storage) -> None:
     strips = read_report_data(output).strips
-    assert list(strips) == [0, 3, 4]
+    shard = "data/episodes.parquet"
+    assert list(strips) == [(shard, 0), (shard, 3), (shard, 4)]
     rows = [r["trace_quality"] for r in rows_of(output) if r["episode_index"] == 3]
-    assert strips[3].mean() == pytest.approx(np.mean(rows), abs=1e-6)
-    np.testing.assert_allclose(strips[3][::2], rows, atol=1e-6)  # 120 columns for 60 frames
+    assert strips[shard, 3].mean() == pytest.approx(np.mean(rows), abs=1e-6)
+    np.testing.assert_allclose(strips[shard, 3][::2], rows, atol=1e-6)  # 120 columns for 60 frames
 
 
 def test_an_output_without_labels_still_has_a_page(tmp_path: Path) -> None:
