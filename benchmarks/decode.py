@@ -79,9 +79,9 @@ def best(work: Callable[[], int]) -> Rate:
     return Rate(max(walls), max(cpus))
 
 
-def sequential_rate(root: Path, *, threads: int | None = None) -> Rate:
+def sequential_rate(root: Path, *, threads: int | None = None, isolate: bool = False) -> Rate:
     """`iter_frames` over the whole dataset, rows included."""
-    source = open_source(root, threads=threads)
+    source = open_source(root, threads=threads, isolate=isolate)
     key = source.info.cameras[0].key
 
     def work() -> int:
@@ -129,6 +129,10 @@ def breakdown(name: str, root: Path) -> None:
     for threads in (1, 2, 4):
         rate = sequential_rate(root, threads=threads)
         print(f"  all, threads={threads:<9}{1e6 / rate.wall:>8.0f}({1e6 / rate.cpu:.0f})")
+    rate = sequential_rate(root, isolate=True)
+    print(
+        f"  {'in a child process':<20}{1e6 / rate.wall:>8.0f}({1e6 / rate.cpu:.0f} in the parent)"
+    )
 
 
 def write_av1(root: Path, num_frames: int) -> Path:

@@ -15,14 +15,19 @@ _RLDS_FILES = ("features.json", "dataset_info.json")
 
 
 def open_source(
-    path_or_id: str | Path, *, revision: str | None = None, threads: int | None = None
+    path_or_id: str | Path,
+    *,
+    revision: str | None = None,
+    threads: int | None = None,
+    isolate: bool = False,
 ) -> EpisodeSource:
     """The dataset in a local folder or under a Hub id, format detected.
 
     `revision` is a Hub branch, tag or commit. `threads` is the number of video decoder threads per
     camera; None chooses by codec. A split of an RLDS dataset is named behind the path, as in
-    `bridge_dataset/1.0.0#val`; without it, `train`. Raises `UserError` where there is no such
-    dataset, or it is none.
+    `bridge_dataset/1.0.0#val`; without it, `train`. `isolate` decodes in a child process, so
+    that a file that kills the decoder rejects its episode and nothing else. Raises `UserError` where
+    there is no such dataset, or it is none.
     """
     text, _, split = str(path_or_id).partition("#")
     local = Path(text).expanduser()
@@ -36,7 +41,12 @@ def open_source(
         raise UserError(f"no such path: {text!r} (a Hub dataset is written as user/name)")
     else:
         folder = open_hub(text, revision)
-    return _open_folder(folder, split or None, threads)
+    source = _open_folder(folder, split or None, threads)
+    if not isolate:
+        return source
+    from molmoact_data.episodes.isolation import IsolatedSource
+
+    return IsolatedSource(source)
 
 
 def _open_folder(folder: Folder, split: str | None, threads: int | None) -> EpisodeSource:

@@ -213,7 +213,8 @@ def _revision(folder: Folder, declared: Mapping[str, Any], paths: Sequence[str])
     if isinstance(folder, HubFolder):
         return folder.commit
     version = str(declared.get("version") or "0")
-    return f"{version}+{fingerprint(folder, [FEATURES_FILE, INFO_FILE, *paths])}"
+    own = [OWN_MAPPING] if folder.exists(OWN_MAPPING) else []  # other numbers, so another revision
+    return f"{version}+{fingerprint(folder, [FEATURES_FILE, INFO_FILE, *own, *paths])}"
 
 
 def _json(folder: Folder, path: str) -> dict[str, Any]:
