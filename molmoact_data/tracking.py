@@ -1,10 +1,11 @@
 """Points for every frame from a pointer that is asked about few: keyframes and optical flow between them.
 
 The pointer sees every K-th frame and the last one. Between two keyframes the point is carried forwards
-from the first and backwards from the second by pyramidal Lucas-Kanade flow; the two paths are blended by
-distance in time. Where they come apart further than `tolerance`, or one of them is lost, flow is not to be
-trusted (an occlusion, a blurred or sudden motion, a wrong keyframe): the pointer is asked about the middle
-frame and both halves are tried again, down to single frames. With K = 1 the pointer answers every frame.
+from the first and backwards from the second by pyramidal Lucas-Kanade flow; each path is bent to end where
+the other begins, and the two are blended by distance in time. Where they come apart further than `tolerance`,
+needed bending by more than `max_drift`, or one of them is lost, flow is not to be trusted (an occlusion, a
+blurred or sudden motion, a wrong keyframe): the pointer is asked about the middle frame and both halves are
+tried again, down to single frames. With K = 1 the pointer answers every frame.
 
 Letters: T frames of an episode, N of a batch, A arms, P points of a cluster. Memory is N + K frames.
 """
@@ -29,12 +30,14 @@ class FlowConfig:
     """When flow is believed. Lengths are shares of the image diagonal."""
 
     tolerance: float = 0.02
-    """Largest distance between the forward and the backward path that is blended."""
+    """Largest distance between the (bent) forward and backward path that is blended."""
+    max_drift: float = 0.1
+    """Farthest that the forward path may end from the keyframe it leads to."""
     cluster_radius: float = 0.025
     """Half side of the square of points that moves together with the gripper."""
     step_error_px: float = 1.0
     """A point of the cluster counts if one step there and back returns this close."""
-    min_inliers: float = 0.25
+    min_inliers: float = 0.1
     """Share of the cluster that must count; below it the path is lost."""
 
     def __post_init__(self) -> None:
@@ -50,7 +53,7 @@ class TrackedPoints:
     from_pointer_T: NDArray[np.bool_]
     """True where the pointer was asked; `sum()` is the number of calls."""
     disagreement_TA: NDArray[np.float32]
-    """Distance between the two paths as a share of the diagonal; NaN where there are none (keyframes, lost)."""
+    """Distance between the two (bent) paths as a share of the diagonal; NaN where there are none (keyframes, lost)."""
 
 
 @runtime_checkable
@@ -224,13 +227,30 @@ def _track_arm(
     diagonal = float(np.hypot(width, height))
     forward_S2 = carry(segment.gray, start_xy * to_px, diagonal, config)
     backward_S2 = carry(segment.gray[::-1], end_xy * to_px, diagonal, config)[::-1]
-    apart_S = np.linalg.norm(forward_S2 - backward_S2, axis=1) / diagonal
-    if not (apart_S <= config.tolerance).all():  # NaN is a lost path
+    drift = np.linalg.norm(forward_S2[-1] - backward_S2[-1]) / diagonal
+    blended_S2, apart_px_S = blend_paths(forward_S2, backward_S2)
+    apart_S = apart_px_S / diagonal
+    # Comparisons with NaN, a lost path, are false.
+    if not (drift <= config.max_drift and (apart_S <= config.tolerance).all()):
         return None
-    weight_S1 = np.linspace(0, 1, frames, dtype=np.float32)[:, None]
-    blended_S2 = (1 - weight_S1) * forward_S2 + weight_S1 * backward_S2
     xy_S2 = np.clip(blended_S2 / to_px, 0, 1)
     return _Path(xy_S2.astype(np.float32), apart_S.astype(np.float32))
+
+
+def blend_paths(
+    forward_S2: NDArray[np.float32], backward_S2: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Two paths in pixels, the one exact at its first and the other at its last frame -> one, and their distance.
+
+    A cluster with background in it lags behind the gripper, evenly along the way: each path is first bent so
+    that it ends where the other begins. Then they are blended by distance in time. The distance [S] is that
+    of the bent paths, 0 at both ends.
+    """
+    weight_S1 = np.linspace(0, 1, len(forward_S2), dtype=np.float32)[:, None]
+    forward_S2 = forward_S2 + weight_S1 * (backward_S2[-1] - forward_S2[-1])
+    backward_S2 = backward_S2 + (1 - weight_S1) * (forward_S2[0] - backward_S2[0])
+    blended_S2 = (1 - weight_S1) * forward_S2 + weight_S1 * backward_S2
+    return blended_S2, np.linalg.norm(forward_S2 - backward_S2, axis=1)
 
 
 def carry(

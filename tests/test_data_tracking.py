@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
 from molmoact_data.pointing import GripperPoints
-from molmoact_data.tracking import FlowConfig, PointTracker, TrackedPoints
+from molmoact_data.tracking import FlowConfig, PointTracker, TrackedPoints, blend_paths
 
 SIDE = 128
 
@@ -105,6 +105,40 @@ def test_standing_still_is_not_followed_by_luck() -> None:
     assert (np.linalg.norm(straight - xy_T2, axis=1) * (SIDE - 1)).max() > 4
     tracked = track(rgb, TruthPointer(xy_T2), point_every=20)
     assert error_px(tracked, xy_T2).max() <= 1.0
+
+
+def test_paths_that_lag_evenly_are_bent_to_the_truth() -> None:
+    """Flow that sees a third of background covers two thirds of the way; bending restores all of it."""
+    truth = np.stack([np.linspace(10, 70, 13), 5 * np.sin(np.arange(13.0))], axis=1)
+    truth[:, 1] -= np.linspace(truth[0, 1], truth[-1, 1], 13)
+    forward = truth[0] + (truth - truth[0]) * [2 / 3, 1]
+    backward = truth[-1] + (truth - truth[-1]) * [2 / 3, 1]
+    assert np.linalg.norm(forward[-1] - truth[-1]) > 15
+    blended, apart = blend_paths(forward, backward)
+    np.testing.assert_allclose(blended, truth, atol=1e-5)
+    np.testing.assert_allclose(apart, 0, atol=1e-5)
+
+
+def test_the_nearer_keyframe_counts_more() -> None:
+    """Hand-computed: the paths bulge apart by 0, 6, 8, 6, 0 pixels; blended by 1/4, 1/2, 3/4."""
+    forward, backward = np.zeros((5, 2)), np.zeros((5, 2))
+    backward[:, 0] = [0, 6, 8, 6, 0]
+    blended, apart = blend_paths(forward, backward)
+    np.testing.assert_allclose(blended[:, 0], [0, 1.5, 4, 4.5, 0])
+    np.testing.assert_allclose(apart, [0, 6, 8, 6, 0])
+
+
+def test_a_wrong_keyframe_is_asked_around() -> None:
+    """A keyframe 40 px off is not blended into its neighbours: the pointer is asked beside it."""
+    rgb, xy_T2 = episode(61)
+    wrong = xy_T2.copy()
+    wrong[30] += 40 / (SIDE - 1)
+    pointer = TruthPointer(wrong)
+    tracked = track(rgb, pointer, point_every=10)
+    assert {29, 31} <= set(pointer.calls)
+    error = error_px(tracked, xy_T2)
+    assert error[30] > 30
+    assert np.delete(error, 30).max() <= 1.0
 
 
 def test_occlusion_falls_back_to_the_pointer() -> None:
