@@ -24,7 +24,7 @@ GRIPPER_POINTERS: Mapping[str, str] = {
 }
 
 # `robot_type` of the rendered datasets, the only ones the embedded teachers were trained for.
-SIMULATED_ROBOT = "molmoact_tabletop"
+SIMULATED_ROBOT = "simulated_panda"
 
 
 def resolve(kind: str, name: str, table: Mapping[str, str]) -> Any:

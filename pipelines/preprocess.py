@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from molmoact_data import registry, schema
+from molmoact_data import registry, report, schema
 from molmoact_data.actions import DatasetStatistics, spec_warnings
 from molmoact_data.cameras import resolve_cameras
 from molmoact_data.episodes import EpisodeRef, EpisodeSource, open_source, select_episodes
@@ -119,6 +119,7 @@ def preprocess(config: PreprocessConfig, *, resume: bool, overwrite: bool) -> Su
     build_missing_shards(config, job, missing)
     records = complete_records(output, specs)
     manifest.write(job, records)
+    report.write_report(output.root)
     state.forget(output)
     return summarise(config, missing, records, time.monotonic() - started)
 
