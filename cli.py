@@ -402,6 +402,101 @@ def parse(
 # ------------------------------------------------------------------------------- label quality
 
 
+@app.command()
+def preview(
+    context: typer.Context,
+    *,
+    dataset_path: Annotated[
+        str | None, typer.Option(help="LeRobot or RLDS dataset: a folder or a Hub id.")
+    ] = None,
+    output_path: Annotated[
+        str | None, typer.Option(help="The sheet to write: .png or .jpg.")
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="How many frames to show.")] = 12,
+    preset: Annotated[str | None, typer.Option(help="As for `preprocess`.")] = None,
+    camera: Annotated[list[str] | None, typer.Option(help="ROLE=KEY, as for `preprocess`.")] = None,
+    depth: Annotated[str | None, typer.Option(help="Depth teacher.")] = None,
+    depth_encoder: Annotated[str | None, typer.Option(help="Depth-Anything-V2 size.")] = None,
+    depth_checkpoint: Annotated[
+        str | None, typer.Option(help="Weights of the depth model.")
+    ] = None,
+    vqvae: Annotated[str | None, typer.Option(help="VQ-VAE for the depth codes.")] = None,
+    depth_recipe: Annotated[str | None, typer.Option(help="checkpoint or reference.")] = None,
+    pointer: Annotated[str | None, typer.Option(help="Gripper pointer.")] = None,
+    pointer_checkpoint: Annotated[str | None, typer.Option(help="Pointing model.")] = None,
+    pointer_url: Annotated[str | None, typer.Option(help="Endpoint of the server pointer.")] = None,
+    pointer_column: Annotated[str | None, typer.Option(help="Column of recorded points.")] = None,
+    pointer_units: Annotated[str | None, typer.Option(help="Its unit.")] = None,
+    pointer_calibration: Annotated[str | None, typer.Option(help="Calibration YAML.")] = None,
+    pointer_prompt: Annotated[str | None, typer.Option(help="What the model is asked.")] = None,
+    episodes: Annotated[str | None, typer.Option(help="For example 0,1,5-9; default all.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the dataset.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
+    config: ConfigOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the teachers see on a few frames, before a long `preprocess`.
+
+    Per frame: the cameras with point and trace, the depth, and what its codes keep of it.
+
+    Example: molmoact preview --dataset-path my/dataset --vqvae vae-final.pt --output-path preview.png
+    """
+    from molmoact_data.viz import refuse_existing, write_picture
+    from pipelines.options import preprocess_config
+    from pipelines.preview import preview as run
+
+    flags = {k: v for k, v in given(context).items() if k != "frames"}
+    flags.update({"cameras": pairs(camera, "--camera")} if camera else {})
+    settings = preprocess_config(flags, config)
+    path = refuse_existing(Path(settings.output_path), overwrite=overwrite)
+    shown = run(settings, frames=frames)
+    write_picture(path, shown.sheet)
+    if as_json:
+        result = {"output": str(path), "frames": shown.frames, "found": shown.found}
+        emit_json({**result, "rejected": shown.rejected})
+    else:
+        say(f"{shown.frames} frames, gripper found in {shown.found}; see {path}")
+
+
+@app.command()
+def viz(
+    output: Annotated[
+        str | None, typer.Argument(help="A preprocessed output; not needed with --tokens.")
+    ] = None,
+    *,
+    output_path: Annotated[Path, typer.Option(help="What to write: .mp4, .png or .jpg.")],
+    episode: Annotated[int, typer.Option(help="Episode to show.")] = 0,
+    frames: Annotated[
+        int, typer.Option(min=1, help="Frames on a contact sheet; a film has them all.")
+    ] = 24,
+    columns: Annotated[int, typer.Option(min=1, help="Columns of a contact sheet.")] = 4,
+    vqvae: Annotated[
+        str | None, typer.Option(help="VQ-VAE that shows depth from codes, or `embedded`.")
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Show this depth instead: <DEPTH_START>... or integers.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Show labels: an episode as a film or a contact sheet, or the depth that codes stand for.
+
+    Example: molmoact viz out --episode 3 --output-path episode3.mp4 --vqvae vae-final.pt
+    """
+    from molmoact_data.viz import load_tokenizer, refuse_existing, show_codes, show_episode
+
+    path = refuse_existing(output_path, overwrite=overwrite)
+    tokenizer = load_tokenizer(vqvae, device) if vqvae else None
+    if tokens is not None:
+        show_codes(path, tokens, tokenizer)
+    elif output is not None:
+        show_episode(path, output, episode, tokenizer=tokenizer, frames=frames, columns=columns)
+    else:
+        raise UserError("give a preprocessed output, or --tokens with --vqvae.")
+    say(f"see {path}")
+
+
 @app.command("evaluate-labels")
 def evaluate_labels(
     *,

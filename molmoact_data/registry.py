@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from molmoact_data.errors import UserError, unknown_name
+
+EMBEDDED_VQVAE = Path(__file__).parent / "adapters" / "weights" / "embedded_vqvae.safetensors"
+"""The VQ-VAE that ships with the package, for rendered scenes."""
 
 DEPTH_ESTIMATORS: Mapping[str, str] = {
     "depth-anything-v2": "molmoact_data.adapters.depth_anything:DepthAnythingV2",

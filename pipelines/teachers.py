@@ -12,10 +12,6 @@ from molmoact_data.errors import UserError
 from molmoact_data.pointing import ColumnPointer, GripperPointer
 from pipelines.job import EMBEDDED, NONE, LabelConfig
 
-EMBEDDED_VQVAE = (
-    Path(registry.__file__).parent / "adapters" / "weights" / "embedded_vqvae.safetensors"
-)
-
 _lock = threading.Lock()
 _loaded: dict[tuple[LabelConfig, str], Teachers] = {}
 
@@ -63,7 +59,7 @@ def _depth(config: LabelConfig, device: str) -> DepthEstimator | None:
 def _tokenizer(config: LabelConfig, device: str) -> DepthTokenizer | None:
     if config.depth == NONE:
         return None
-    path = EMBEDDED_VQVAE if config.vqvae == EMBEDDED else Path(str(config.vqvae))
+    path = registry.EMBEDDED_VQVAE if config.vqvae == EMBEDDED else Path(str(config.vqvae))
     if not path.exists():
         raise UserError(f"no VQ-VAE at {path}. Give the path of a vae-final.pt with --vqvae.")
     factory = registry.resolve("depth tokenizer", "vqvae", registry.DEPTH_TOKENIZERS)

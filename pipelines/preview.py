@@ -1,0 +1,153 @@
+"""`molmoact preview`: what the teachers see on a few frames, before hours are spent on all of them.
+
+Same configuration as `preprocess`, nothing written but one sheet. Only the shown frames are labelled, so
+the line on a picture joins the points of the later *shown* frames of its episode: a sketch of the trace.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from molmoact_data.depth import scale_to_u8
+from molmoact_data.episodes import EpisodeColumns, EpisodeRef, EpisodeSource, open_source
+from molmoact_data.errors import EpisodeRejected, UserError
+from molmoact_data.pointing import ColumnPointer, GripperPoints
+from molmoact_data.report_pictures import draw_labels
+from molmoact_data.traces import subsample, to_grid
+from molmoact_data.viz import Rgb, contact_sheet, depth_picture, side_by_side
+from pipelines.preprocess import PreprocessConfig, announced_cameras, chosen_episodes
+from pipelines.teachers import Teachers, load_teachers
+
+logger = logging.getLogger(__name__)
+
+FRAMES_PER_EPISODE = 4
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The sheet and what is on it."""
+
+    sheet: Rgb
+    frames: int
+    found: int
+    """Frames where the pointer found every gripper; equals `frames` without a pointer."""
+    rejected: Mapping[int, str]
+    """Episodes that could not be read, with the reason."""
+
+
+def preview(config: PreprocessConfig, *, frames: int, columns: int = 2) -> Preview:
+    """Label about `frames` frames, evenly spread over the chosen episodes, and lay them out."""
+    source = open_source(config.dataset_path, revision=config.revision)
+    cameras = announced_cameras(config, source)
+    teachers = load_teachers(config.labels, config.device)
+    tiles: list[Rgb] = []
+    rejected: dict[int, str] = {}
+    found = 0
+    for ref in spread(chosen_episodes(config, source), -(-frames // FRAMES_PER_EPISODE)):
+        try:
+            shown = show_episode(config, source, ref, cameras, teachers)
+        except EpisodeRejected as verdict:
+            logger.warning("episode %d: %s", ref.episode_index, verdict)
+            rejected[ref.episode_index] = str(verdict)
+            continue
+        tiles += shown[0]
+        found += shown[1]
+    if not tiles:
+        raise UserError(f"none of the chosen episodes can be read: {rejected}")
+    return Preview(contact_sheet(tiles, columns), len(tiles), found, rejected)
+
+
+def spread(episodes: Sequence[EpisodeRef], count: int) -> list[EpisodeRef]:
+    """At most `count` episodes, evenly over all."""
+    picks = np.linspace(0, len(episodes) - 1, min(count, len(episodes))).astype(int)
+    return [episodes[i] for i in picks]
+
+
+def show_episode(
+    config: PreprocessConfig,
+    source: EpisodeSource,
+    ref: EpisodeRef,
+    cameras: Mapping[str, str],
+    teachers: Teachers,
+) -> tuple[list[Rgb], int]:
+    """The tiles of one episode and on how many of them every gripper was found."""
+    pointer = teachers.pointer
+    extra = pointer.columns if isinstance(pointer, ColumnPointer) else ()
+    episode = source.read_columns(ref, extra=extra)
+    length = len(episode.frame_index)
+    wanted = np.linspace(0, length - 1, min(FRAMES_PER_EPISODE, length)).astype(int)
+    rgb = read_frames(source, ref, list(cameras.values()), wanted)
+    first = rgb[next(iter(cameras.values()))]
+    points = point(config, teachers, first, episode, wanted)
+    depth = show_depth(teachers, first)
+    tiles, found = [], 0
+    for i, frame in enumerate(wanted.tolist()):
+        pictures = [rgb[key][i] for key in cameras.values()]
+        words = f"{ref.episode_index} . {frame}"
+        if points is not None:
+            pictures[0] = mark(pictures[0], points, i)
+            seen = bool(np.isfinite(points.xy_NA2[i]).all())
+            found += seen
+            words += f"  confidence {points.confidence_NA[i].min():.2f}" if seen else "  not found"
+        tiles.append(side_by_side(pictures + depth[i], f"{words}  {episode.instructions[frame]}"))
+    return tiles, found if points is not None else len(tiles)
+
+
+def read_frames(
+    source: EpisodeSource, ref: EpisodeRef, keys: Sequence[str], wanted: NDArray[np.integer]
+) -> dict[str, NDArray[np.uint8]]:
+    """The wanted frames of every camera, decoded in one sequential pass."""
+    kept: dict[str, list[NDArray[np.uint8]]] = {key: [] for key in keys}
+    start = 0
+    for batch in source.iter_frames(ref, keys, 32):
+        size = len(batch[keys[0]].rgb_NHWC)
+        rows = wanted[(wanted >= start) & (wanted < start + size)] - start
+        for key in keys:
+            kept[key].append(batch[key].rgb_NHWC[rows])
+        start += size
+    return {key: np.concatenate(parts) for key, parts in kept.items()}
+
+
+def point(
+    config: PreprocessConfig,
+    teachers: Teachers,
+    rgb_NHWC: NDArray[np.uint8],
+    episode: EpisodeColumns,
+    wanted: NDArray[np.integer],
+) -> GripperPoints | None:
+    """Points on the shown frames alone; None without a pointer."""
+    pointer = teachers.pointer
+    if pointer is None:
+        return None
+    if isinstance(pointer, ColumnPointer):
+        points = pointer.point_columns(episode.extra, (rgb_NHWC.shape[1], rgb_NHWC.shape[2]))
+        return GripperPoints(points.xy_NA2[wanted], points.confidence_NA[wanted])
+    return pointer.point(rgb_NHWC, config.labels.pointer_prompt)
+
+
+def mark(rgb_HWC: Rgb, points: GripperPoints, index: int) -> Rgb:
+    """The points of this frame, and the line through those of the later shown frames."""
+    xy_NA2 = points.xy_NA2[index:]
+    arms = []
+    for a in range(xy_NA2.shape[1]):
+        path = [to_grid(np.clip(p, 0, 1)).tolist() for p in xy_NA2[:, a] if np.isfinite(p).all()]
+        arms.append(subsample(path))
+    now = [p.tolist() if np.isfinite(p).all() else None for p in xy_NA2[0]]
+    return draw_labels(rgb_HWC, traces=arms, points=now)
+
+
+def show_depth(teachers: Teachers, rgb_NHWC: NDArray[np.uint8]) -> list[list[Rgb]]:
+    """Per frame: the estimated depth, and what its codes keep of it; nothing without a depth teacher."""
+    if teachers.depth is None or teachers.tokenizer is None:
+        return [[] for _ in rgb_NHWC]
+    depth_u8_NHW, _ = scale_to_u8(teachers.depth.estimate(rgb_NHWC))
+    decoded_NHW = teachers.tokenizer.decode(teachers.tokenizer.encode(depth_u8_NHW))
+    return [
+        [depth_picture(depth.astype(np.float32)), depth_picture(decoded)]
+        for depth, decoded in zip(depth_u8_NHW, decoded_NHW, strict=True)
+    ]
