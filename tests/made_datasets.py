@@ -60,12 +60,14 @@ def rows_path(root: Path, episode: int) -> Path:
     return root / f"data/chunk-000/episode_{episode:06d}.parquet"
 
 
-def episode_rows(episode: int, num_frames: int, action_dim: int, first_index: int) -> pa.Table:
+def episode_rows(
+    episode: int, num_frames: int, action_dim: int, first_index: int, size: int = 64
+) -> pa.Table:
     """Rows as LeRobot v2.1 stores them, with the true square centre as `gripper_xy` in pixels."""
     rng = np.random.default_rng(1000 + episode)
     action = np.cumsum(rng.normal(0, 0.1, (num_frames, action_dim)), axis=0).astype(np.float32)
     action[:, -1] = (np.arange(num_frames) > num_frames // 2).astype(np.float32)
-    centre = (square_path(num_frames, episode) + 3.5).astype(np.float32)
+    centre = (square_path(num_frames, episode, size) + 3.5).astype(np.float32)
     return pa.table(
         {
             "action": pa.array(list(action), pa.list_(pa.float32())),
@@ -85,18 +87,19 @@ def make_dataset(
     lengths: Sequence[int] = (24, 17, 30),
     cameras: Sequence[str] = (FRONT,),
     action_dim: int = 7,
+    size: int = 64,
 ) -> Path:
     """A sound dataset in `root`; returns `root`."""
     meta = root / "meta"
     meta.mkdir(parents=True)
     for episode, length in enumerate(lengths):
-        rows = episode_rows(episode, length, action_dim, sum(lengths[:episode]))
+        rows = episode_rows(episode, length, action_dim, sum(lengths[:episode]), size)
         rows_path(root, episode).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(rows, rows_path(root, episode))
         for number, camera in enumerate(cameras):
-            frames = moving_square(length, episode + 100 * number)
+            frames = moving_square(length, episode + 100 * number, size)
             write_video(video_path(root, episode, camera), frames)
-    (meta / "info.json").write_text(json.dumps(_info(lengths, cameras, action_dim), indent=2))
+    (meta / "info.json").write_text(json.dumps(_info(lengths, cameras, action_dim, size), indent=2))
     task = "push the yellow square"
     (meta / "tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": task}) + "\n")
     (meta / "episodes.jsonl").write_text(
@@ -108,11 +111,11 @@ def make_dataset(
     return root
 
 
-def _info(lengths: Sequence[int], cameras: Sequence[str], action_dim: int) -> dict:
+def _info(lengths: Sequence[int], cameras: Sequence[str], action_dim: int, size: int) -> dict:
     def numeric(shape: int, dtype: str = "float32") -> dict:
         return {"dtype": dtype, "shape": [shape], "names": None}
 
-    features = {camera: _camera_feature() for camera in cameras}
+    features = {camera: _camera_feature(size) for camera in cameras}
     features |= {
         "action": numeric(action_dim),
         "observation.state": numeric(3),
@@ -137,14 +140,14 @@ def _info(lengths: Sequence[int], cameras: Sequence[str], action_dim: int) -> di
     }
 
 
-def _camera_feature() -> dict:
+def _camera_feature(size: int) -> dict:
     return {
         "dtype": "video",
-        "shape": [64, 64, 3],
+        "shape": [size, size, 3],
         "names": ["height", "width", "channels"],
         "info": {
-            "video.height": 64,
-            "video.width": 64,
+            "video.height": size,
+            "video.width": size,
             "video.codec": "h264",
             "video.pix_fmt": "yuv420p",
             "video.is_depth_map": False,
