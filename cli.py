@@ -362,6 +362,193 @@ def train(
         say(f"{done} after step {outcome.step}; see {outcome.folder}")
 
 
+# ------------------------------------------------------------------------------ the trained model
+
+
+@app.command()
+def predict(
+    *,
+    checkpoint: Annotated[Path, typer.Option(help="Model folder: released, exported or merged.")],
+    images: Annotated[
+        list[Path], typer.Option(help="Pictures of one moment, external camera first; repeat.")
+    ],
+    instruction: Annotated[str, typer.Option(help="What to do, in words.")],
+    more_images: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
+    unnorm_key: Annotated[
+        str | None, typer.Option(help="Entry of norm_stats; needed when there are several.")
+    ] = None,
+    norm_stats: Annotated[
+        Path | None,
+        typer.Option(help="dataset_statistics.json to use instead of the checkpoint's."),
+    ] = None,
+    trace: Annotated[
+        str | None,
+        typer.Option(help='Steer: "[[x,y],...]" on 0..255, drawn on the first picture.'),
+    ] = None,
+    action_chunk_size: Annotated[int, typer.Option(help="Steps per answer.")] = 8,
+    single_action: Annotated[
+        bool, typer.Option("--single-action", help="One flat action (pre- and mid-trained models).")
+    ] = False,
+    num_arms: Annotated[int, typer.Option(help="Traces per answer.")] = 1,
+    wording: Annotated[
+        str, typer.Option(help="What it was trained on: released or reference.")
+    ] = "released",
+    constrained: Annotated[
+        bool,
+        typer.Option("--constrained/--unconstrained", help="Valid answers only, or free decoding."),
+    ] = True,
+    output_path: Annotated[
+        Path | None, typer.Option(help="Folder for trace.png, depth.png and prediction.json.")
+    ] = None,
+    vqvae: Annotated[
+        Path | None,
+        typer.Option(help="Decoder of depth.png; default: vae-final.pt in the checkpoint."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a model: depth codes, a trace, and actions in the robot's units.
+
+    Example: molmoact predict --checkpoint D --images front.png wrist.png --instruction "close the box"
+    """
+    from molmoact_data.parsing import read_norm_stats
+    from molmoact_data.prompts import Wording
+    from molmoact_data.registry import DEPTH_TOKENIZERS, resolve
+    from molmoact_train.predict import (
+        PredictOptions,
+        Predictor,
+        parse_trace_flag,
+        read_images,
+        summary,
+        write_pictures,
+    )
+
+    pictures = read_images([*images, *(more_images or [])])
+    drawn = None if trace is None else parse_trace_flag(trace)
+    options = PredictOptions(
+        unnorm_key=unnorm_key,
+        chunk_size=None if single_action else action_chunk_size,
+        num_arms=num_arms,
+        constrained=constrained,
+        wording=chosen(wording, "--wording", Wording),
+    )
+    stats = None if norm_stats is None else read_norm_stats(norm_stats)
+    predictor = Predictor.from_pretrained(checkpoint, device=device, norm_stats=stats)
+    found = predictor.predict(pictures, instruction, trace=drawn, options=options)
+    if output_path is not None:
+        decoder = vqvae or next(iter(checkpoint.glob("vae-final.pt")), None)
+        tokenizer = None
+        if decoder is not None:
+            tokenizer = resolve("depth tokenizer", "vqvae", DEPTH_TOKENIZERS)(decoder)
+        for path in write_pictures(found, pictures[0], output_path, tokenizer):
+            say(f"wrote {path}")
+    if as_json:
+        emit_json(found.to_json())
+    else:
+        typer.echo(summary(found))
+
+
+def chosen(value: str, flag: str, literal: Any) -> Any:
+    """A flag's value if it is one of a Literal's."""
+    from typing import get_args
+
+    if value not in get_args(literal):
+        raise UserError(f"{flag} is one of {', '.join(get_args(literal))}; got {value!r}.")
+    return value
+
+
+DtypeOption = Annotated[str, typer.Option("--dtype", help="keep, float32 or bfloat16.")]
+
+
+@app.command("merge-lora")
+def merge_lora(
+    *,
+    adapter: Annotated[Path, typer.Option(help="PEFT folder: RUN/final of a LoRA run.")],
+    output_path: Annotated[Path, typer.Option(help="Folder of the whole model.")],
+    base: Annotated[
+        str | None, typer.Option(help="Folder or Hub id; default: what the adapter names.")
+    ] = None,
+    dtype: DtypeOption = "keep",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare logits with base + adapter (loads both).")
+    ] = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Base model + LoRA adapter -> one whole model folder, a few tensors in memory at a time.
+
+    Example: molmoact merge-lora --adapter RUN/final --output-path merged --dtype bfloat16 --verify
+    """
+    from molmoact_train.export import Dtype
+    from molmoact_train.merge import merge_lora as run
+
+    kept = chosen(dtype, "--dtype", Dtype)
+    done = run(adapter, output_path, base=base, dtype=kept, verify=verify, overwrite=overwrite)
+    if as_json:
+        emit_json(asdict(done))
+        return
+    typer.echo(
+        f"{done.folder}: {done.adapted} of {done.num_tensors} tensors changed by up to "
+        f"{done.largest_change:.3g}, {done.num_bytes / 1e9:.2f} GB"
+    )
+    if done.logit_difference is not None:
+        typer.echo(f"logits differ from base + adapter by {done.logit_difference:.2e} (relative)")
+
+
+@app.command("export-hf")
+def export_hf(
+    *,
+    checkpoint: Annotated[str, typer.Option(help="Model folder, Hub id or RUN/stepN.")],
+    output_path: Annotated[Path, typer.Option(help="The complete Hugging Face folder.")],
+    norm_stats: Annotated[
+        Path | None, typer.Option(help="dataset_statistics.json to add to the checkpoint's.")
+    ] = None,
+    dtype: DtypeOption = "keep",
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a folder that our code, the released code and vLLM load: weights, statistics, processor, tokenizer.
+
+    Example: molmoact export-hf --checkpoint RUN/final --output-path my-model --dtype bfloat16
+    """
+    from molmoact_data.parsing import read_norm_stats
+    from molmoact_train.export import Dtype, export_folder
+
+    done = export_folder(
+        checkpoint,
+        output_path,
+        dtype=chosen(dtype, "--dtype", Dtype),
+        norm_stats=None if norm_stats is None else read_norm_stats(norm_stats),
+        overwrite=overwrite,
+    )
+    report_export(done, as_json=as_json)
+
+
+@app.command()
+def unshard(
+    *,
+    checkpoint: Annotated[Path, typer.Option(help="A step folder: RUN/step00002000.")],
+    output_path: Annotated[Path, typer.Option(help="Model folder, or adapter folder after LoRA.")],
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn one training checkpoint, written by any number of processes, into whole safetensors.
+
+    Example: molmoact unshard --checkpoint RUN/step00002000 --output-path model
+    """
+    from molmoact_train.export import unshard as run
+
+    report_export(run(checkpoint, output_path, overwrite=overwrite), as_json=as_json)
+
+
+def report_export(done: Any, *, as_json: bool) -> None:
+    """What was written, as JSON or as a line."""
+    if as_json:
+        emit_json(asdict(done))
+    else:
+        typer.echo(f"{done.folder}: {done.num_tensors} tensors, {done.num_bytes / 1e9:.2f} GB")
+
+
 # -------------------------------------------------------------------------------------- labels
 
 

@@ -6,6 +6,7 @@ action is generated.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from molmoact_train.grammar import AnswerShape, Grammar, build_grammar
 from molmoact_train.image_processor import ImageLike, to_rgb
 from molmoact_train.model import MolmoActForActionReasoning
 from molmoact_train.processor import MolmoActProcessor
+from molmoact_train.weights import resolve_model_folder
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +98,7 @@ class Predictor:
         norm_stats: Mapping[str, Any] | None = None,
     ) -> Predictor:
         """`auto`: CUDA and bf16 where there is a GPU, else CPU and fp32. `norm_stats` replaces the checkpoint's."""
-        folder = Path(folder)
+        folder = resolve_model_folder(str(folder))
         check_is_model(folder)
         chosen = torch.device(
             ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -206,13 +208,39 @@ def checked_trace(trace: Trace) -> list[list[int]]:
     """A trace fit for drawing: at least two [x, y] points on 0..255."""
     points = [list(point) for point in trace]
     if len(points) < 2 or any(
-        len(p) != 2 or not all(0 <= value <= GRID_MAX for value in p) for p in points
+        len(p) != 2 or not all(isinstance(value, int) and 0 <= value <= GRID_MAX for value in p)
+        for p in points
     ):
         raise UserError(
             f"a trace is at least two [x, y] points, x right and y down, 0..{GRID_MAX} over the first image; "
             f"got {points}"
         )
     return points
+
+
+def parse_trace_flag(text: str) -> list[list[int]]:
+    """`"[[x,y],...]"` -> points, checked."""
+    try:
+        points = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--trace wants [[x,y],...], got {text!r}: {error}.") from error
+    if not isinstance(points, list) or not all(isinstance(p, list) for p in points):
+        raise UserError(f"--trace wants [[x,y],...], got {text!r}.")
+    return checked_trace(points)
+
+
+def summary(found: Prediction) -> str:
+    """A prediction for a person."""
+    stages = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in found.seconds.items())
+    lines = [f"depth codes: {' '.join(map(str, codes))}" for codes in found.depth_codes]
+    lines += [f"trace: {trace}" for trace in found.traces]
+    lines += [
+        f"action {step}: {' '.join(f'{value:.4f}' for value in row)}"
+        for step, row in enumerate(found.actions)
+    ]
+    lines += [f"problem: {problem}" for problem in found.problems]
+    lines.append(f"{found.num_tokens} tokens in {found.forward_passes} passes; {stages}")
+    return "\n".join(lines)
 
 
 def check_is_model(folder: Path) -> None:
@@ -247,9 +275,10 @@ def write_pictures(
     folder: Path,
     depth_tokenizer: DepthTokenizer | None,
 ) -> list[Path]:
-    """`trace.png` (the predicted trace over the first image) and, with a tokenizer, `depth.png`."""
+    """`prediction.json`, `trace.png` (over the first image) and, with a tokenizer, `depth.png`."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    written = [folder / "prediction.json"]
+    written[0].write_text(json.dumps(prediction.to_json(), indent=1) + "\n", encoding="utf-8")
     if prediction.traces:
         rgb = to_rgb(first_image)
         for trace, colour in zip(prediction.traces, overlay.ARM_COLOURS_RGB, strict=False):

@@ -66,6 +66,10 @@ class WeightFiles:
                 f"{self.folder / name} is missing or damaged ({error}); download or export it again."
             ) from error
 
+    def names(self) -> list[str]:
+        """All tensors, file by file."""
+        return sorted(self._file_of, key=lambda name: (self._file_of[name], name))
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor without reading it."""
         with self._open(self._file_of[name]) as file:
