@@ -146,9 +146,7 @@ def finish_folder(
     processor = MolmoActProcessor.from_pretrained(base)
     if not (folder / PROCESSOR_NAME).is_file():
         processor.save_pretrained(folder)
-    if not (folder / "generation_config.json").is_file():
-        ids = {"bos": processor.bos_id, "eos": processor.eos_id, "pad": processor.pad_id}
-        write_json(folder / "generation_config.json", {f"{k}_token_id": v for k, v in ids.items()})
+    _write_generation_config(folder / "generation_config.json", processor)
     merged = {**(config.get("norm_stats") or {}), **norm_stats}
     out = {k: v for k, v in config.items() if k != "torch_dtype"}
     out |= {"norm_stats": merged, "dtype": dtype, "architectures": ["MolmoActForActionReasoning"]}
@@ -157,6 +155,17 @@ def finish_folder(
     if norm_stats:
         write_json(folder / schema.STATISTICS_FILE, norm_stats)
     _point_at_code(folder)
+
+
+def _write_generation_config(path: Path, processor: MolmoActProcessor) -> None:
+    """What is there stays; the ids of begin, end and padding are added where they are missing."""
+    ids = {
+        "bos_token_id": processor.bos_id,
+        "eos_token_id": processor.eos_id,
+        "pad_token_id": processor.pad_id,
+    }
+    given = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, {**ids, **given})
 
 
 def _point_at_code(folder: Path) -> None:

@@ -49,6 +49,8 @@ class Adapter:
     scale: float
     matrices: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
     """Base parameter name -> (A [r, i], B [o, r]), fp32."""
+    copies: Mapping[str, torch.Tensor]
+    """Base parameters that PEFT stored along (it does so for an adapted LM head); they must be the base's."""
 
     def delta(self, name: str) -> torch.Tensor:
         """What is added to a base parameter, fp32 [o, i]."""
@@ -83,13 +85,19 @@ def read_adapter(folder: Path) -> Adapter:
     _check_plain(folder, config)
     rank, alpha = config["r"], config["lora_alpha"]
     scale = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
-    matrices = _pairs(folder, load_file(folder / ADAPTER_WEIGHTS))
+    copies, tensors = {}, {}
+    for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items():
+        if ".lora_" in name:
+            tensors[name] = tensor
+        else:
+            copies[name.removeprefix(_PREFIX).replace(".base_layer.", ".")] = tensor
+    matrices = _pairs(folder, tensors)
     if not any(b.any() and a.any() for a, b in matrices.values()) or scale == 0:
         raise UserError(
             f"the adapter {folder} changes nothing: all its products are zero, as before the first training step. "
             "Merging it would give the base model under another name."
         )
-    return Adapter(folder, config.get("base_model_name_or_path"), scale, matrices)
+    return Adapter(folder, config.get("base_model_name_or_path"), scale, matrices, copies)
 
 
 def _check_plain(folder: Path, config: Mapping[str, Any]) -> None:
@@ -140,6 +148,12 @@ def check_fits(adapter: Adapter, base: WeightFiles) -> None:
             raise UserError(
                 f"the adapter {adapter.folder} does not match the base {base.folder}: {name} is "
                 f"{base.shape(name)} there, the adapter is for {expected}."
+            )
+    for name, tensor in adapter.copies.items():
+        if name not in known or not torch.equal(base.read(name), tensor.to(base.read(name).dtype)):
+            raise UserError(
+                f"the adapter {adapter.folder} does not match the base {base.folder}: it brings its own {name}, which "
+                "is not the base's. It was trained on another model, or this weight was trained as a whole."
             )
 
 

@@ -24,7 +24,7 @@ from molmoact_train.export import export_folder, new_folder, unshard
 from molmoact_train.merge import merge_lora, read_adapter
 from molmoact_train.model import MolmoActForActionReasoning
 from molmoact_train.parallel import World
-from molmoact_train.predict import Predictor, PredictOptions
+from molmoact_train.predict import PredictOptions, Predictor
 from molmoact_train.processor import MolmoActProcessor
 from molmoact_train.tiny import write_tiny_checkpoint
 
@@ -66,14 +66,17 @@ def altered(adapter: Path, folder: Path, change: Any = None, **config: Any) -> P
     folder.mkdir()
     tensors = load_file(adapter / "adapter_model.safetensors")
     if change is not None:
-        tensors = dict(change(name, tensor) for name, tensor in tensors.items())
+        changed = [change(name, tensor) for name, tensor in tensors.items()]
+        tensors = {name: tensor.contiguous() for name, tensor in changed}
     save_file(tensors, folder / "adapter_model.safetensors")
     fields = json.loads((adapter / "adapter_config.json").read_text()) | config
     (folder / "adapter_config.json").write_text(json.dumps(fields))
     return folder
 
 
-def test_merged_model_equals_base_with_peft_adapter(base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_merged_model_equals_base_with_peft_adapter(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
     done = merge_lora(adapter, tmp_path / "out", base=str(base), verify=True)
     on = PeftModel.from_pretrained(MolmoActForActionReasoning.from_pretrained(base), str(adapter))
     expected = logits(on, base)
@@ -88,7 +91,8 @@ def test_merged_model_equals_base_with_peft_adapter(base: Path, adapter: Path, t
     assert merged.keys() == weights.keys()
     for name, tensor in merged.items():
         torch.testing.assert_close(tensor, weights[name], msg=name)
-    assert done.adapted == sum(name.endswith("lora_A.weight") for name in load_file(adapter / "adapter_model.safetensors"))  # fmt: skip
+    stored = load_file(adapter / "adapter_model.safetensors")
+    assert done.adapted == sum(name.endswith("lora_A.weight") for name in stored)
 
 
 def test_merging_joins_statistics_and_takes_the_base_an_adapter_names(
@@ -112,6 +116,7 @@ def test_merging_joins_statistics_and_takes_the_base_an_adapter_names(
         (lambda n, t: (n.replace("lm_head.lora_A.w", "lm_head.lora_magnitude.w"), t), {}, "unknown tensor"),
         (lambda n, t: (n.replace("lm_head.lora_A", "lm_head_2.lora_A"), t), {}, "lacks one of"),
         (lambda n, t: (n, t / 0), {}, "NaN or infinity"),
+        (lambda n, t: (n, t + ("base_layer" in n)), {}, r"brings its own lm_head\.weight"),
         (None, {"use_dora": True}, "use_dora=True cannot be merged"),
         (None, {"rank_pattern": {"lm_head": 2}}, "cannot be merged"),
         (None, {"peft_type": "IA3"}, "only LORA"),

@@ -220,6 +220,19 @@ def test_crops_that_differ_in_one_number_are_both_kept() -> None:
     assert every_slot(images).slot_BT.tolist() == [[0, 1, 2]]
 
 
+def test_a_black_picture_is_not_taken_for_padding(
+    model: MolmoActForActionReasoning, processor: MolmoActProcessor
+) -> None:
+    """Normalised black is -1 everywhere, which is also what pads crop slots."""
+    black = np.zeros((60, 80, 3), dtype=np.uint8)
+    batch = processor.image_processor([[black, *pictures(1)], black])
+    images, index = torch.from_numpy(batch["images"]), torch.from_numpy(batch["pooled_patches_idx"])
+    assert (images[1, 0] == -1).all()
+    ours = model.model.image_features(images, index)
+    model.savings = PLAIN
+    assert_close(ours, model.model.image_features(images, index), 1e-6)
+
+
 def test_crops_moved_once_by_the_collator_give_the_same_logits(
     model: MolmoActForActionReasoning, processor: MolmoActProcessor
 ) -> None:

@@ -12,9 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PADDING = -1.0
-"""Value of every number in a crop slot that holds no crop."""
-
 
 @dataclass(frozen=True)
 class CropBatch:
@@ -33,10 +30,23 @@ def every_slot(images_BTPC: Tensor) -> CropBatch:
     return CropBatch(images_BTPC.flatten(0, 1), index)
 
 
-def distinct_crops(images_BTPC: Tensor) -> CropBatch:
-    """Drop padded slots and keep one copy of equal crops; equality is exact, on every pixel."""
+def slots_in_use(pooled_patches_idx_BM4: Tensor, num_slots: int, num_patches: int) -> Tensor:
+    """Which crop slots are read by some window, bool [B, T].
+
+    Pixels cannot tell: a black picture is -1 everywhere once normalised, exactly as padding is.
+    """
+    slots_BN = pooled_patches_idx_BM4.flatten(1) // num_patches  # -1 stays -1: floor division
+    used = torch.zeros(len(slots_BN), num_slots + 1, dtype=torch.bool, device=slots_BN.device)
+    used.scatter_(1, slots_BN + 1, 1)
+    return used[:, 1:]
+
+
+def distinct_crops(images_BTPC: Tensor, used_BT: Tensor | None = None) -> CropBatch:
+    """Keep one copy of equal crops, and none of unused slots; equality is exact, on every pixel."""
     flat_NPC = images_BTPC.flatten(0, 1)
-    is_crop_N = (flat_NPC != PADDING).flatten(1).any(dim=1)
+    is_crop_N = (
+        torch.ones(len(flat_NPC), dtype=torch.bool) if used_BT is None else used_BT.flatten()
+    )
     keys = _fingerprints(flat_NPC)
     rows: list[int] = []
     slot_N = [-1] * len(flat_NPC)

@@ -29,7 +29,7 @@ from molmoact_train.model.attention import (
     positions_from_mask,
 )
 from molmoact_train.model.config import MolmoActConfig
-from molmoact_train.model.crops import CropBatch, distinct_crops, every_slot
+from molmoact_train.model.crops import CropBatch, distinct_crops, every_slot, slots_in_use
 from molmoact_train.model.language import LanguageModel, RMSNorm, TokenEmbedding
 from molmoact_train.model.vision import VisionBackbone, VisionTransformer
 
@@ -122,7 +122,8 @@ class MolmoActModel(MolmoActPreTrainedModel):
         if crop_slots is not None:
             crops = CropBatch(images, crop_slots)
         elif self.savings.deduplicate_crops:
-            crops = distinct_crops(images)
+            used = slots_in_use(pooled_patches_idx, images.shape[1], images.shape[2])
+            crops = distinct_crops(images, used)
         else:
             crops = every_slot(images)
         if image_masks is None and hasattr(self.vision_backbone, "pad_embed"):
