@@ -24,7 +24,8 @@ LATER = DotSource(lengths=(6, 11), first_episode=4)
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    files = (p for p in root.rglob("*") if p.is_file() and p.name != schema.REPORT_FILE)
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in files}
 
 
 def retokenized(source: Path, target: Path, config: RetokenizeConfig, **flags: bool) -> Path:
