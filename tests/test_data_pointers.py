@@ -231,6 +231,62 @@ def test_cropped_frames_and_short_columns_are_refused(tmp_path: Path) -> None:
         pointer.point_columns({"state": np.zeros((3, 2))}, (241, 321))
 
 
+def test_projection_is_exact_in_simulation(tmp_path: Path) -> None:
+    """The recorded state, and the joints through the model's own chain, against MuJoCo's grip site and camera."""
+    mujoco = pytest.importorskip("mujoco", reason="the simulator is not installed")
+    from molmoact_data.simulation.camera import PinholeCamera, intrinsics, world_to_camera
+    from molmoact_data.simulation.episodes import EpisodeConfig, start_rollout
+
+    arm = start_rollout(3, EpisodeConfig(split="test", policy="random")).world.arm
+    model, data = arm.model, arm.data
+    view = model.camera("front").id
+    rng = np.random.default_rng(0)
+    states, joints, pixels = [], [], []
+    for _ in range(8):
+        arm.step(np.append(rng.uniform(-0.5, 0.5, 6), 1).astype(np.float32))
+        mujoco.mj_forward(model, data)  # positions of bodies lag one step behind the joints
+        camera = PinholeCamera(
+            intrinsics(float(model.cam_fovy[view]), (256, 256)),
+            world_to_camera(data.cam_xpos[view], data.cam_xmat[view].reshape(3, 3)),
+            (256, 256),
+        )
+        states.append(arm.state())
+        joints.append(np.rad2deg(data.qpos[:7]))
+        pixels.append(camera.project(arm.grip_pose()[0][None])[0][0])
+
+    told = {**camera.to_json(), "first_pixel_centre": 0.5}
+    recorded = {"column": "state", "position": [0, 1, 2]}
+    chain = [*model_chain(mujoco, model)]
+    by_joints = {
+        "column": "joints", "joints": list(range(7)), "joint_unit": "degree", "chain": chain,
+        "tool_offset": model.site_pos[0].tolist(),
+    }  # fmt: skip
+    path = tmp_path / "calibration.yaml"
+    path.write_text(yaml.safe_dump({"camera": told, "arms": [recorded, by_joints]}))
+    pointer = ProjectedPoints(str(path))
+    columns = {"state": np.stack(states), "joints": np.stack(joints)}
+    points = pointer.point_columns(columns, (256, 256))
+    pixel_TA2 = points.xy_NA2 * 255
+    np.testing.assert_allclose(pixel_TA2[:, 1], np.stack(pixels), atol=1e-3)
+    np.testing.assert_allclose(pixel_TA2[:, 0], np.stack(pixels), atol=1e-3)
+    assert np.ptp(pixels, axis=0).max() > 5  # it moved
+
+
+def model_chain(mujoco: Any, model: Any) -> Iterator[dict[str, Any]]:
+    """The bodies from the world to the grip site, as URDF-like joints."""
+    bodies = [int(model.site_bodyid[0])]
+    while bodies[0]:
+        bodies.insert(0, int(model.body_parentid[bodies[0]]))
+    for body in bodies[1:]:
+        matrix = np.zeros(9)
+        mujoco.mju_quat2Mat(matrix, model.body_quat[body])
+        r = matrix.reshape(3, 3)
+        pitch = math.atan2(-r[2, 0], math.hypot(r[0, 0], r[1, 0]))
+        rpy = [math.atan2(r[2, 1], r[2, 2]), pitch, math.atan2(r[1, 0], r[0, 0])]
+        kind = "revolute" if model.body_jntnum[body] else "fixed"
+        yield {"xyz": model.body_pos[body].tolist(), "rpy": rpy, "kind": kind}
+
+
 # --- server -----------------------------------------------------------------------------------------
 
 
