@@ -75,7 +75,7 @@ def render(
     if isinstance(row, ConversationRow):
         return _render_conversation(row, rng, settings)
     kind = draw_kind(row, rng, settings.kinds)
-    images = [_decode(encoded, row.where) for encoded in row.images]
+    images = [decode_image(encoded, row.where) for encoded in row.images]
     traces = row.traces
     if settings.augment:
         has_depth = kind in ("reasoning", "depth")
@@ -126,7 +126,7 @@ def _render_conversation(
     Its text may hold a trace or depth of the whole frame, so the first camera is never cropped.
     """
     question, answer = row.turns[int(rng.integers(len(row.turns)))]
-    images = [_decode(encoded, row.where) for encoded in row.images]
+    images = [decode_image(encoded, row.where) for encoded in row.images]
     traces = None if row.trace is None else [row.trace]
     if settings.augment:
         images = augment(images, traces, rng, crop_first=False).images
@@ -154,7 +154,8 @@ def _draw(image: Image.Image, traces: Sequence[Sequence[Sequence[int]]]) -> Imag
     return Image.fromarray(rgb)
 
 
-def _decode(encoded: bytes, where: str) -> Image.Image:
+def decode_image(encoded: bytes, where: str) -> Image.Image:
+    """Encoded RGB -> picture; `where` names the row in the error."""
     try:
         return Image.open(io.BytesIO(encoded)).convert("RGB")
     except (UnidentifiedImageError, OSError) as error:

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from molmoact_train.collate import MicroBatch, split_by_length
 from molmoact_train.config import TrainConfig
-from molmoact_train.dataset import PARTS, TrainingData
+from molmoact_train.dataset import PARTS, TrainingData, decode_image, shrink
 from molmoact_train.model import MolmoActForActionReasoning
 from molmoact_train.parallel import World, autocast
+from molmoact_train.predict import PredictOptions, Predictor
+from molmoact_train.sources import ShardSource
 
 
 @dataclass
@@ -150,8 +152,70 @@ def summarise_answers(answers: Sequence[AnswerErrors]) -> dict[str, float]:
     return found
 
 
+@torch.no_grad()
 def generated(
     model: MolmoActForActionReasoning, data: TrainingData, config: TrainConfig, world: World
 ) -> dict[str, float]:
-    """Errors of whole answers; every process generates the same ones, so that sharded passes stay in step."""
-    return summarise_answers([])
+    """Errors of whole answers on `eval_generate` held-out frames of our record.
+
+    Every process generates the same answers, so that the passes of a sharded model stay in step.
+    """
+    answers = []
+    for source, row in _frames_to_answer(data, config.eval_generate):
+        with autocast(config, world.device):
+            answers.append(answer_errors(model, data, config, source, row))
+    return summarise_answers(answers)
+
+
+def _frames_to_answer(data: TrainingData, count: int) -> list[tuple[ShardSource, int]]:
+    """Frames spread evenly over the held-out rows that a whole answer can be asked about."""
+    sources = [
+        s for s in data.sources
+        if isinstance(s, ShardSource) and s.size and s.statistics and s.layout.num_arms is not None
+    ]  # fmt: skip
+    if not sources or not count:
+        return []
+    found = []
+    for number in range(count):
+        source = sources[number % len(sources)]
+        found.append((source, number * source.size // count))
+    return [(source, row) for source, row in found if source.row(row).traces is not None]
+
+
+def answer_errors(
+    model: MolmoActForActionReasoning,
+    data: TrainingData,
+    config: TrainConfig,
+    source: ShardSource,
+    index: int,
+) -> AnswerErrors:
+    """Answer one frame as `molmoact predict` would, and compare with what was recorded.
+
+    Where the data have no depth codes, the answer is steered by the recorded trace instead.
+    """
+    assert source.statistics is not None
+    row = source.row(index)
+    assert row.action_bins is not None
+    assert row.traces is not None
+    steer = row.depth_codes is None
+    predictor = Predictor(model, data.processor, source.statistics.to_json())
+    options = PredictOptions(
+        chunk_size=len(row.action_bins), num_arms=len(row.traces), wording=config.wording
+    )
+    pictures = [shrink(decode_image(e, row.where), data.settings.max_side) for e in row.images]
+    found = predictor.predict(
+        pictures, row.instruction, trace=row.traces[0] if steer else None, options=options
+    )
+    return AnswerErrors(
+        code_accuracy=None if steer else compare_codes(found.depth_codes[0], row.depth_codes),
+        trace_distance=None if steer else _mean_trace_distance(found.traces, row.traces),
+        action_error_D=action_error(np.asarray(found.actions), source.recorded_actions(index)),
+    )
+
+
+def _mean_trace_distance(
+    found: Sequence[Sequence[Sequence[float]]], expected: Sequence[Sequence[Sequence[int]]]
+) -> float:
+    """Over the arms; an arm that the answer leaves empty counts as far off as can be."""
+    padded = [*found, *[[]] * (len(expected) - len(found))]
+    return float(np.mean([trace_distance(f, e) for f, e in zip(padded, expected, strict=True)]))
