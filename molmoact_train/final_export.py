@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-
-from molmoact_data import schema
 from molmoact_train import lora
 from molmoact_train.checkpoint import save_guard, write_json
 from molmoact_train.config import TrainConfig, to_json
+from molmoact_train.export import ShardWriter, finish_folder, read_config
 from molmoact_train.optim import released_name
 from molmoact_train.parallel import BuiltModel, World, whole_tensor
-from molmoact_train.processor import MolmoActProcessor
-
-SHARD_BYTES = 4 * 2**30
-"""Weights are gathered and written this much at a time."""
 
 
 def write(
     folder: Path,
     built: BuiltModel,
     config: TrainConfig,
-    processor: MolmoActProcessor,
+    base: Path,
     statistics: Mapping[str, Any],
     world: World,
 ) -> Path:
-    """Export into `folder`, under a temporary name until it is complete. All processes must call it."""
+    """Export into `folder`, under a temporary name until it is complete. All processes must call it.
+
+    `base` is the folder that training started from; tokenizer and image processor come from there.
+    """
     temporary = folder.with_name(folder.name + "-tmp")
     if world.is_main:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -40,7 +35,7 @@ def write(
         if config.lora:
             _write_adapter(temporary, built, config, statistics, world)
         else:
-            _write_model(temporary, built, config, processor, statistics, world)
+            _write_model(temporary, built, config, base, statistics, world)
     if world.is_main:
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
@@ -76,51 +71,17 @@ def _write_model(
     folder: Path,
     built: BuiltModel,
     config: TrainConfig,
-    processor: MolmoActProcessor,
+    base: Path,
     statistics: Mapping[str, Any],
     world: World,
 ) -> None:
-    files: list[tuple[str, list[str]]] = []
-    for number, shard in enumerate(_shards(built.model), start=1):
-        name = f"model-{number:05d}.safetensors"
-        files.append((name, list(shard)))
+    """Gathered one tensor at a time; only rank 0 keeps and writes them."""
+    writer = ShardWriter(folder)
+    for name, parameter in built.model.named_parameters():
+        whole = whole_tensor(parameter)
         if world.is_main:
-            save_file(shard, folder / name, metadata={"format": "pt"})
-    if not world.is_main:
-        return
-    _name_shards(folder, files)
-    model_config = built.model.config
-    model_config.norm_stats = dict(statistics)
-    model_config.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    write_json(folder / schema.STATISTICS_FILE, statistics)
-    write_json(folder / "train_config.json", to_json(config))
-
-
-def _shards(model: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Whole weights by released name, at most `SHARD_BYTES` at a time."""
-    shard: dict[str, torch.Tensor] = {}
-    size = 0
-    for name, parameter in model.named_parameters():
-        whole = whole_tensor(parameter).contiguous()
-        if shard and size + whole.nbytes > SHARD_BYTES:
-            yield shard
-            shard, size = {}, 0
-        shard[released_name(name)] = whole
-        size += whole.nbytes
-    yield shard
-
-
-def _name_shards(folder: Path, files: list[tuple[str, list[str]]]) -> None:
-    """The names that transformers expects, and the index that lists what is in which."""
-    if len(files) == 1:
-        (folder / files[0][0]).rename(folder / "model.safetensors")
-        return
-    weight_map = {}
-    for number, (name, tensors) in enumerate(files, start=1):
-        final = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        (folder / name).rename(folder / final)
-        weight_map.update(dict.fromkeys(tensors, final))
-    total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+            writer.add(released_name(name), whole)
+    if world.is_main:
+        writer.finish()
+        finish_folder(folder, base, read_config(base), statistics, "float32")
+        write_json(folder / "train_config.json", to_json(config))

@@ -137,7 +137,7 @@ def train(
             if state.too_long:
                 logger.warning("%d samples were longer than seq_len and left out", state.too_long)
             final = final_export.write(
-                run / checkpoint.FINAL_DIR, built, config, processor, statistics, world
+                run / checkpoint.FINAL_DIR, built, config, model_folder, statistics, world
             )
             return Outcome(state.step, finished=True, folder=final, metrics=report.last)
 
