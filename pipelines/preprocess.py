@@ -148,9 +148,7 @@ def statistics_for(
     if config.statistics is not None:
         output.write_bytes(schema.STATISTICS_FILE, frozen_statistics(config, source))
     elif not output.exists(schema.STATISTICS_FILE):
-        run_pipeline(
-            config.runner.single_process(), statistics_graph, config, list(source.episodes), output
-        )
+        run_pipeline(config.runner.single_process(), statistics_graph, config, source, output)
     content = json.loads(output.read_bytes(schema.STATISTICS_FILE))
     statistics = DatasetStatistics.from_json(content)
     observed = content[statistics.key].get(OBSERVED, {})
@@ -175,10 +173,7 @@ def frozen_statistics(config: PreprocessConfig, source: EpisodeSource) -> bytes:
 
 
 def statistics_graph(
-    pipeline: beam.Pipeline,
-    config: PreprocessConfig,
-    episodes: Sequence[EpisodeRef],
-    output: Storage,
+    pipeline: beam.Pipeline, config: PreprocessConfig, source: EpisodeSource, output: Storage
 ) -> None:
     """Numeric columns of the whole dataset -> one statistics file."""
     import apache_beam as beam
@@ -186,14 +181,14 @@ def statistics_graph(
     from pipelines.transforms import CombineStatistics, ReadNumeric, WriteStatistics
 
     size = EPISODES_PER_STATISTICS_ELEMENT
-    pairs = [[ref.episode_index, ref.num_frames] for ref in episodes]
-    name = config.dataset_path.rstrip("/").rpartition("/")[2]
+    pairs = [[ref.episode_index, ref.num_frames] for ref in source.episodes]
     _ = (
         pipeline
         | "Episodes" >> beam.Create([pairs[i : i + size] for i in range(0, len(pairs), size)])
         | "SpreadEpisodes" >> beam.Reshuffle()
         | "ReadNumeric" >> beam.ParDo(ReadNumeric(config.dataset_path, config.revision))
-        | "Combine" >> beam.CombineGlobally(CombineStatistics(name, dict(config.gripper)))
+        | "Combine"
+        >> beam.CombineGlobally(CombineStatistics(source.info.name, dict(config.gripper)))
         | "WriteStatistics" >> beam.ParDo(WriteStatistics(output, schema.STATISTICS_FILE))
     )
 

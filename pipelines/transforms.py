@@ -113,7 +113,9 @@ class BuildShard(beam.DoFn):
     def setup(self) -> None:
         """Open the dataset and load the teachers, once per process."""
         limit_threads(self._threads)
-        self._source = open_source(self._job.dataset_path, revision=self._job.revision)
+        self._source = open_source(
+            self._job.dataset_path, revision=self._job.revision, isolate=self._job.isolate_decoder
+        )
         self._teachers = load_teachers(self._job.labels, self._device)
         folder = Path(self._progress_folder) if self._progress_folder else None
         self._counter = FrameCounter(folder)
