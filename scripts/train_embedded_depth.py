@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from molmoact_data.adapters.embedded_networks import DepthNetwork, to_input
+from molmoact_data.simulation.augmentation import soften, vary_colour
 from molmoact_data.simulation.frame_shards import FrameArrays
 from molmoact_data.simulation.training import (
     FitConfig,
     fit,
     load_weights,
-    open_shards,
     shuffled_batches,
     start_processes,
 )
@@ -42,10 +42,11 @@ def relative_inverse_depth(depth_NHW: NDArray[np.uint16]) -> Tensor:
     return (inverse - low) / (high - low)
 
 
-def depth_loss(model: nn.Module, frames: FrameArrays) -> Tensor:
+def depth_loss(model: nn.Module, frames: FrameArrays, generator: torch.Generator) -> Tensor:
     """Absolute error plus that of the differences between neighbours; half the images are mirrored."""
     size = DepthNetwork.input_size
     x = to_input(torch.from_numpy(frames.rgb), size)
+    x = soften(vary_colour(x, generator), generator)
     target = F.interpolate(
         relative_inverse_depth(frames.depth)[:, None], (size, size), mode="area"
     )[:, 0]
@@ -76,13 +77,12 @@ def main() -> None:
         steps=args.steps,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
-        seed=args.seed,
+        seed=args.seed + rank,
     )
     model = DepthNetwork()
     if args.init:
         load_weights(model, args.init)
-    shards = open_shards(args.frames, "train")
-    batches = shuffled_batches(shards, config.batch_size, every_frame, config.seed + rank)
+    batches = shuffled_batches(args.frames, config.batch_size, every_frame, config.seed)
     fit(model, depth_loss, batches, config, args.output)
 
 

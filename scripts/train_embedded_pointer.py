@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from molmoact_data.adapters.embedded_networks import PointerNetwork, to_input
+from molmoact_data.simulation.augmentation import random_crops, soften, vary_colour
 from molmoact_data.simulation.frame_shards import FrameArrays
 from molmoact_data.simulation.training import (
     FitConfig,
     fit,
     load_weights,
-    open_shards,
     shuffled_batches,
     start_processes,
 )
@@ -40,18 +40,22 @@ def front_and_near(frames: FrameArrays) -> NDArray[np.bool_]:
     return ~frames.is_wrist & (np.abs(unit - 0.5) < 0.7).all(axis=1)
 
 
-def pointing_loss(model: nn.Module, frames: FrameArrays) -> Tensor:
-    height, width = frames.rgb.shape[1:3]
-    rgb = torch.from_numpy(frames.rgb)
-    target = torch.from_numpy(frames.grip_pixel / np.array([width - 1, height - 1], np.float32))
-    visible = torch.from_numpy(frames.grip_visible).float()
-    x = to_input(rgb, PointerNetwork.input_size).contiguous(memory_format=torch.channels_last)
+def pointing_loss(model: nn.Module, frames: FrameArrays, generator: torch.Generator) -> Tensor:
+    """Distance and heat-map where the point is in the crop, visibility everywhere."""
+    size = PointerNetwork.input_size
+    if frames.rgb.shape[1:3] != (size, size):
+        raise ValueError(f"expected {size}x{size} frames, got {frames.rgb.shape}")
+    x = to_input(torch.from_numpy(frames.rgb), size)
+    x, pixel = random_crops(x, torch.from_numpy(frames.grip_pixel), generator)
+    x = soften(vary_colour(x, generator), generator).contiguous(memory_format=torch.channels_last)
+    target = pixel / (size - 1)
     with torch.autocast("cpu", torch.bfloat16):
         xy, logit, heat = model(x)
     inside = ((target >= 0) & (target <= 1)).all(dim=1).float()
+    visible = torch.from_numpy(frames.grip_visible).float() * inside
     weight = inside * torch.where(visible > 0, 1.0, HIDDEN_WEIGHT)
     distance = F.smooth_l1_loss(xy * 255, target * 255, beta=2.0, reduction="none").sum(dim=1)
-    total = (weight * (distance / 8 + heat_loss(heat, target))).sum() / weight.sum()
+    total = (weight * (distance / 8 + heat_loss(heat, target))).sum() / weight.sum().clamp_min(1e-6)
     return total + F.binary_cross_entropy_with_logits(logit, visible)
 
 
@@ -82,13 +86,12 @@ def main() -> None:
         steps=args.steps,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
-        seed=args.seed,
+        seed=args.seed + rank,
     )
     model = PointerNetwork()
     if args.init:
         load_weights(model, args.init)
-    shards = open_shards(args.frames, "train")
-    batches = shuffled_batches(shards, config.batch_size, front_and_near, config.seed + rank)
+    batches = shuffled_batches(args.frames, config.batch_size, front_and_near, config.seed)
     fit(model, pointing_loss, batches, config, args.output)
 
 

@@ -82,12 +82,15 @@ def add(parent: ET.Element, tag: str, **attributes: object) -> ET.Element:
 
 
 def add_arm(world: ET.Element, height_m: float, skins: dict[str, Rgb], wrist: WristCamera) -> None:
-    """The arm's kinematic chain on the table's edge; `skins` has `shell` and `joint`."""
+    """The arm's kinematic chain on the table's edge; `skins` has `shell` and `joint`.
+
+    Gravity is compensated in the MJCF: MuJoCo ignores it where it is written into a compiled model.
+    """
     body = add(world, "body", name="base", pos=(BASE_X_M, 0, height_m), childclass="arm")
     _add_shape(body, Shape("cylinder", (0, 0, 0), (0, 0, 0.03), 0.11, _JOINT), skins)
     _add_shape(body, Shape("cylinder", (0, 0, 0.03), (0, 0, 0.16), 0.075, _SHELL), skins)
     for number, link in enumerate(LINKS, start=1):
-        body = add(body, "body", pos=link.position, quat=link.quaternion)
+        body = add(body, "body", pos=link.position, quat=link.quaternion, gravcomp=1)
         add(body, "joint", name=f"j{number}", range=link.limits_rad)
         _add_inertia(body, link.centre_of_mass, link.mass_kg, link.inertia)
         for shape in link.shapes:
@@ -113,7 +116,7 @@ def add_actuators(root: ET.Element) -> None:
 
 def _add_hand(wrist_body: ET.Element, skins: dict[str, Rgb], wrist: WristCamera) -> None:
     eighth_turn = (np.cos(np.pi / 8), 0, 0, -np.sin(np.pi / 8))
-    hand = add(wrist_body, "body", name="hand", pos=(0, 0, 0.107), quat=eighth_turn)
+    hand = add(wrist_body, "body", name="hand", pos=(0, 0, 0.107), quat=eighth_turn, gravcomp=1)
     _add_inertia(hand, (0, 0, 0.03), 0.6, (0.002, 0.002, 0.001))
     _add_box(hand, (0, 0, 0.028), (0.028, 0.095, 0.026), skins[_JOINT])
     _add_box(hand, (0, 0, 0.052), (0.022, 0.088, 0.010), skins[_SHELL])
@@ -122,7 +125,7 @@ def _add_hand(wrist_body: ET.Element, skins: dict[str, Rgb], wrist: WristCamera)
     axes = (0, 1, 0, np.cos(pitch), 0, np.sin(pitch))
     add(hand, "camera", name="wrist", pos=wrist.offset_m, xyaxes=axes, fovy=wrist.fovy_deg)
     for name, side in (("left_finger", 1), ("right_finger", -1)):
-        finger = add(hand, "body", name=name, pos=(0, 0, 0.0584))
+        finger = add(hand, "body", name=name, pos=(0, 0, 0.0584), gravcomp=1)
         add(
             finger, "joint", name=name, type="slide", axis=(0, side, 0),
             range=(0, FINGER_OPEN_M), **{"class": "finger"},

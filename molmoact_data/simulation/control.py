@@ -20,7 +20,7 @@ ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 STATE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "left_finger", "right_finger")
 
 _DAMPING = 1e-4
-_POSTURE_GAIN = 0.05
+_POSTURE_GAIN = 0.3
 
 
 def solve_ik(

@@ -24,7 +24,7 @@ CARRY_M = 0.13
 # The object's origin above the target's when released; a gripper that opens inside a bowl wedges it.
 RELEASE_M = {"on": 0.016, "in": 0.05, "stack": 0.046}
 POUR_HEIGHT_M = 0.16
-POUR_TURN_RAD = np.deg2rad(78)
+POUR_TURN_RAD = np.deg2rad(65)
 _GAIN = 0.6
 
 
@@ -177,15 +177,15 @@ def _turn_phases(task: Task, world: World, grasp: NDArray[np.float64]) -> list[P
 
 
 def _pour_phases(world: World, grasp: NDArray[np.float64]) -> list[Phase]:
-    tipped = matrix_from_vector(np.array([0.0, -POUR_TURN_RAD, 0.0])) @ POINTING_DOWN
+    tipped = matrix_from_vector(np.array([0.0, POUR_TURN_RAD, 0.0])) @ grasp
 
     def above(offset_x_m: float, rotation: NDArray[np.float64]) -> Pose:
         goal = world.target_position + np.array([offset_x_m, 0, POUR_HEIGHT_M])
         return _with_object_at(world, goal, rotation)
 
     return [
-        Phase("move", lambda: above(-0.04, grasp), CLOSED, 0.02, 0.15, noisy=True),
-        Phase("tip", lambda: above(-0.04, tipped), CLOSED, 0.02, 0.08),
+        Phase("move", lambda: above(0.04, grasp), CLOSED, 0.02, 0.15, noisy=True),
+        Phase("tip", lambda: above(0.04, tipped), CLOSED, 0.02, 0.08),
         Phase("hold", None, CLOSED, max_steps=4),
     ]
 

@@ -34,13 +34,11 @@ FLAT = RenderQuality(shadow_px=0, msaa=0)
 
 
 def build_model(look: Look, objects: Sequence[Placed], quality: RenderQuality) -> Any:
-    """The compiled `mujoco.MjModel`; the arm is weightless (gravity-compensated)."""
+    """The compiled `mujoco.MjModel`."""
     xml = ET.tostring(scene_tree(look, objects, quality), encoding="unicode")
     surfaces = {"table": look.table, "floor": look.floor, "wall": look.wall}
     assets = {f"{name}.png": textures.png_bytes(spec) for name, spec in surfaces.items()}
-    model = mujoco.MjModel.from_xml_string(xml, assets)
-    model.body_gravcomp[model.body_rootid == model.body("base").id] = 1.0
-    return model
+    return mujoco.MjModel.from_xml_string(xml, assets)
 
 
 def scene_tree(look: Look, objects: Sequence[Placed], quality: RenderQuality) -> ET.Element:

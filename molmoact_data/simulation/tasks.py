@@ -16,7 +16,9 @@ Family = Literal["lift", "on", "in", "stack", "turn", "pour"]
 FAMILIES: tuple[Family, ...] = ("lift", "on", "in", "stack", "turn", "pour")
 
 LIFTED_M = 0.06
-POUR_TILT_RAD = np.deg2rad(60)
+POUR_TILT_RAD = np.deg2rad(45)
+# The hand tips towards the robot, which it can only do over the near half of the table.
+POUR_MAX_X_M = -0.05
 POUR_REACH_M = 0.10
 TURN_TOLERANCE_RAD = np.deg2rad(20)
 PLACE_RADIUS_M = {"on": 0.05, "in": 0.05, "stack": 0.02}
@@ -45,9 +47,19 @@ def sample_task(rng: np.random.Generator, split: Split, family: Family | None = 
     if target:
         kinds.append(target)
     kinds += sample_distractors(rng)
-    objects = tuple(sample_layout(rng, split, kinds, clutter=int(rng.integers(0, 3))))
+    objects = _sample_objects(rng, split, family, kinds)
     turn_rad = float(rng.choice((-1.0, 1.0))) * np.pi / 2 if family == "turn" else 0.0
     return Task(family, _instruction(family, objects, turn_rad), objects, turn_rad)
+
+
+def _sample_objects(
+    rng: np.random.Generator, split: Split, family: Family, kinds: list[str]
+) -> tuple[Placed, ...]:
+    clutter = int(rng.integers(0, 3))
+    while True:
+        objects = sample_layout(rng, split, kinds, clutter=clutter)
+        if family != "pour" or objects[1].xy_m[0] < POUR_MAX_X_M:
+            return tuple(objects)
 
 
 def _instruction(family: Family, objects: tuple[Placed, ...], turn_rad: float) -> str:

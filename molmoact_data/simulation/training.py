@@ -24,7 +24,8 @@ from molmoact_data.errors import UserError
 from molmoact_data.simulation.frame_shards import FrameArrays, read_shard
 
 logger = logging.getLogger(__name__)
-Loss = Callable[[nn.Module, FrameArrays], Tensor]
+Loss = Callable[[nn.Module, FrameArrays, torch.Generator], Tensor]
+"""Model, one batch, randomness for augmentation -> scalar."""
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,22 @@ def concatenate(parts: Sequence[FrameArrays]) -> FrameArrays:
 
 
 def shuffled_batches(
-    shards: Sequence[FrameArrays],
-    batch_size: int,
-    keep: Callable[[FrameArrays], NDArray[np.bool_]],
-    seed: int,
+    root: Path, batch_size: int, keep: Callable[[FrameArrays], NDArray[np.bool_]], seed: int
 ) -> Iterator[FrameArrays]:
-    """Endless epochs over the rows that `keep` selects, in a new order each time."""  # fmt: skip
+    """Endless epochs over the training rows that `keep` selects, in a new order each time.
+
+    Shards are listed anew for every epoch, so that rendering may go on meanwhile.
+    """
     rng = np.random.default_rng(seed)
-    rows = [np.flatnonzero(keep(shard)) for shard in shards]
-    index = np.concatenate([np.stack([np.full(len(r), s), r], axis=1) for s, r in enumerate(rows)])
     while True:
-        order = rng.permutation(len(index))
-        for start in range(0, len(order) - batch_size + 1, batch_size):
-            chosen = index[np.sort(order[start : start + batch_size])]
-            shard_numbers = np.unique(chosen[:, 0])
-            parts = [select(shards[s], chosen[chosen[:, 0] == s, 1]) for s in shard_numbers]
-            yield concatenate(parts)
+        shards = open_shards(root, "train")
+        rows = [np.flatnonzero(keep(shard)) for shard in shards]
+        numbered = [np.stack([np.full(len(r), s), r], axis=1) for s, r in enumerate(rows)]
+        index = rng.permutation(np.concatenate(numbered))
+        for start in range(0, len(index) - batch_size + 1, batch_size):
+            chosen = index[start : start + batch_size]
+            of_shard = {int(s): chosen[chosen[:, 0] == s, 1] for s in np.unique(chosen[:, 0])}
+            yield concatenate([select(shards[s], np.sort(r)) for s, r in of_shard.items()])
 
 
 def fit(
@@ -90,11 +91,12 @@ def fit(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     start = time.perf_counter()
+    generator = torch.Generator().manual_seed(config.seed)
     running = 0.0
     for step in range(1, config.steps + 1):
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * learning_rate_factor(step, config)
-        value = loss(model, next(batches))
+        value = loss(model, next(batches), generator)
         if not torch.isfinite(value):
             raise FloatingPointError(f"loss is {value.item()} at step {step}")
         optimiser.zero_grad(set_to_none=True)
