@@ -167,10 +167,22 @@ def _write_v30(root: Path, records: Sequence[EpisodeRecord]) -> None:
     names = pa.array([t for _, t in _tasks(records)], pa.string())
     numbers = pa.array([i for i, _ in _tasks(records)], pa.int64())
     table = pa.table({"task_index": numbers, "__index_level_0__": names})
-    pandas = {"index_columns": ["__index_level_0__"], "column_indexes": [], "columns": []}
-    table = table.replace_schema_metadata({"pandas": json.dumps(pandas)})
+    table = table.replace_schema_metadata({"pandas": json.dumps(_pandas_index())})
     pq.write_table(table, root / "meta/tasks.parquet")
     _write_json(root / "meta/stats.json", _merge([r.statistics for r in records]))
+
+
+def _pandas_index() -> Json:
+    """LeRobot reads tasks as a pandas frame whose index is the text; this is how parquet says so."""
+    text, number = {"pandas_type": "unicode", "numpy_type": "object"}, {"pandas_type": "int64"}
+    number["numpy_type"] = "int64"
+    index = {"name": None, "field_name": "__index_level_0__", "metadata": None, **text}
+    column = {"name": "task_index", "field_name": "task_index", "metadata": None, **number}
+    return {
+        "index_columns": ["__index_level_0__"],
+        "column_indexes": [{"name": None, "field_name": None, "metadata": None, **text}],
+        "columns": [column, index],
+    }
 
 
 def _episode_row(record: EpisodeRecord) -> Json:
