@@ -4,7 +4,8 @@
         --rendered simulator:900:train --rendered-held-out simulator:150:test \
         --estimated PATH_TO_LEROBOT_DATASET --depth-encoder embedded
 
-Writes OUTPUT.json and OUTPUT.png and prints the table. Held-out numbers only: another split of the simulator
+Writes OUTPUT.json and OUTPUT.png and prints the table; `--draw` redraws both from several JSON
+files. Held-out numbers only: another split of the simulator
 for rendered depth, whole episodes for estimated depth.
 
 The plain recipe: codes drawn from a normal distribution, moving averages with decay 0.99, commitment 0.25,
@@ -136,16 +137,15 @@ def table(results: dict[str, Any]) -> str:
         lines += [
             f"**{data}**: {recipes['train_maps']} training maps, {recipes['held_out_maps']} held-out maps",
             "",
-            "| step | MSE plain | MSE ours | AbsRel plain | AbsRel ours | codes used plain | ours "
+            "| step | MSE plain | ours | AbsRel plain | ours | codes used plain | ours "
             "| perplexity plain | ours |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
         for plain, ours in zip(recipes["plain"], recipes["ours"], strict=True):
-            lines.append(
-                f"| {ours['step']} | {plain['mse']:.4f} | **{ours['mse']:.4f}** | {plain['abs_rel']:.3f} "
-                f"| **{ours['abs_rel']:.3f}** | {plain['codes_used']} | **{ours['codes_used']}** "
-                f"| {plain['perplexity']:.1f} | {ours['perplexity']:.1f} |"
-            )
+            cells = [str(ours["step"])]
+            for key, digits in (("mse", 4), ("abs_rel", 3), ("codes_used", 0), ("perplexity", 1)):
+                cells += [f"{plain[key]:.{digits}f}", f"{ours[key]:.{digits}f}"]
+            lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
 
@@ -170,6 +170,12 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def report(results: dict[str, Any], output: Path) -> None:
+    output.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    plot(results, output.with_suffix(".png"))
+    print(table(results))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rendered", nargs="*", default=[])
@@ -183,7 +189,16 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--output", type=Path, required=True, help="without suffix")
+    parser.add_argument(
+        "--draw", type=Path, nargs="*", help="JSON files to merge; nothing is trained"
+    )
     arguments = parser.parse_args()
+    if arguments.draw:
+        report(
+            {k: v for path in arguments.draw for k, v in json.loads(path.read_text()).items()},
+            arguments.output,
+        )
+        return
     changes = {
         "batch_size": arguments.batch_size, "lr": arguments.lr, "max_steps": arguments.steps,
         "precision": "bf16", "device": "cpu",
@@ -204,9 +219,7 @@ def main() -> None:
             "plain": run_recipe("plain", plain, *loaded),
             "ours": run_recipe("ours", ours, *loaded),
         }
-    arguments.output.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    plot(results, arguments.output.with_suffix(".png"))
-    print(table(results))
+    report(results, arguments.output)
 
 
 if __name__ == "__main__":

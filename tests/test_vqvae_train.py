@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -217,3 +218,15 @@ def test_presets_resolve_and_misspelt_settings_name_the_nearest() -> None:
         7,
         4,
     )
+
+
+def test_metrics_also_go_to_weights_and_biases_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[dict[str, Any]] = []
+    run = SimpleNamespace(log=lambda line, step: logged.append({**line, "at": step}), finish=list)
+    fake = SimpleNamespace(init=lambda **_: run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    train(debug(wandb_project="depth", max_steps=3), tmp_path, resume=False)
+    assert [line["at"] for line in logged] == [1, 2, 3, 3]
+    assert [{k: v for k, v in x.items() if k != "at"} for x in logged] == read_metrics(tmp_path)

@@ -53,7 +53,7 @@ def resolve_path(path: str | Path) -> Path:
     if not path.is_file():
         raise UserError(
             f"no VQ-VAE checkpoint at {path}. Give a .safetensors file or a run folder of "
-            "`molmoact vqvae train`, or a released vae-final.pt (`molmoact download vqvae` fetches it)."
+            "`molmoact vqvae train`, or a released vae-final.pt (see `molmoact download --help`)."
         )
     return path
 
