@@ -1326,15 +1326,20 @@ def version() -> None:
     typer.echo(installed_version("molmoact"))
 
 
+OURS = ("molmoact_data", "molmoact_train", "vqvae", "pipelines")
+
+
 @app.callback()
 def _configure(
     *, verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log debug output.")] = False
 ) -> None:
     logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(levelname)s: %(message)s",
         stream=sys.stderr,
     )
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
     if not verbose:
         # Beam logs a traceback for every error it passes on; the error itself is what a user needs.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)

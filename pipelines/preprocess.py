@@ -135,7 +135,7 @@ def announced_cameras(config: PreprocessConfig, source: EpisodeSource) -> Mappin
     """Role -> key; a guess is never silent."""
     cameras, note = resolve_cameras(source.info, config.cameras)
     if note is not None:
-        logger.warning("%s", note)
+        logger.info("%s", note)
     return cameras
 
 
@@ -152,7 +152,9 @@ def statistics_for(
     content = json.loads(output.read_bytes(schema.STATISTICS_FILE))
     statistics = DatasetStatistics.from_json(content)
     observed = content[statistics.key].get(OBSERVED, {})
-    for line in [*describe_grippers(statistics, observed), *spec_warnings(statistics)]:
+    for line in describe_grippers(statistics, observed):
+        logger.info("%s", line)
+    for line in spec_warnings(statistics):
         logger.warning("%s", line)
     return statistics
 
