@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from molmoact_data.actions import spec_warnings
+from molmoact_data.registry import SIMULATED_ROBOT
 from molmoact_data.report_data import ReportData
 
 Verdict = Literal["good", "warn", "bad"]
 
+EMBEDDED = "embedded"
 # Below the first value a number is bad, below the second it deserves a look.
 COVERAGE_LIMITS = (0.5, 0.8)
 CODE_LIMITS = (0.15, 0.5)
@@ -41,13 +43,13 @@ def _findings(data: ReportData) -> Iterator[Finding]:
     if data.statistics is not None:
         for warning in spec_warnings(data.statistics):
             yield Finding("warn", "Actions lose information", warning)
-    for card in manifest["teachers"].values():
-        if "embedded" in card.get("name", "").lower():
-            yield Finding(
-                "warn",
-                f"{card['name']} is a demo teacher",
-                "it was trained on rendered scenes only; on real images its labels are not worth training on",
-            )
+    small = [r for r, c in manifest["teachers"].items() if EMBEDDED in c.get("name", "").lower()]
+    if small and manifest["dataset"]["robot_type"] != SIMULATED_ROBOT:
+        yield Finding(
+            "bad",
+            f"Demo teachers made these labels ({', '.join(r.replace('_', ' ') for r in small)})",
+            "they were trained on rendered scenes only; on real images their labels are not worth training on",
+        )
     for warning in manifest["dataset"].get("warnings", []):
         yield Finding("warn", "The dataset's metadata disagrees with its rows", warning)
 

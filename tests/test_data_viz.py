@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cli
+from molmoact_data.errors import UserError
+from molmoact_data.outputs import Output
+from molmoact_data.overlay import draw_trace, grid_to_pixels
+from molmoact_data.tokens import encode_depth
+from molmoact_data.viz import (
+    codes_picture,
+    contact_sheet,
+    depth_picture,
+    episode_tiles,
+    refuse_existing,
+    to_height,
+    write_video,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = Path(os.environ.get("MOLMOACT_GOLDEN", ROOT.parent / "shared" / "golden"))
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden answers at {GOLDEN}")
+
+MakeOutput = Callable[..., Path]
+
+
+class Ramp:
+    """A tokenizer whose codes are their own depth."""
+
+    codebook_size = 128
+    grid_hw = (10, 10)
+
+    def describe(self) -> dict[str, str]:
+        return {"name": "ramp"}
+
+    def encode(self, depth_u8_NHW: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        return (codes.reshape(-1, 10, 10) / 127).astype(np.float32)
+
+
+@needs_golden
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_trace_overlay_equals_the_training_samples(name: str) -> None:
+    golden = np.load(GOLDEN / "training_sample" / "overlay.npz")
+    before = golden[f"image_{name}"].copy()
+    drawn = draw_trace(before, golden["trace"])
+    np.testing.assert_array_equal(drawn, golden[f"drawn_{name}"])
+    np.testing.assert_array_equal(before, golden[f"image_{name}"])  # not in place
+
+
+def test_trace_points_map_to_the_corner_pixels() -> None:
+    pixels = grid_to_pixels([[0, 0], [255, 255], [128, 128]], height=240, width=320)
+    assert pixels.tolist() == [[0, 0], [319, 239], [160, 120]]
+
+
+@pytest.mark.parametrize("trace", [[], [[10, 10]]])
+def test_fewer_than_two_points_draw_nothing(trace: list[list[int]]) -> None:
+    rgb = np.zeros((20, 20, 3), dtype=np.uint8)
+    assert not draw_trace(rgb, trace).any()
+
+
+def test_near_is_brighter_than_far_and_flat_is_no_error() -> None:
+    picture = depth_picture(np.array([[0.0, 0.5, 1.0]]))
+    assert picture.sum(axis=2)[0].tolist() == sorted(picture.sum(axis=2)[0].tolist())
+    assert depth_picture(np.zeros((2, 2))).shape == (2, 2, 3)
+
+
+def test_codes_become_the_depth_that_the_tokenizer_says() -> None:
+    codes = list(range(100))
+    expected = depth_picture(np.arange(100).reshape(10, 10) / 127)
+    np.testing.assert_array_equal(codes_picture(codes, Ramp()), expected)
+    with pytest.raises(UserError, match="reads 100 codes, got 99"):
+        codes_picture(codes[1:], Ramp())
+    with pytest.raises(UserError, match=r"0\.\.127"):
+        codes_picture([*codes[1:], 128], Ramp())
+
+
+def test_contact_sheet_places_every_tile() -> None:
+    tiles = [np.full((10, 20, 3), i + 100, dtype=np.uint8) for i in range(5)]
+    sheet = contact_sheet(tiles, columns=2)
+    assert sheet.shape == (3 * 18, 2 * 28, 3)
+    assert [sheet[18 * (i // 2) + 9, 28 * (i % 2) + 14, 0] for i in range(5)] == [
+        100, 101, 102, 103, 104,
+    ]  # fmt: skip
+
+
+def test_pictures_of_different_height_meet() -> None:
+    assert to_height(np.zeros((48, 64, 3), np.uint8), 96).shape == (96, 128, 3)
+
+
+def test_an_episode_is_shown_whole_or_sampled(make_output: MakeOutput) -> None:
+    output = Output.open(make_output())
+    everything = list(episode_tiles(output, 1, tokenizer=None))
+    sampled = list(episode_tiles(output, 1, tokenizer=None, frames=3))
+    assert len(everything) == 9
+    assert len(sampled) == 3
+    for tile, frame in zip(sampled, (0, 4, 8), strict=True):
+        np.testing.assert_array_equal(tile, everything[frame])
+    with_depth = next(episode_tiles(output, 1, tokenizer=Ramp()))
+    assert with_depth.shape[1] == everything[0].shape[1] + 256
+    with pytest.raises(UserError, match="episode 99 is not in"):
+        list(episode_tiles(output, 99, tokenizer=None))
+
+
+def test_a_film_reads_back_with_its_frames(tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "film.mp4"
+    shades = [np.full((49, 64, 3), s, dtype=np.uint8) for s in (20, 120, 220)]
+    assert write_video(path, iter(shades), fps=10) == 3
+    with av.open(str(path)) as film:
+        frames = [f.to_ndarray(format="rgb24") for f in film.decode(video=0)]
+    assert [f.shape for f in frames] == [(48, 64, 3)] * 3
+    assert [abs(int(f.mean()) - s) < 8 for f, s in zip(frames, (20, 120, 220), strict=True)]
+
+
+def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    assert refuse_existing(path, overwrite=False) == path
+    path.write_bytes(b"mine")
+    with pytest.raises(UserError, match="--overwrite"):
+        refuse_existing(path, overwrite=False)
+    assert refuse_existing(path, overwrite=True) == path
+    with pytest.raises(UserError, match=r"\.mp4, \.png"):
+        refuse_existing(tmp_path / "x.gif", overwrite=False)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of `molmoact ...` through the real entry point."""
+    monkeypatch.setattr(sys, "argv", ["molmoact", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def test_viz_command(
+    make_output: MakeOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cv2
+
+    out, sheet, film = str(make_output()), tmp_path / "sheet.png", tmp_path / "film.mp4"
+    assert run(monkeypatch, "viz", out, "--episode", "1", "--output-path", str(sheet)) == 0
+    assert cv2.imread(str(sheet)) is not None
+    assert run(monkeypatch, "viz", out, "--episode", "1", "--output-path", str(film)) == 0
+    assert film.stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output-path", "x.png"], "give a preprocessed output"),
+        (["nowhere", "--output-path", "x.png"], "nowhere"),
+        (["--tokens", encode_depth([0]), "--output-path", "x.png"], "--tokens needs --vqvae"),
+        (["--tokens", "1", "--vqvae", "none.pt", "--output-path", "x.png"], "no VQ-VAE at"),
+    ],
+)
+def test_viz_names_what_is_missing(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "viz", *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+class Teachers:
+    """Fakes with the shape of `pipelines.teachers.Teachers`, able to decode."""
+
+    def __init__(self) -> None:
+        from made_outputs import BrightestPixel, FakeDepth, FakeTokenizer
+
+        class Decoding(FakeTokenizer):
+            def decode(self, codes: np.ndarray) -> np.ndarray:
+                return Ramp().decode(codes)
+
+        self.depth, self.tokenizer, self.pointer = FakeDepth(), Decoding(), BrightestPixel()
+
+
+def test_preview_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import cv2
+    from made_outputs import DotSource
+
+    import pipelines.preview
+
+    monkeypatch.setattr(pipelines.preview, "open_source", lambda *_, **__: DotSource())
+    monkeypatch.setattr(pipelines.preview, "load_teachers", lambda *_: Teachers())
+    sheet = tmp_path / "sheet.png"
+    arguments = ["--dataset-path", "dots", "--preset", "embedded", "--output-path", str(sheet)]
+    assert run(monkeypatch, "preview", *arguments, "--frames", "8", "--json") == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert result == {"output": str(sheet), "frames": 8, "found": 8, "rejected": {}}
+    picture = cv2.imread(str(sheet))
+    # Four rows of two tiles: two cameras and the depth at 4:3, the codes' square picture, 8 of paper.
+    assert picture.shape == (4 * (256 + 22 + 8), 2 * (3 * 341 + 256 + 8), 3)
+    assert run(monkeypatch, "preview", *arguments) == 2
+    assert "--overwrite" in capsys.readouterr().err
