@@ -126,7 +126,7 @@ def breakdown(name: str, root: Path) -> None:
         total = 1e6 / best(lambda last=last: stage(last)).cpu
         print(f"  {last:<22}{'':>8}({total - previous:.0f})")
         previous = total
-    for threads in (1, 2, 4):
+    for threads in (1, 2):
         rate = sequential_rate(root, threads=threads)
         print(f"  all, threads={threads:<9}{1e6 / rate.wall:>8.0f}({1e6 / rate.cpu:.0f})")
     rate = sequential_rate(root, isolate=True)

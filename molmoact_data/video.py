@@ -12,20 +12,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from molmoact_data.episodes.storage import is_git_lfs_pointer
 from molmoact_data.errors import EpisodeRejected, RejectReason
+from molmoact_data.video_segments import OpenVideo, Pixels, iter_pixels, open_video
 
 TOLERANCE_FRAMES = 0.5
 """A row takes the frame nearest to its time if that is at most this many frame periods away.
@@ -63,14 +58,22 @@ def iter_video(
     """Frames at `clip.start_s + timestamp_s` ([T], increasing), `batch_size` at a time.
 
     Yields uint8 [N,H,W,3] RGB, or uint16 [N,H,W] raw luma for recorded depth; T frames in all.
-    `threads` is FFmpeg's decoder thread count; None chooses by codec. Raises `EpisodeRejected`.
+    `threads` stretches of the file are decoded at a time; None = two. Raises `EpisodeRejected`.
     """
     refuse_unreadable(clip.path)
     wanted_s = clip.start_s + timestamp_s.astype(np.float64)
     _check_declared_span(clip, len(wanted_s), fps)
-    with _open_video(clip.path, threads) as (container, stream):
-        chosen = _choose_presentation_times(container, stream, clip, wanted_s, fps)
-        yield from _batches(container, stream, clip.path, chosen, batch_size, is_depth=is_depth)
+    with open_video(clip.path) as video:
+        ticks, key_ticks = _choose_presentation_times(video, clip, wanted_s, fps)
+        frames = iter_pixels(
+            video,
+            ticks,
+            key_ticks,
+            threads=threads or default_threads(),
+            batch_size=batch_size,
+            is_depth=is_depth,
+        )
+        yield from _stacked(frames, len(ticks), batch_size, clip.path.name)
 
 
 def match_frames(
@@ -118,34 +121,9 @@ def refuse_unreadable(path: Path) -> None:
         )
 
 
-@contextmanager
-def _open_video(path: Path, threads: int | None) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its first video stream; whatever FFmpeg refuses becomes VIDEO_UNDECODABLE."""
-    try:
-        with av.open(str(path), metadata_errors="ignore") as container:
-            if not container.streams.video:
-                raise EpisodeRejected(
-                    RejectReason.VIDEO_UNDECODABLE, f"no video stream in {path.name}"
-                )
-            stream = container.streams.video[0]
-            count = threads or _default_threads(stream)
-            stream.thread_type = "NONE" if count == 1 else "AUTO"
-            stream.codec_context.thread_count = count
-            yield container, stream
-    except av.FFmpegError as error:
-        raise EpisodeRejected(
-            RejectReason.VIDEO_UNDECODABLE, f"{path.name}: {error.strerror}"
-        ) from error
-
-
-def _default_threads(stream: VideoStream) -> int:
-    """Two threads where decoding is the work (AV1: 1.1 ms per 640x480 frame), one where it is not.
-
-    More would only compete with other cameras and workers; H.264 at 256x256 gains nothing from a
-    second one. docs/sources.md has the numbers.
-    """
-    heavy = stream.codec_context.name in ("libdav1d", "av1", "hevc", "vp9")
-    return min(2, os.cpu_count() or 1) if heavy else 1
+def default_threads() -> int:
+    """Two stretches at a time where there are two cores; more would compete with other workers."""
+    return min(2, os.cpu_count() or 1)
 
 
 def _check_declared_span(clip: VideoClip, num_rows: int, fps: float) -> None:
@@ -168,123 +146,74 @@ def _check_declared_span(clip: VideoClip, num_rows: int, fps: float) -> None:
 
 
 def _choose_presentation_times(
-    container: InputContainer,
-    stream: VideoStream,
-    clip: VideoClip,
-    wanted_s: NDArray[np.float64],
-    fps: float,
-) -> NDArray[np.int64]:
-    """The presentation time, in stream ticks, of the frame for each row [T]."""
+    video: OpenVideo, clip: VideoClip, wanted_s: NDArray[np.float64], fps: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Presentation times in stream ticks: of the frame for each row [T], and of the keyframes."""
     tolerance_s = (TOLERANCE_FRAMES + _ROUNDING_FRAMES) / fps
-    tick_s = float(stream.time_base or 0)
-    ticks = _presentation_ticks(container, stream, wanted_s, tolerance_s)
+    tick_s = float(video.stream.time_base or 0)
+    ticks, key_ticks = _presentation_ticks(video, wanted_s, tolerance_s)
     try:
         nearest = match_frames(ticks.astype(np.float64) * tick_s, wanted_s, tolerance_s)
     except EpisodeRejected as rejected:
-        promised = rejected.reason is RejectReason.VIDEO_SHORTER_THAN_ROWS and (
-            stream.frames > len(ticks) and clip.end_s is None
-        )
-        if promised:  # the header knows more frames than the file holds: cut off, not short
-            raise EpisodeRejected(
-                RejectReason.VIDEO_UNDECODABLE,
-                f"{clip.path.name} is truncated: {len(ticks)} of {stream.frames} frames are left",
-            ) from rejected
-        raise EpisodeRejected(rejected.reason, f"{clip.path.name}: {rejected.detail}") from rejected
+        raise _explained(rejected, video.stream.frames, len(ticks), clip) from rejected
     if clip.end_s is None and ticks[-1] * tick_s > wanted_s[-1] + tolerance_s:
         raise EpisodeRejected(
             RejectReason.VIDEO_LONGER_THAN_ROWS,
             f"{clip.path.name} goes on to {ticks[-1] * tick_s:.4f} s, "
             f"the last of {len(wanted_s)} rows is at {wanted_s[-1]:.4f} s",
         )
-    return ticks[nearest]
+    return ticks[nearest], key_ticks
+
+
+def _explained(
+    rejected: EpisodeRejected, promised: int, found: int, clip: VideoClip
+) -> EpisodeRejected:
+    """A file whose header promises more frames than it holds was cut off, it is not short."""
+    short = rejected.reason is RejectReason.VIDEO_SHORTER_THAN_ROWS
+    if short and promised > found and clip.end_s is None:
+        return EpisodeRejected(
+            RejectReason.VIDEO_UNDECODABLE,
+            f"{clip.path.name} is truncated: {found} of {promised} frames are left",
+        )
+    return EpisodeRejected(rejected.reason, f"{clip.path.name}: {rejected.detail}")
 
 
 def _presentation_ticks(
-    container: InputContainer,
-    stream: VideoStream,
-    wanted_s: NDArray[np.float64],
-    tolerance_s: float,
-) -> NDArray[np.int64]:
-    """Sorted presentation times from the keyframe before the first row to just past the last."""
-    tick_s = float(stream.time_base or 0)
+    video: OpenVideo, wanted_s: NDArray[np.float64], tolerance_s: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sorted times of all frames and of the keyframes, from the keyframe before the first row on."""
+    tick_s = float(video.stream.time_base or 0)
     past_end = (wanted_s[-1] + 2 * tolerance_s) / tick_s
-    _seek(container, stream, wanted_s[0])
-    ticks = []
-    for packet in container.demux(stream):
+    # Half a tick up: from_timestamp is a rounded decimal and must not miss its own keyframe.
+    video.seek(int(wanted_s[0] / tick_s + 0.5))
+    ticks, key_ticks = [], []
+    for packet in video.container.demux(video.stream):
         if packet.pts is None or packet.is_discard:
             continue
         ticks.append(packet.pts)
+        if packet.is_keyframe:
+            key_ticks.append(packet.pts)
         # A frame is never shown before it is decoded, so all later packets are past the end too.
         if packet.dts is not None and packet.dts > past_end:
             break
-    _seek(container, stream, wanted_s[0])
-    return np.sort(np.asarray(ticks, dtype=np.int64))
+    return np.sort(np.asarray(ticks, np.int64)), np.sort(np.asarray(key_ticks, np.int64))
 
 
-def _seek(container: InputContainer, stream: VideoStream, time_s: float) -> None:
-    """Go to the keyframe at or before `time_s`."""
-    tick_s = float(stream.time_base or 0)
-    # Half a tick up: from_timestamp is a rounded decimal and must not miss its own keyframe.
-    container.seek(int(time_s / tick_s + 0.5), stream=stream)
-
-
-def _batches(
-    container: InputContainer,
-    stream: VideoStream,
-    path: Path,
-    chosen_ticks: NDArray[np.int64],
-    batch_size: int,
-    *,
-    is_depth: bool,
+def _stacked(
+    frames: Iterator[Pixels], num_frames: int, batch_size: int, name: str
 ) -> Iterator[NDArray[np.generic]]:
-    """Decode from here on and stack the chosen frames; each batch is freshly allocated."""
-    frames = _frames_at(container, stream, path, chosen_ticks)
-    to_rgb = VideoReformatter()  # one for all frames: a frame's own would be set up each time
+    """Frames in batches; each batch is freshly allocated and belongs to the caller."""
     batch: NDArray[np.generic] | None = None
-    for row, frame in enumerate(frames):
-        pixels = (
-            _luma_u16(frame) if is_depth else to_rgb.reformat(frame, format="rgb24").to_ndarray()
-        )
-        position = row % batch_size
+    for row, pixels in enumerate(frames):
         if batch is None:
-            size = min(batch_size, len(chosen_ticks) - row)
-            shape = (size, *pixels.shape)
-            batch = np.empty(shape, dtype=pixels.dtype)
+            size = min(batch_size, num_frames - row)
+            batch = np.empty((size, *pixels.shape), dtype=pixels.dtype)
         if pixels.shape != batch.shape[1:]:
             raise EpisodeRejected(
                 RejectReason.VIDEO_SIZE_CHANGED,
-                f"{path.name}: {batch.shape[1:]} until frame {row - 1}, {pixels.shape} at frame {row}",
+                f"{name}: {batch.shape[1:]} until frame {row - 1}, {pixels.shape} at frame {row}",
             )
-        batch[position] = pixels
-        if position == len(batch) - 1:
+        batch[row % batch_size] = pixels
+        if row % batch_size == len(batch) - 1:
             yield batch
             batch = None
-
-
-def _frames_at(
-    container: InputContainer, stream: VideoStream, path: Path, chosen_ticks: NDArray[np.int64]
-) -> Iterator[VideoFrame]:
-    """Decoded frames at the chosen times; frames in between are decoded, as they must, and dropped."""
-    row = 0
-    for frame in container.decode(stream):
-        while row < len(chosen_ticks) and frame.pts == chosen_ticks[row]:
-            if frame.is_corrupt:
-                raise EpisodeRejected(
-                    RejectReason.VIDEO_UNDECODABLE, f"{path.name}: frame {row} is damaged"
-                )
-            yield frame
-            row += 1
-        if row == len(chosen_ticks):
-            return
-    raise EpisodeRejected(
-        RejectReason.VIDEO_UNDECODABLE,
-        f"{path.name}: {row} of {len(chosen_ticks)} frames could be decoded",
-    )
-
-
-def _luma_u16(frame: VideoFrame) -> NDArray[np.uint16]:
-    """The first plane as it was stored: depth units, not brightness, so no range conversion."""
-    plane = frame.planes[0]
-    sample: str = "<u2" if frame.format.components[0].bits > 8 else "u1"
-    rows = np.frombuffer(bytes(plane), np.dtype(sample)).reshape(plane.height, -1)
-    return rows[:, : plane.width].astype(np.uint16)

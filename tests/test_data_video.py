@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import av
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, RejectReason
 from molmoact_data.video import VideoClip, iter_video, match_frames
+from molmoact_data.video_segments import stretch_starts
 
 FPS, FRAMES, HEIGHT, WIDTH = 10, 40, 48, 64
 TIMES = (np.arange(FRAMES) / FPS).astype(np.float32)
@@ -66,7 +68,7 @@ def reject(clip: VideoClip, times: NDArray[np.float32]) -> EpisodeRejected:
 def test_frames_equal_a_plain_loop_over_the_file(video: Path) -> None:
     with av.open(str(video)) as container:
         plain = np.stack([frame.to_rgb().to_ndarray() for frame in container.decode(video=0)])
-    for batch_size, threads in ((1, 1), (7, 1), (100, 2)):
+    for batch_size, threads in ((1, 1), (7, 1), (7, 2), (1, 3), (5, 4), (100, 2)):
         np.testing.assert_array_equal(decode(VideoClip(video), TIMES, batch_size, threads), plain)
 
 
@@ -92,6 +94,23 @@ def test_shorter_and_longer_videos_are_rejected_by_name(video: Path) -> None:
     assert reject(shared, TIMES[:11]).reason is RejectReason.VIDEO_SHORTER_THAN_ROWS
     assert reject(shared, TIMES[:9]).reason is RejectReason.VIDEO_LONGER_THAN_ROWS
     assert len(decode(shared, TIMES[:10])) == 10
+
+
+@pytest.mark.timeout(60)
+def test_leaving_early_ends_every_decoder_thread(video: Path) -> None:
+    before = threading.active_count()
+    batches = iter_video(VideoClip(video), TIMES, fps=FPS, batch_size=1, threads=3)
+    assert len(next(batches)) == 1
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_stretches_begin_at_keyframes_and_are_not_small() -> None:
+    ticks = np.arange(0, 400, 10)
+    keys = np.arange(0, 400, 70)
+    assert stretch_starts(ticks, keys, min_rows=7) == [0, 7, 14, 21, 28]
+    assert stretch_starts(ticks, keys, min_rows=10) == [0, 14, 28]
+    assert stretch_starts(ticks, keys[:1], min_rows=5) == [0]
 
 
 def test_a_gap_in_the_rows_clock_is_a_timestamp_mismatch(tmp_path: Path, video: Path) -> None:

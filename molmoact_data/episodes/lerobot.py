@@ -40,7 +40,7 @@ class LeRobotSource:
     action_column: str
     state_column: str | None
     threads: int | None = None
-    """Decoder threads per camera; None chooses by codec. docs/sources.md says what it buys."""
+    """Decoder threads per camera; None = two. docs/sources.md says what it buys."""
 
     def read_columns(self, ref: EpisodeRef, extra: Sequence[str] = ()) -> EpisodeColumns:
         """Rows of one episode without touching images. Raises `EpisodeRejected`."""

@@ -24,7 +24,7 @@ def open_source(
     """The dataset in a local folder or under a Hub id, format detected.
 
     `revision` is a Hub branch, tag or commit. `threads` is the number of video decoder threads per
-    camera; None chooses by codec. A split of an RLDS dataset is named behind the path, as in
+    camera; None = two. A split of an RLDS dataset is named behind the path, as in
     `bridge_dataset/1.0.0#val`; without it, `train`. `isolate` decodes in a child process, so
     that a file that kills the decoder rejects its episode and nothing else. Raises `UserError` where
     there is no such dataset, or it is none.
