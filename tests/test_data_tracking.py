@@ -128,6 +128,30 @@ def test_the_nearer_keyframe_counts_more() -> None:
     np.testing.assert_allclose(apart, [0, 6, 8, 6, 0])
 
 
+@pytest.mark.parametrize(("bulge", "asked"), [(0.015, 2), (0.025, 5)])
+def test_paths_that_part_on_the_way_are_not_blended(
+    monkeypatch: pytest.MonkeyPatch, bulge: float, asked: int
+) -> None:
+    """Both paths end where they should, but bulge apart by a share of the diagonal; 2 % is believed."""
+    rgb, xy_T2 = episode(5)
+    xy_T2[:] = xy_T2[0]
+    ways = iter([1.0, 0.0] * 9)  # forwards, then backwards, of every gap that is tried
+
+    def bulging(gray: list, start_px: NDArray, diagonal: float, config: FlowConfig) -> NDArray:
+        away = np.sin(np.linspace(0, np.pi, len(gray)))[:, None] * [
+            next(ways) * bulge * diagonal,
+            0,
+        ]
+        return (start_px + away).astype(np.float32)
+
+    monkeypatch.setattr("molmoact_data.tracking.carry", bulging)
+    pointer = TruthPointer(xy_T2)
+    tracked = track(rgb, pointer, point_every=4)
+    assert len(pointer.calls) == asked
+    expected = [bulge] if asked == 2 else [np.nan]
+    np.testing.assert_allclose(tracked.disagreement_TA[2], expected, rtol=1e-4)
+
+
 def test_a_wrong_keyframe_is_asked_around() -> None:
     """A keyframe 40 px off is not blended into its neighbours: the pointer is asked beside it."""
     rgb, xy_T2 = episode(61)
