@@ -123,13 +123,13 @@ def source_statistics(source: DotSource, key: str = "dots") -> DatasetStatistics
 
 
 def write_output(
-    root: Path,
+    root: Path | str,
     source: DotSource | None = None,
     statistics: DatasetStatistics | None = None,
     teachers: Any = None,
     frames_per_shard: int = 15,
     **labels: Any,
-) -> Path:
+) -> Path | str:
     """A complete output at `root`: `write_output(path, source=..., action_bins=...)`."""
     from pipelines import manifest
     from pipelines.build import build_shard

@@ -1,0 +1,185 @@
+"""The same command on a real Flink cluster of processes, with things killed under it.
+
+One JobManager, two TaskManagers and a job server on loopback. What counts is the output: byte for byte that of
+the local run, whatever died on the way. `make cluster-test` runs this file; its log is in docs/cluster.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from molmoact_data import schema
+from molmoact_data.validate import validate
+from scripts.flink.cluster import ClusterConfig, FlinkCluster
+from scripts.flink.distribution import JarsUnavailable, default_cache, fetch
+
+pytestmark = [pytest.mark.flink, pytest.mark.timeout(900)]
+logger = logging.getLogger("cluster-test")
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = Path(os.environ.get("MOLMOACT_SHARED_DATA", ROOT.parent / "shared" / "data"))
+SIMULATED = ROOT / "examples" / "demo_dataset"
+TIMEOUT_S = 400
+
+
+def command(dataset: Path, out: Path, *more: str) -> list[str]:
+    """`molmoact preprocess` with the embedded preset and small shards."""
+    paths = ["--dataset-path", str(dataset), "--output-path", str(out)]
+    return [
+        *(sys.executable, str(ROOT / "cli.py"), "preprocess", *paths),
+        *("--preset", "embedded", "--frames-per-shard", "40", *more),
+    ]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def run(arguments: list[str]) -> None:
+    done = subprocess.run(
+        arguments, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def digests(out: Path) -> dict[str, str]:
+    """sha256 of every file of an output."""
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    return {
+        p.relative_to(out).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+    }
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
+    try:
+        distribution = fetch(default_cache())
+    except JarsUnavailable as reason:
+        pytest.skip(f"no Flink here: {reason}")
+    logger.info("release %s", distribution.release)
+    config = ClusterConfig.from_distribution(distribution, tmp_path_factory.mktemp("flink"))
+    with FlinkCluster(config) as running:
+        logger.info("cluster up: %s", running.overview())
+        yield running
+
+
+@pytest.fixture(scope="module")
+def local(cluster: FlinkCluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Digests of the local run over the simulated episodes."""
+    out = tmp_path_factory.mktemp("local") / "out"
+    run(command(SIMULATED, out))
+    return digests(out)
+
+
+def on_flink(cluster: FlinkCluster) -> list[str]:
+    runner, *options = cluster.pipeline_flags(parallelism=2)
+    return [
+        *("--runner", runner.removeprefix("--runner=")),
+        *(f"--beam-option={option}" for option in options),
+    ]
+
+
+def finished_shards(out: Path) -> int:
+    return len(list((out / "_state" / "records").glob("*.json")))
+
+
+def run_and_strike(arguments: list[str], out: Path, strike: Callable[[], None]) -> int:
+    """Start the command; when its first shard is complete, strike. Returns the exit code."""
+    process = subprocess.Popen(
+        arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + TIMEOUT_S
+    while finished_shards(out) == 0 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert process.poll() is None, "the run was over before anything could be killed"
+    logger.info("%d shards complete: strike", finished_shards(out))
+    strike()
+    return process.wait(timeout=TIMEOUT_S)
+
+
+def assert_same(out: Path, expected: dict[str, str]) -> None:
+    """Nothing lost, nothing twice, not a byte different."""
+    assert digests(out) == expected
+    report = validate(str(out))
+    assert report.passed, report.to_json()
+
+
+def sdk_workers(cluster: FlinkCluster) -> list[psutil.Process]:
+    """The Python workers that the TaskManagers started."""
+    managers = [p for name, p in cluster.processes.items() if name.startswith("taskmanager")]
+    children = [c for p in managers for c in psutil.Process(p.pid).children(recursive=True)]
+    return [c for c in children if any("sdk_worker_main" in word for word in c.cmdline())]
+
+
+def test_a_flink_run_is_byte_identical_to_the_local_run(cluster, local, tmp_path):
+    out = tmp_path / "out"
+    run(command(SIMULATED, out, *on_flink(cluster)))
+    assert_same(out, local)
+
+
+def test_real_episodes_too(cluster, tmp_path):
+    dataset = SHARED_DATA / "libero_rollouts_v21"
+    if not dataset.is_dir():
+        pytest.skip("the shared real datasets are not beside this checkout")
+    episodes = ("--episodes", "0-1")
+    run(command(dataset, tmp_path / "local", *episodes))
+    run(command(dataset, tmp_path / "flink", *episodes, *on_flink(cluster)))
+    assert_same(tmp_path / "flink", digests(tmp_path / "local"))
+
+
+def test_a_killed_task_manager_costs_nothing_but_time(cluster, local, tmp_path):
+    out = tmp_path / "out"
+
+    def strike() -> None:
+        logger.info("SIGKILL to TaskManager 0, process %d", cluster.kill_task_manager(0))
+
+    code = run_and_strike(command(SIMULATED, out, *on_flink(cluster)), out, strike)
+    cluster.start_task_manager(0)
+
+    assert code == 0
+    assert_same(out, local)
+
+
+def test_a_killed_python_worker_costs_nothing_but_time(cluster, local, tmp_path):
+    out = tmp_path / "out"
+
+    def strike() -> None:
+        victim = sdk_workers(cluster)[0]
+        logger.info("SIGKILL to Python worker %d", victim.pid)
+        victim.kill()
+
+    code = run_and_strike(command(SIMULATED, out, *on_flink(cluster)), out, strike)
+
+    assert code == 0
+    assert_same(out, local)
+
+
+def test_a_cancelled_job_resumes_and_builds_only_what_is_missing(cluster, local, tmp_path):
+    out = tmp_path / "out"
+    arguments = command(SIMULATED, out, *on_flink(cluster))
+
+    def strike() -> None:
+        running = [j["id"] for j in cluster.rest("/jobs")["jobs"] if j["status"] == "RUNNING"]
+        logger.info("cancelling job %s", running[0])
+        cluster.rest(f"/jobs/{running[0]}?mode=cancel", method="PATCH")
+
+    assert run_and_strike(arguments, out, strike) != 0
+    assert not (out / schema.MANIFEST_FILE).exists()
+    kept = {p: p.stat().st_mtime_ns for p in (out / schema.DATA_DIR).glob("*.parquet")}
+    complete = {p.name for p in (out / "_state" / "records").glob("*.json")}
+
+    run([*arguments, "--resume"])
+
+    assert_same(out, local)
+    for path, written in kept.items():
+        if f"{path.stem}.json" in complete:
+            assert path.stat().st_mtime_ns == written, f"{path.name} was built again"
