@@ -83,6 +83,8 @@ class TrainConfig:
     """Relative frequency of: depth alone."""
     kind_trace: float = 0.0
     """Relative frequency of: trace alone."""
+    max_samples: int | None = None
+    """Use only the first so many usable rows of every data folder: to over-fit, or to try things. None = all."""
     wording: Wording = "released"
     """`reference` = the answers of the reference's own fine-tuning code, which differ from its released models."""
     norm_stats_path: str | None = None
@@ -135,6 +137,7 @@ def _problems(c: TrainConfig) -> list[str]:
             f"global_batch_size {c.global_batch_size} is not a multiple of device_batch_size "
             f"{c.device_batch_size}",
         ),
+        (c.max_samples is not None and c.max_samples < 1, "max_samples must be at least 1"),
         (c.max_images < 1, "max_images must be at least 1"),
         (
             c.lora and c.ft_embedding is not None,

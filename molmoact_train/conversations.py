@@ -39,7 +39,7 @@ class ConversationSource:
     action_dim = None
     statistics = None
 
-    def __init__(self, folder: Path, *, max_images: int) -> None:
+    def __init__(self, folder: Path, *, max_images: int, max_samples: int | None = None) -> None:
         self.folder = folder
         self.name = folder.name
         self.left_out: Mapping[str, int] = {}
@@ -52,6 +52,8 @@ class ConversationSource:
             for path in paths:
                 self._groups.add_file(path)
             table_schema, self._size = pq.read_schema(paths[0]), self._groups.rows
+        if max_samples is not None:
+            self._size = min(self._size, max_samples)
         self.cameras = _conversation_cameras(folder, table_schema)[:max_images]
         self._nested = IMAGES in table_schema.names
         self._annotated = ANNOTATION in table_schema.names

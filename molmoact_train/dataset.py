@@ -353,6 +353,7 @@ def _open(
         held_out_fraction=0.0 if whole else config.eval_fraction,
         held_out=held_out,
         seed=config.data_seed,
+        max_samples=None if held_out or whole else config.max_samples,
     )
 
 

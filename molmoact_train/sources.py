@@ -70,6 +70,7 @@ class ShardSource:
         held_out_fraction: float = 0.0,
         held_out: bool = False,
         seed: int = 0,
+        max_samples: int | None = None,
     ) -> None:
         """Open and check a folder.
 
@@ -91,7 +92,7 @@ class ShardSource:
         )
         in_part = np.isin(episodes, self.episodes)
         usable = _usable(labels, self.layout, self.kinds)
-        self.rows = np.flatnonzero(in_part & usable)
+        self.rows = np.flatnonzero(in_part & usable)[:max_samples]
         self.left_out: Mapping[str, int] = Counter(
             _trace_reasons(labels, np.flatnonzero(in_part & ~usable))
         )
@@ -272,6 +273,7 @@ def open_source(
     held_out_fraction: float = 0.0,
     held_out: bool = False,
     seed: int = 0,
+    max_samples: int | None = None,
 ) -> Source:
     """The source at a path: our output folder if it has a manifest or our columns, else conversations."""
     folder = Path(path)
@@ -287,12 +289,13 @@ def open_source(
             held_out_fraction=held_out_fraction,
             held_out=held_out,
             seed=seed,
+            max_samples=max_samples,
         )
     if not has_rows:
         raise UserError(
             f"--data {path}: the folder holds neither a manifest nor Parquet or Arrow rows."
         )
-    return ConversationSource(folder, max_images=max_images)
+    return ConversationSource(folder, max_images=max_images, max_samples=max_samples)
 
 
 def _has_conversations(folder: Path) -> bool:
