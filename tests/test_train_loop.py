@@ -18,6 +18,7 @@ from molmoact_train import train as loop
 from molmoact_train.checkpoint import complete_checkpoints
 from molmoact_train.config import TrainConfig, resolve
 from molmoact_train.debug_data import write_debug_dataset
+from molmoact_train.merge import merge_lora
 from molmoact_train.metrics import read_metrics
 from molmoact_train.model import MolmoActForActionReasoning
 from molmoact_train.tiny import TinySize, write_tiny_checkpoint
@@ -207,6 +208,9 @@ def test_lora_run_leaves_an_adapter_and_the_base_alone(base: Path, tmp_path: Pat
         merged = on.merge_and_unload()
         assert not torch.equal(trained, start)
         assert torch.allclose(merged(input_ids=ids).logits, trained, atol=1e-5)
+        merge_lora(outcome.folder, tmp_path / "whole", base=str(base / "checkpoint"))
+        whole = MolmoActForActionReasoning.from_pretrained(tmp_path / "whole").eval()
+        assert torch.allclose(whole(input_ids=ids).logits, trained, atol=1e-5)
     resumed = loop.train(settings, resume=True, device="cpu")
     assert resumed.step == 3
 

@@ -25,7 +25,9 @@ def test_constrained_answers_reproduce_the_training_frames(tmp_path: Path) -> No
     """Both frames share their instruction, so only the picture can tell them apart."""
     data = write_debug_dataset(tmp_path / "data", episodes=2, frames=2, size=56, chunk_size=2)
     model_config = tiny_config(SIZE)
-    model_config.initializer_range = SIZE.width**-0.5  # at 0.02 so small a network ignores its pictures
+    model_config.initializer_range = (
+        SIZE.width**-0.5
+    )  # at 0.02 so small a network ignores its pictures
     torch.manual_seed(0)
     MolmoActForActionReasoning(model_config).save_pretrained(tmp_path / "checkpoint")
     tiny_processor(SIZE).save_pretrained(tmp_path / "checkpoint")
