@@ -276,3 +276,10 @@ def test_sketch_keeps_its_stated_error_and_merges() -> None:
     np.testing.assert_allclose(ours.std, exact.std, rtol=1e-5)
     assert ours.min.tolist() == exact.min.tolist()
     assert ours.max.tolist() == exact.max.tolist()
+
+
+def test_negative_zero_does_not_tell_the_order_of_arrival() -> None:
+    zeros = np.array([[0.0], [-0.0], [-0.0], [0.0]], dtype=np.float32)
+    hashes = {statistics_of(zeros[list(order)]).sha256() for order in ((0, 1, 2, 3), (1, 0, 3, 2))}
+    assert len(hashes) == 1
+    assert not np.signbit(feature_statistics(zeros).min).any()
