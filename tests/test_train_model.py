@@ -220,6 +220,13 @@ def test_crops_that_differ_in_one_number_are_both_kept() -> None:
     assert every_slot(images).slot_BT.tolist() == [[0, 1, 2]]
 
 
+def test_crops_of_equal_fingerprint_are_compared_number_by_number() -> None:
+    """Two numbers swapped: the sum of the bits is the same, the crop is not."""
+    images = torch.randn(1, 1, 4, 6).repeat(1, 2, 1, 1)
+    images[0, 1, 0, 0], images[0, 1, 2, 3] = images[0, 0, 2, 3], images[0, 0, 0, 0]
+    assert distinct_crops(images).slot_BT.tolist() == [[0, 1]]
+
+
 def test_a_black_picture_is_not_taken_for_padding(
     model: MolmoActForActionReasoning, processor: MolmoActProcessor
 ) -> None:
