@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MIN_CROP = 0.72
-"""Smallest side of a crop, as a share of the image's."""
+MIN_CROP = 0.4
+"""Smallest side of a crop, as a share of the image's: the pointer looks twice, the second time closely."""
 
 
 def random_crops(
@@ -15,6 +15,7 @@ def random_crops(
 ) -> tuple[Tensor, Tensor]:
     """Square crops brought back to the same size, half of them mirrored; the points move along.
 
+    A point that is in the image is also in its crop, anywhere but at the very border.
     `pixel_N2` is a pixel index (column, row) of the image, before and after.
     """
     size = x_NCSS.shape[-1]
@@ -22,10 +23,12 @@ def random_crops(
     for image, pixel in zip(x_NCSS, pixel_N2, strict=True):
         share = MIN_CROP + (1 - MIN_CROP) * torch.rand((), generator=generator)
         side = int(share * size)
-        left, top = torch.randint(0, size - side + 1, (2,), generator=generator).tolist()
+        inside = 0.1 + 0.8 * torch.rand(2, generator=generator)
+        corner = (pixel - inside * side).round().clamp(0, size - side)
+        left, top = int(corner[0]), int(corner[1])
         crop = image[:, top : top + side, left : left + side]
         crop = F.interpolate(crop[None], (size, size), mode="bilinear", align_corners=False)
-        moved = (pixel + 0.5 - torch.tensor([left, top])) * (size / side) - 0.5
+        moved = (pixel + 0.5 - corner) * (size / side) - 0.5
         if torch.rand((), generator=generator) < 0.5:
             crop = crop.flip(-1)
             moved = torch.stack([size - 1 - moved[0], moved[1]])

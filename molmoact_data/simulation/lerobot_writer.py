@@ -81,7 +81,7 @@ def _write_episode(
     columns["task_index"] = np.full(count, task_index)
     path = root / meta.data_path(config.version, number)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(_table(columns), path)
+    pq.write_table(_table(columns), path, compression="zstd", compression_level=9)
     videos = {
         meta.FRONT: np.stack([s.observation.front_rgb_HWC for s in episode.steps]),
         meta.WRIST: np.stack([s.observation.wrist_rgb_HWC for s in episode.steps]),
