@@ -114,7 +114,10 @@ class BuildShard(beam.DoFn):
         """Open the dataset and load the teachers, once per process."""
         limit_threads(self._threads)
         self._source = open_source(
-            self._job.dataset_path, revision=self._job.revision, isolate=self._job.isolate_decoder
+            self._job.dataset_path,
+            revision=self._job.revision,
+            isolate=self._job.isolate_decoder,
+            threads=min(2, self._threads),
         )
         self._teachers = load_teachers(self._job.labels, self._device)
         folder = Path(self._progress_folder) if self._progress_folder else None

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -434,6 +436,60 @@ def test_v3_spans_that_disagree_with_the_rows_never_borrow_the_neighbours_frames
         with pytest.raises(EpisodeRejected) as caught:
             consume(source, position)
         assert caught.value.reason is RejectReason[reason]
+
+
+def test_a_hub_dataset_is_fetched_metadata_and_rows_first_and_videos_when_needed(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import EntryNotFoundError
+
+    cache, commit, fetched = tmp_path / "cache" / ("a" * 40), "a" * 40, []
+    (dataset.root / VIDEO.format(1)).unlink()  # listed by the Hub, gone when asked for
+    names = [p.relative_to(dataset.root).as_posix() for p in dataset.root.rglob("*") if p.is_file()]
+    names.append(VIDEO.format(1))
+
+    def dataset_info(_self: object, _repo: str, **_: object) -> SimpleNamespace:
+        return SimpleNamespace(sha=commit, siblings=[SimpleNamespace(rfilename=n) for n in names])
+
+    def fetch(name: str) -> str:
+        fetched.append(name)
+        (cache / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(dataset.root / name, cache / name)
+        return str(cache / name)
+
+    def snapshot_download(
+        _repo: str, *, allow_patterns: list[str], revision: str, **_: object
+    ) -> str:
+        assert revision == commit
+        folders = tuple(pattern.removesuffix("**") for pattern in allow_patterns)
+        for name in names:
+            if name.startswith(folders):
+                fetch(name)
+        return str(cache)
+
+    def hf_hub_download(_repo: str, name: str, *, repo_type: str, revision: str) -> str:
+        assert (repo_type, revision) == ("dataset", commit)
+        if not (dataset.root / name).exists():
+            raise EntryNotFoundError(name, response=SimpleNamespace(headers={}, request=None))
+        return fetch(name)
+
+    monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    source = open_source("lab/cups", revision="main")
+    assert (source.info.name, source.info.revision, source.info.warnings) == (
+        "lab/cups",
+        commit,
+        (),
+    )
+    assert not [name for name in fetched if name.endswith(".mp4")]
+    assert consume(source, 0)[0] == ("push",) * 6
+    assert [name for name in fetched if name.endswith(".mp4")] == [VIDEO.format(0)]
+    with pytest.raises(EpisodeRejected) as caught:
+        consume(source, 1)
+    assert caught.value.reason is RejectReason.VIDEO_MISSING
 
 
 def test_a_hub_dataset_without_a_network_says_how_to_go_on(

@@ -71,7 +71,7 @@ class HubFolder:
     name: str
     commit: str
     snapshot: Path
-    files: tuple[str, ...] | None
+    files: frozenset[str] | None
     """What the commit holds; None offline, where only the cache counts."""
 
     def fetch(self, path: str) -> Path:
@@ -112,11 +112,11 @@ def open_hub(repo_id: str, revision: str | None) -> HubFolder:
         RevisionNotFoundError,
     )
 
-    files: tuple[str, ...] | None = None
+    files: frozenset[str] | None = None
     commit: str | None = None
     try:
         info = HfApi().dataset_info(repo_id, revision=revision, timeout=30)
-        files = tuple(sibling.rfilename for sibling in info.siblings or [])
+        files = frozenset(sibling.rfilename for sibling in info.siblings or [])
         commit = info.sha
     except GatedRepoError as error:
         raise UserError(
