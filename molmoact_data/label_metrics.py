@@ -6,7 +6,6 @@ Letters: T frames, H/W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -173,24 +172,21 @@ def trace_scores(distance_T: Array) -> TraceScores:
 
 
 def trace_distance(
-    traces: Sequence[Array],
-    kept_T: NDArray[np.bool_],
+    points_P2: Array,
+    frame_P: NDArray[np.integer],
+    counts_T: NDArray[np.integer],
     true_xy_T2: Array,
     image_hw: tuple[int, int],
 ) -> NDArray[np.float64]:
     """Mean distance [T] of every trace's points to the truth at the same frames, share of the diagonal.
 
-    `traces`: per frame the unit coordinates [P,2] of its points, which are those of kept frames from the frame on,
-    evenly spaced by count (`traces.subsample`). NaN where a frame has no trace.
+    The traces of T frames end to end: `counts_T` points each, in unit coordinates [P,2], each seen in frame
+    `frame_P`. NaN where a frame has no trace.
     """
     height, width = image_hw
     to_px = np.array([width - 1, height - 1], np.float64)
-    distance_T = np.full(len(traces), np.nan)
-    kept = np.flatnonzero(kept_T)
-    for t, points_P2 in enumerate(traces):
-        if len(points_P2):
-            left = kept[np.searchsorted(kept, t) :]
-            moments = left[np.linspace(0, len(left) - 1, len(points_P2)).astype(int)]
-            apart_px = np.linalg.norm((points_P2 - true_xy_T2[moments]) * to_px, axis=1)
-            distance_T[t] = apart_px.mean() / np.linalg.norm(to_px)
-    return distance_T
+    apart_P = np.linalg.norm((points_P2 - true_xy_T2[frame_P]) * to_px, axis=1)
+    owner_P = np.repeat(np.arange(len(counts_T)), counts_T)
+    sum_T = np.bincount(owner_P, apart_P, minlength=len(counts_T))
+    empty_is_nan_T = np.where(counts_T > 0, counts_T, np.nan)
+    return sum_T / empty_is_nan_T / np.linalg.norm(to_px)

@@ -105,9 +105,14 @@ def _distances(
     distances, qualities = [], []
     for episode in episodes:
         traces = episode_traces(episode.points, config)
-        points = [from_grid(np.array(arms[0]).reshape(-1, 2)) for arms in traces.trace]
         distances.append(
-            trace_distance(points, traces.kept_TA[:, 0], episode.true_xy_T2, episode.image_hw)
+            trace_distance(
+                from_grid(traces.points_P2),
+                traces.frame_P,
+                np.diff(traces.offsets),
+                episode.true_xy_T2,
+                episode.image_hw,
+            )
         )
         qualities.append(traces.quality_T)
     return np.concatenate(distances), np.concatenate(qualities)

@@ -72,6 +72,8 @@ class EpisodeTraces:
     """
 
     points_P2: NDArray[np.uint8]
+    frame_P: NDArray[np.int32]
+    """The frame that each point was seen in."""
     offsets: NDArray[np.int32]
     """[T * A + 1]"""
     quality_TA: NDArray[np.float32]
@@ -153,12 +155,15 @@ def episode_traces(points: GripperPoints, config: TraceConfig) -> EpisodeTraces:
     counts_TA = np.stack([arm.counts_T for arm in arms], axis=1)
     offsets = np.concatenate([[0], np.cumsum(counts_TA)]).astype(np.int32)
     points_P2 = np.empty((int(offsets[-1]), 2), dtype=np.uint8)
+    frame_P = np.empty(int(offsets[-1]), dtype=np.int32)
     starts_TA = offsets[:-1].reshape(counts_TA.shape)
     for a, arm in enumerate(arms):
         first_of_run = np.repeat(starts_TA[:, a] - _starts(arm.counts_T), arm.counts_T)
-        points_P2[first_of_run + np.arange(len(arm.points_P2))] = arm.points_P2
+        place_P = first_of_run + np.arange(len(arm.points_P2))
+        points_P2[place_P], frame_P[place_P] = arm.points_P2, arm.frame_P
     return EpisodeTraces(
         points_P2=points_P2,
+        frame_P=frame_P,
         offsets=offsets,
         quality_TA=np.stack([arm.quality_T for arm in arms], axis=1),
         reason_code_TA=np.stack([arm.reason_code_T for arm in arms], axis=1),
@@ -169,6 +174,7 @@ def episode_traces(points: GripperPoints, config: TraceConfig) -> EpisodeTraces:
 @dataclass(frozen=True)
 class _ArmTraces:
     points_P2: NDArray[np.uint8]
+    frame_P: NDArray[np.int64]
     counts_T: NDArray[np.int64]
     quality_T: NDArray[np.float32]
     reason_code_T: NDArray[np.int8]
@@ -209,8 +215,14 @@ def _arm_traces(
     counts_T = np.zeros(num_frames, dtype=np.int64)
     counts_T[reason_T == 0] = taken_UK.sum(axis=1)
     grid_M2 = to_grid(xy_T2[kept_T])
+    index_P = index_UK[taken_UK]
     return _ArmTraces(
-        grid_M2[index_UK[taken_UK]], counts_T, quality_T.astype(np.float32), reason_T, kept_T
+        points_P2=grid_M2[index_P],
+        frame_P=np.flatnonzero(kept_T)[index_P],
+        counts_T=counts_T,
+        quality_T=quality_T.astype(np.float32),
+        reason_code_T=reason_T,
+        kept_T=kept_T,
     )
 
 

@@ -49,7 +49,7 @@ from molmoact_data.label_report import render_report
 from molmoact_data.label_traces import FilterConfig, TracedEpisode, filter_scores
 from molmoact_data.outlier_injection import KINDS, inject_outliers
 from molmoact_data.pointing import GripperPoints
-from molmoact_data.traces import TraceConfig, episode_traces, from_grid, subsample
+from molmoact_data.traces import TraceConfig, episode_traces, from_grid
 
 # --- numbers ----------------------------------------------------------------------------------------
 
@@ -139,21 +139,31 @@ def test_outliers_are_a_quarter_of_each_kind() -> None:
     np.testing.assert_array_equal(dirty, again)
 
 
-def test_trace_distance_equals_a_plain_loop() -> None:
-    """Twin: sub-sample the true positions of the same frames with the one-frame function."""
+@pytest.mark.parametrize("filtered", [False, True])
+def test_trace_distance_equals_a_plain_loop(*, filtered: bool) -> None:
+    """Twin: for every trace point, look for the frame from now on that was pointed at exactly there."""
     rng = np.random.default_rng(0)
-    true_T2 = rng.uniform(0.2, 0.8, (40, 2))
-    xy_T2 = (true_T2 + rng.normal(0, 0.01, (40, 2))).astype(np.float32)
+    true_T2 = np.stack([np.linspace(0.2, 0.8, 40), np.linspace(0.7, 0.3, 40)], axis=1)
+    xy_T2 = (true_T2 + rng.normal(0, 0.004, (40, 2))).astype(np.float32)
     xy_T2[[3, 4, 20]] = np.nan
+    xy_T2[25:32] = rng.uniform(0, 1, (7, 2))
     points = GripperPoints(xy_T2[:, None], np.ones((40, 1), np.float32))
-    made = episode_traces(points, TraceConfig(filter=False))
-    traces = [from_grid(np.array(arms[0]).reshape(-1, 2)) for arms in made.trace]
-    distance_T = trace_distance(traces, made.kept_TA[:, 0], true_T2, (101, 201))
-    for t in range(40):
-        frames = subsample([i if made.kept_TA[i, 0] else None for i in range(t, 40)])
-        apart = (np.array(traces[t]) - true_T2[frames]) * [200, 100]
+    made = episode_traces(points, TraceConfig(filter=filtered))
+    distance_T = trace_distance(
+        from_grid(made.points_P2), made.frame_P, np.diff(made.offsets), true_T2, (101, 201)
+    )
+    for t, (trace,) in enumerate(made.trace):
+        if not trace:
+            assert np.isnan(distance_T[t])
+            continue
+        frames = [
+            next(i for i in range(t, 40) if np.rint(xy_T2[i] * 255).tolist() == told)
+            for told in trace
+        ]
+        apart = (np.array(trace) / 255 - true_T2[frames]) * [200, 100]
         expected = np.mean(np.hypot(*apart.T)) / np.hypot(200, 100)
         assert distance_T[t] == pytest.approx(expected)
+    assert np.isnan(distance_T).any() == filtered  # the missing frames have no trace of their own
 
 
 def test_trace_scores_by_hand() -> None:
