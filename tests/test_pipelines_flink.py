@@ -23,12 +23,12 @@ from molmoact_data.validate import validate
 from scripts.flink.cluster import ClusterConfig, FlinkCluster
 from scripts.flink.distribution import JarsUnavailable, default_cache, fetch
 
-pytestmark = [pytest.mark.flink, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.flink, pytest.mark.timeout(2400)]
 logger = logging.getLogger("cluster-test")
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = Path(os.environ.get("MOLMOACT_SHARED_DATA", ROOT.parent / "shared" / "data"))
 SIMULATED = ROOT / "examples" / "demo_dataset"
-TIMEOUT_S = 400
+TIMEOUT_S = 1200
 
 
 def command(dataset: Path, out: Path, *more: str) -> list[str]:

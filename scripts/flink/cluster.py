@@ -63,8 +63,8 @@ class ClusterConfig:
     """Two, so that one TaskManager can carry the job after the other was killed."""
     heap_MiB: int = 384
     """Java heap for tasks of one TaskManager; the Python workers live outside it."""
-    heartbeat_timeout_s: int = 8
-    """After this long without a sign of life a TaskManager is lost and its tasks restart."""
+    heartbeat_timeout_s: int = 40
+    """For a TaskManager that hangs; one that died is noticed at once, by its closed connection."""
     restart_attempts: int = 5
     restart_delay_s: int = 2
     start_timeout_s: int = 240
@@ -271,9 +271,9 @@ class FlinkCluster:
 
     def _is_ready(self) -> bool:
         try:
-            registered = self.overview()["taskmanagers"]
+            slots = self.overview()["slots-available"]
             with socket.create_connection(("127.0.0.1", self.job_port), timeout=1):
-                return registered >= self.config.task_managers
+                return slots >= self.config.task_managers * self.config.slots_per_task_manager
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False
 
