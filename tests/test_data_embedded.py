@@ -20,6 +20,8 @@ from molmoact_data.adapters.embedded import (
     POINTER_WEIGHTS,
     EmbeddedDepth,
     EmbeddedPointer,
+    from_window,
+    windows,
 )
 from molmoact_data.adapters.embedded_networks import PointerNetwork, to_input
 from molmoact_data.depth import DepthEstimator
@@ -70,7 +72,8 @@ def test_points_lie_on_the_recorded_gripper(frames, pointer) -> None:
     points = pointer.point(frames, DEFAULT_PROMPT)
     recorded = np.array(rows(EPISODE)["observation.gripper_pixel"], np.float32)[::4]
     error_px = np.linalg.norm(points.xy_NA2[:, 0] * 255 - recorded, axis=1)
-    assert np.median(error_px) < 4.0, "median error in pixels of 256"
+    assert np.median(error_px) < 3.0, "median error in pixels of 256"
+    assert (error_px < 8).mean() > 0.9
 
 
 def test_depth_orders_the_scene_like_the_recorded_one(frames) -> None:
@@ -79,7 +82,7 @@ def test_depth_orders_the_scene_like_the_recorded_one(frames) -> None:
     for index, predicted in enumerate(inverse):
         png = rows(EPISODE)["observation.depth.front"][4 * index]["bytes"]
         truth = np.asarray(Image.open(io.BytesIO(png))).astype(np.int32)
-        assert spearmanr(predicted.ravel(), -truth.ravel()).statistic > 0.9
+        assert spearmanr(predicted.ravel(), -truth.ravel()).statistic > 0.92
 
 
 @pytest.mark.parametrize("size", [(256, 256), (120, 200)])
@@ -123,6 +126,27 @@ def test_soft_argmax_of_one_hot_heat_is_that_cell() -> None:
     xy, _, _ = network(to_input(image, network.input_size))
     centre_px = np.array([column, row]) * 8 + 3.5  # pixel index of the middle of an 8 px cell
     np.testing.assert_allclose(xy[0].detach().numpy(), centre_px / 255, atol=1e-6)
+
+
+def test_second_look_is_cut_around_the_first_and_stays_inside() -> None:
+    """Pixels carry their own column and row, so that a window says where it was cut."""
+    height, width = 40, 60
+    rgb = torch.zeros(3, height, width, 3, dtype=torch.uint8)
+    rgb[..., 0] = torch.arange(width, dtype=torch.uint8)
+    rgb[..., 1] = torch.arange(height, dtype=torch.uint8)[:, None]
+    cut, corner = windows(rgb, torch.tensor([[0.5, 0.5], [0.0, 0.0], [1.0, 0.9]]))
+    assert cut.shape == (3, 20, 30, 3)
+    np.testing.assert_array_equal(cut[:, 0, 0, :2], corner)
+    assert corner[1].tolist() == [0, 0]
+    assert corner[2].tolist() == [30, 20]
+    assert abs(float(corner[0, 0]) + 14.5 - 29.5) <= 1, "the point is in the window's middle"
+
+
+def test_a_point_in_the_window_is_the_same_point_in_the_image() -> None:
+    """Hand-computed: the middle of an 80x50 window whose corner is (20, 10) is pixel index (59.5, 34.5)."""
+    middle, corner = torch.tensor([[0.5, 0.5]]), torch.tensor([[20.0, 10.0]])
+    xy = from_window(middle, corner, (50, 80), (100, 160), 256)
+    np.testing.assert_allclose(xy[0], [59.5 / 159, 34.5 / 99], rtol=1e-6)
 
 
 def test_rank_correlation_equals_scipy_with_ties() -> None:
