@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from molmoact_data.episodes import EpisodeRef, open_source
+from molmoact_data.episodes import EpisodeRef, EpisodeSource, open_source
 from molmoact_data.shards import plan_shards
 from pipelines.build import DepthLabels, encode_images
 from pipelines.job import Job
@@ -15,8 +15,9 @@ from pipelines.preprocess import (
     announced_cameras,
     chosen_episodes,
     make_job,
+    warn_about_embedded,
 )
-from pipelines.teachers import load_teachers
+from pipelines.teachers import Teachers, load_teachers
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,11 @@ def estimate(config: PreprocessConfig) -> Estimate:
     """Label one batch for real and extrapolate. Raises `UserError` where the run itself would."""
     source = open_source(config.dataset_path, revision=config.revision)
     episodes = chosen_episodes(config, source)
-    job = make_job(config, source, announced_cameras(config, source), None)
-    seconds, num_bytes, measured = _label_one_batch(config, job, episodes[0])
+    cameras = announced_cameras(config, source)
+    warn_about_embedded(config.labels, source)
+    teachers = load_teachers(config.labels, config.device)
+    job = make_job(config, source, cameras, teachers, None)
+    seconds, num_bytes, measured = _label_one_batch(job, episodes[0], source, teachers)
     frames = sum(ref.num_frames for ref in episodes)
     rate = measured / seconds
     return Estimate(
@@ -64,10 +68,10 @@ def estimate(config: PreprocessConfig) -> Estimate:
     )
 
 
-def _label_one_batch(config: PreprocessConfig, job: Job, ref: EpisodeRef) -> tuple[float, int, int]:
+def _label_one_batch(
+    job: Job, ref: EpisodeRef, source: EpisodeSource, teachers: Teachers
+) -> tuple[float, int, int]:
     """Seconds, image bytes and frames of the second batch (the first warms up), or the only one."""
-    source = open_source(config.dataset_path, revision=config.revision)
-    teachers = load_teachers(job.labels, config.device)
     columns = source.read_columns(ref, extra=getattr(teachers.pointer, "columns", ()))
     collector = collect_points(teachers.pointer, job, columns)
     measured = (0.0, 0, 0)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from molmoact_data import report, schema
+from molmoact_data import schema
 from molmoact_data.config import content_hash
 from molmoact_data.episodes import EpisodeRef
 from molmoact_data.errors import UserError
@@ -70,7 +70,6 @@ def merge(sources: Sequence[Output], output: Storage, *, resume: bool, overwrite
     rejects = b"".join(s.storage.read_bytes(schema.REJECTS_FILE) for s in sources)
     output.write_bytes(schema.REJECTS_FILE, rejects)
     manifest.write_manifest(output, manifest.assemble(header, records))
-    report.write_report(output.root)
     state.forget(output)
     return Merged(
         output=output.root,

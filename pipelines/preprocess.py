@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from molmoact_data import registry, report, schema
+from molmoact_data import registry, schema
 from molmoact_data.actions import DatasetStatistics, spec_warnings
 from molmoact_data.cameras import resolve_cameras
 from molmoact_data.episodes import EpisodeRef, EpisodeSource, open_source, select_episodes
@@ -27,7 +27,7 @@ from pipelines.job import EMBEDDED, Job, LabelConfig
 from pipelines.progress import frames_counted, show_progress
 from pipelines.runners import RunnerConfig, WorkerDied, run_pipeline
 from pipelines.statistics import OBSERVED, Gripper, describe_grippers
-from pipelines.teachers import load_teachers
+from pipelines.teachers import Teachers, load_teachers
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -109,17 +109,20 @@ def preprocess(config: PreprocessConfig, *, resume: bool, overwrite: bool) -> Su
     source = open_source(config.dataset_path, revision=config.revision)
     episodes = chosen_episodes(config, source)
     cameras = announced_cameras(config, source)
+    warn_about_embedded(config.labels, source)
+    teachers = load_teachers(
+        config.labels, config.device
+    )  # what is missing is missed before any work
     state.claim_output(output, resume=resume, overwrite=overwrite)
     output.remove_temporary_files()
     statistics = statistics_for(config, source, output)
-    job = make_job(config, source, cameras, statistics)
+    job = make_job(config, source, cameras, teachers, statistics)
     specs = plan_shards(episodes, config.frames_per_shard, job.config_hash)
     state.remember_plan(output, job.fingerprint(), specs)
     missing = [s for s in specs if s.name not in state.finished_records(output, specs)]
     build_missing_shards(config, job, missing)
     records = complete_records(output, specs)
     manifest.write(job, records)
-    report.write_report(output.root)
     state.forget(output)
     return summarise(config, missing, records, time.monotonic() - started)
 
@@ -199,13 +202,11 @@ def make_job(
     config: PreprocessConfig,
     source: EpisodeSource,
     cameras: Mapping[str, str],
+    teachers: Teachers,
     statistics: DatasetStatistics | None,
 ) -> Job:
-    """Resolve the teachers on the launcher, so that what is missing is missed before any work."""
-    labels = config.labels
-    warn_about_embedded(labels, source)
-    teachers = load_teachers(labels, config.device)
-    tokenizer, pointer = teachers.tokenizer, teachers.pointer
+    """What every worker is told."""
+    labels, tokenizer, pointer = config.labels, teachers.tokenizer, teachers.pointer
     layout = schema.RecordLayout(
         cameras=tuple(cameras),
         action_dim=source.info.action_dim if labels.process_actions else None,

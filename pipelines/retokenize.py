@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from molmoact_data import report, schema
+from molmoact_data import schema
 from molmoact_data.actions import DatasetStatistics, bin_actions, chunk, normalize
 from molmoact_data.config import as_dict, build, content_hash
 from molmoact_data.episodes import EpisodeRef
@@ -81,7 +81,6 @@ def retokenize(
         records.append(record)
     output.write_bytes(schema.REJECTS_FILE, source.storage.read_bytes(schema.REJECTS_FILE))
     manifest.write_manifest(output, manifest.assemble(plan.header, records))
-    report.write_report(output.root)
     state.forget(output)
     return Retokenized(
         output=output.root,

@@ -314,3 +314,13 @@ def test_frozen_statistics_are_used_as_they_are(
     assert json.loads((tmp_path / "out" / schema.STATISTICS_FILE).read_text()) == frozen
     ours = np.array(table_of(tmp_path / "out")[schema.ACTION_BINS].to_pylist())[:, 0, 0]
     assert ours.max() < 64
+
+
+def test_overwrite_deletes_nothing_before_the_teachers_are_there(
+    dataset: Path, output: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(output, copy)
+    with pytest.raises(UserError, match="no VQ-VAE"):
+        run(dataset, copy, overwrite=True, depth="embedded", vqvae="/no/such.pt")
+    assert files_of(copy) == files_of(output)
