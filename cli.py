@@ -473,6 +473,7 @@ def merge_lora(
         bool, typer.Option("--verify", help="Compare logits with base + adapter (loads both).")
     ] = False,
     overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Base model + LoRA adapter -> one whole model folder, a few tensors in memory at a time.
@@ -481,9 +482,13 @@ def merge_lora(
     """
     from molmoact_train.export import Dtype
     from molmoact_train.merge import merge_lora as run
+    from molmoact_train.merge import plan
 
     kept = chosen(dtype, "--dtype", Dtype)
-    done = run(adapter, output_path, base=base, dtype=kept, verify=verify, overwrite=overwrite)
+    if dry_run:
+        done = plan(adapter, output_path, base=base, dtype=kept, overwrite=overwrite)
+    else:
+        done = run(adapter, output_path, base=base, dtype=kept, verify=verify, overwrite=overwrite)
     if as_json:
         emit_json(asdict(done))
         return
@@ -505,6 +510,7 @@ def export_hf(
     ] = None,
     dtype: DtypeOption = "keep",
     overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a folder that our code, the released code and vLLM load: weights, statistics, processor, tokenizer.
@@ -512,8 +518,14 @@ def export_hf(
     Example: molmoact export-hf --checkpoint RUN/final --output-path my-model --dtype bfloat16
     """
     from molmoact_data.parsing import read_norm_stats
-    from molmoact_train.export import Dtype, export_folder
+    from molmoact_train.export import Dtype, export_folder, plan
 
+    if dry_run:
+        kept = chosen(dtype, "--dtype", Dtype)
+        report_export(
+            plan(checkpoint, output_path, dtype=kept, overwrite=overwrite), as_json=as_json
+        )
+        return
     done = export_folder(
         checkpoint,
         output_path,
@@ -530,14 +542,19 @@ def unshard(
     checkpoint: Annotated[Path, typer.Option(help="A step folder: RUN/step00002000.")],
     output_path: Annotated[Path, typer.Option(help="Model folder, or adapter folder after LoRA.")],
     overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Turn one training checkpoint, written by any number of processes, into whole safetensors.
 
     Example: molmoact unshard --checkpoint RUN/step00002000 --output-path model
     """
+    from molmoact_train.export import plan
     from molmoact_train.export import unshard as run
 
+    if dry_run:
+        report_export(plan(str(checkpoint), output_path, overwrite=overwrite), as_json=as_json)
+        return
     report_export(run(checkpoint, output_path, overwrite=overwrite), as_json=as_json)
 
 

@@ -7,9 +7,9 @@ weights, configuration with statistics, image processor, tokenizer.
 from __future__ import annotations
 
 import json
-import logging
+import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +30,6 @@ from molmoact_train.optim import released_name
 from molmoact_train.processor import PROCESSOR_NAME, MolmoActProcessor
 from molmoact_train.weights import WeightFiles, resolve_model_folder
 
-logger = logging.getLogger(__name__)
-
 Dtype = Literal["keep", "float32", "bfloat16"]
 SHARD_BYTES = 4 * 2**30
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -51,13 +49,18 @@ class Exported:
     dtype: str
 
 
-@contextmanager
-def new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` when all went well; nothing is left otherwise."""
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Nothing is replaced unasked."""
     if folder.exists() and not overwrite:
         raise UserError(
             f"{folder} exists. Add --overwrite to replace it, or choose another --output-path."
         )
+
+
+@contextmanager
+def new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder that takes the place of `folder` when all went well; nothing is left otherwise."""
+    check_free(folder, overwrite=overwrite)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -190,6 +193,29 @@ def _point_at_code(folder: Path) -> None:
         write_json(folder / name, fields)
 
 
+def plan(
+    checkpoint: str, output: Path, *, dtype: Dtype = "keep", overwrite: bool = False
+) -> Exported:
+    """What `export_folder` or `unshard` would write, from headers alone."""
+    check_free(output, overwrite=overwrite)
+    folder = Path(checkpoint)
+    if (folder / TRAINER_FILE).is_file():
+        sizes = [
+            (math.prod(entry.size), entry.properties.dtype.itemsize)
+            for _, entry in _stored_weights(folder)
+        ]
+    else:
+        files = WeightFiles(resolve_model_folder(checkpoint))
+        sizes = [(math.prod(files.shape(n)), files.item_bytes(n)) for n in files.names()]
+    return Exported(str(output), len(sizes), planned_bytes(sizes, dtype), dtype)
+
+
+def planned_bytes(sizes: Sequence[tuple[int, int]], dtype: Dtype) -> int:
+    """Bytes of tensors given as (numbers, bytes of one as stored), written as `dtype`."""
+    new = None if dtype == "keep" else getattr(torch, dtype).itemsize
+    return sum(count * (new or stored) for count, stored in sizes)
+
+
 # From a Hugging Face folder
 
 
@@ -307,9 +333,7 @@ def stream_weights(checkpoint: Path, batch_bytes: int) -> Iterator[tuple[str, to
     state = checkpoint / STATE_DIR
     batch: dict[str, Any] = {}
     size = 0
-    for name, entry in sorted(FileSystemReader(state).read_metadata().state_dict_metadata.items()):
-        if not name.startswith("model.") or not isinstance(entry, TensorStorageMetadata):
-            continue
+    for name, entry in _stored_weights(checkpoint):
         tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
         if batch and size + tensor.nbytes > batch_bytes:
             yield from _load(batch, state)
@@ -317,6 +341,16 @@ def stream_weights(checkpoint: Path, batch_bytes: int) -> Iterator[tuple[str, to
         batch[name] = tensor
         size += tensor.nbytes
     yield from _load(batch, state)
+
+
+def _stored_weights(checkpoint: Path) -> list[tuple[str, TensorStorageMetadata]]:
+    """The model's tensors in a distributed checkpoint, by name."""
+    metadata = FileSystemReader(checkpoint / STATE_DIR).read_metadata().state_dict_metadata
+    return [
+        (name, entry)
+        for name, entry in sorted(metadata.items())
+        if name.startswith("model.") and isinstance(entry, TensorStorageMetadata)
+    ]
 
 
 def _load(batch: dict[str, Any], state: Path) -> Iterator[tuple[str, torch.Tensor]]:

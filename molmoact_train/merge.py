@@ -8,6 +8,7 @@ Letters: r rank, i in, o out.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,10 @@ from molmoact_train.export import (
     SHARD_BYTES,
     Dtype,
     ShardWriter,
+    check_free,
     finish_folder,
     new_folder,
+    planned_bytes,
     read_config,
     stated_dtype,
     statistics_beside,
@@ -168,13 +171,8 @@ def merge_lora(
     shard_bytes: int = SHARD_BYTES,
 ) -> Merged:
     """Write base + adapter as a complete folder; the adapter's statistics join the base's."""
-    adapter = read_adapter(adapter_folder)
-    named = base or adapter.base
-    if named is None:
-        raise UserError(f"{adapter_folder} does not name its base model; give it with --base.")
-    base_folder = resolve_model_folder(named)
-    files = WeightFiles(base_folder)
-    check_fits(adapter, files)
+    adapter, files = _matched(adapter_folder, base)
+    base_folder = files.folder
     largest = 0.0
     with new_folder(output, overwrite=overwrite) as temporary:
         writer = ShardWriter(temporary, dtype, shard_bytes)
@@ -193,6 +191,36 @@ def merge_lora(
         str(output), str(base_folder), len(adapter.matrices), writer.num_tensors, writer.num_bytes,
         largest, difference,
     )  # fmt: skip
+
+
+def plan(
+    adapter_folder: Path,
+    output: Path,
+    *,
+    base: str | None = None,
+    dtype: Dtype = "keep",
+    overwrite: bool = False,
+) -> Merged:
+    """All checks of `merge_lora`, and what it would write."""
+    check_free(output, overwrite=overwrite)
+    adapter, files = _matched(adapter_folder, base)
+    sizes = [(math.prod(files.shape(n)), files.item_bytes(n)) for n in files.names()]
+    largest = max(float(adapter.delta(name).abs().max()) for name in adapter.matrices)
+    return Merged(
+        str(output), str(files.folder), len(adapter.matrices), len(sizes),
+        planned_bytes(sizes, dtype), largest,
+    )  # fmt: skip
+
+
+def _matched(adapter_folder: Path, base: str | None) -> tuple[Adapter, WeightFiles]:
+    """The adapter and the base it fits."""
+    adapter = read_adapter(adapter_folder)
+    named = base or adapter.base
+    if named is None:
+        raise UserError(f"{adapter_folder} does not name its base model; give it with --base.")
+    files = WeightFiles(resolve_model_folder(named))
+    check_fits(adapter, files)
+    return adapter, files
 
 
 @torch.inference_mode()

@@ -75,6 +75,12 @@ class WeightFiles:
         with self._open(self._file_of[name]) as file:
             return tuple(file.get_slice(name).get_shape())
 
+    def item_bytes(self, name: str) -> int:
+        """Bytes of one number of a tensor, without reading it."""
+        with self._open(self._file_of[name]) as file:
+            digits = re.sub(r"\D", "", file.get_slice(name).get_dtype())  # F32, BF16, I64, ...
+        return int(digits) // 8
+
     def read(self, name: str) -> torch.Tensor:
         """One tensor on the CPU."""
         with self._open(self._file_of[name]) as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,26 @@ def test_a_failed_export_leaves_the_old_folder_and_no_rubbish(tmp_path: Path) ->
     with pytest.raises(UserError, match="No space left"):
         fail()
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "old.txt"]
+
+
+def test_dry_runs_say_what_would_be_written_and_write_nothing(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    step, _ = training_checkpoint(base, tmp_path / "run", lora=False)
+    out = tmp_path / "out"
+    for command in (
+        ("export-hf", "--checkpoint", base, "--dtype", "bfloat16"),
+        ("unshard", "--checkpoint", step),
+        ("merge-lora", "--adapter", adapter, "--base", base),
+    ):
+        planned = run_command(*command, "--output-path", out, "--dry-run", "--json")
+        assert not out.exists()
+        done = run_command(*command, "--output-path", out, "--json", "--overwrite")
+        sizes = ("num_tensors", "num_bytes")
+        assert [json.loads(planned.stdout)[k] for k in sizes] == [
+            json.loads(done.stdout)[k] for k in sizes
+        ]
+        shutil.rmtree(out)
 
 
 def run_command(*arguments: str) -> Any:
