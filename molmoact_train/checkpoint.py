@@ -45,11 +45,13 @@ from torch.utils._pytree import tree_leaves
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_train.config import TrainConfig, changes_on_resume, from_json, to_json
+from molmoact_train.metrics import METRICS_FILE, PLOT_FILE, WANDB_ID_FILE
 from molmoact_train.parallel import World
 
 CONFIG_FILE, TRAINER_FILE, FILES_FILE = "config.json", "trainer.json", "files.json"
 STATE_DIR, FINAL_DIR = "model_and_optim", "final"
 _TEMPORARY = "-tmp"
+_RUN_FILES = (CONFIG_FILE, schema.STATISTICS_FILE, METRICS_FILE, PLOT_FILE, WANDB_ID_FILE)
 _STEP_FOLDER = re.compile(r"step(\d{8})")
 _CRC_PIECE = 1 << 22
 
@@ -128,7 +130,7 @@ def _delete_run(run: Path) -> None:
         ours = _STEP_FOLDER.match(path.name) or path.name in (FINAL_DIR, FINAL_DIR + _TEMPORARY)
         if path.is_dir() and ours:
             shutil.rmtree(path)
-        elif path.name in (CONFIG_FILE, schema.STATISTICS_FILE, "metrics.jsonl", "metrics.png"):
+        elif path.name in _RUN_FILES:
             path.unlink()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from molmoact_train.config import TrainConfig, to_json
 
 METRICS_FILE, PLOT_FILE = "metrics.jsonl", "metrics.png"
+WANDB_ID_FILE = "wandb_id.txt"
+"""So that a resumed run continues the same W&B run."""
 
 
 class MetricsLog:
@@ -53,12 +56,16 @@ def _start_wandb(run: Path, config: TrainConfig) -> Any:
     """A W&B run; WANDB_MODE=offline writes it below the run folder instead of the network."""
     import wandb
 
+    known = run / WANDB_ID_FILE
+    if not known.exists():
+        known.write_text(uuid.uuid4().hex[:16])
     return wandb.init(
         project=config.wandb_project,
         entity=config.wandb_entity,
         name=run.name,
         dir=str(run),
         config=to_json(config),
+        id=known.read_text(),
         resume="allow",
     )
 
