@@ -346,6 +346,31 @@ def test_the_companion_of_a_video_dataset_links_its_videos_and_loads(version, tm
     assert all(dataset.resolve() in video.resolve().parents for video in videos)
 
 
+def test_the_companion_of_an_rlds_dataset_is_a_v30_dataset_with_its_images(tmp_path):
+    dataset = SHARED_DATA / "bridge-rlds-octo" / "bridge_dataset" / "1.0.0"
+    if not dataset.is_dir():
+        pytest.skip("the shared real datasets are not beside this checkout")
+    pytest.importorskip("lerobot")
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    from molmoact_data.episodes import open_source
+
+    root = output_of(tmp_path / "codes", dataset)
+    target = exported(root, tmp_path / "bridge_depth", "molmoact2-depth", source=str(dataset))
+
+    loaded, source = LeRobotDataset("local/bridge_depth", root=target), open_source(str(dataset))
+    assert (loaded.num_episodes, loaded.num_frames) == (25, 250)
+    ref = source.episodes[3]
+    columns, item = source.read_columns(ref), loaded[34]
+    np.testing.assert_allclose(item["action"], columns.action[4], rtol=1e-6)
+    assert item["task"] == columns.instructions[4]
+    codes = list(Output.open(root).rows([schema.DEPTH_CODES]))[34][schema.DEPTH_CODES]
+    assert item["depth_codes"].tolist() == codes
+    key = source.info.cameras[0].key
+    stored = next(source.iter_frames(ref, [key], 10))[key].rgb_NHWC[4]
+    np.testing.assert_allclose(item[key].permute(1, 2, 0) * 255, stored, atol=0.5)
+
+
 def test_a_companion_needs_the_codes_of_every_episode(make_output, still_scene, tmp_path):
     short = make_output("short", source=DotSource(lengths=(12, 9)))
     with pytest.raises(UserError, match="2 of 4 episodes"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,34 +119,46 @@ def convert_to_v3(
     folder: Path,
     columns_of: EpisodeColumnsOf,
     extra_info: Mapping[str, Any],
+    cameras: Collection[str],
 ) -> int:
-    """Rows of a v2.x or RLDS source as v3.0, one v3.0 video file per linked episode video."""
-    features = {**_source_features(source), **companion_features()}
+    """Rows of a v2.x or RLDS source as v3.0, one v3.0 video file per linked episode video.
+
+    Of stored images those of `cameras` are kept: others may be placeholders in some episodes.
+    """
+    features = {**_source_features(source, cameras), **companion_features()}
     info = DatasetDescription(source.info.fps, source.info.robot_type, features, extra_info)
     writer = LeRobotV3Writer(folder, info)
     for number, ref in enumerate(source.episodes):
-        _write_episode(source, ref, columns_of, writer)
+        _write_episode(source, ref, columns_of, writer, _stored_images(source, cameras))
         writer.end_episode(_link_videos(source, root, ref, number, folder))
     writer.close()
     return writer.rows
 
 
-def _source_features(source: EpisodeSource) -> dict[str, Any]:
+def _stored_images(source: EpisodeSource, cameras: Collection[str]) -> list[str]:
+    stored = [c.key for c in source.info.cameras if c.storage == "image" and not c.is_depth]
+    return [key for key in stored if key in cameras]
+
+
+def _source_features(source: EpisodeSource, cameras: Collection[str]) -> dict[str, Any]:
     features: dict[str, Any] = {"action": feature("float32", [source.info.action_dim])}
     if source.info.state_dim is not None:
         features[STATE_KEY] = feature("float32", [source.info.state_dim])
     for camera in source.info.cameras:
-        if not camera.is_depth:
+        if camera.key in cameras or (camera.storage == "video" and not camera.is_depth):
             shape, names = [camera.height, camera.width, 3], ["height", "width", "channels"]
             features[camera.key] = feature(camera.storage, shape, names)
     return features
 
 
 def _write_episode(
-    source: EpisodeSource, ref: EpisodeRef, columns_of: EpisodeColumnsOf, writer: LeRobotV3Writer
+    source: EpisodeSource,
+    ref: EpisodeRef,
+    columns_of: EpisodeColumnsOf,
+    writer: LeRobotV3Writer,
+    stored: list[str],
 ) -> None:
     numbers = source.read_columns(ref)
-    stored = [c.key for c in source.info.cameras if c.storage == "image" and not c.is_depth]
     start = 0
     images = _images(source, ref, stored)
     for part in columns_of(ref):

@@ -107,7 +107,8 @@ def export_depth_companion(
         return extend_v3(Path(source_path), folder, stream.episode, extra)
     from molmoact_data.exporters.companion import convert_to_v3
 
-    return convert_to_v3(source, Path(source_path), folder, stream.episode, extra)
+    cameras = set(output.manifest["cameras"].values())
+    return convert_to_v3(source, Path(source_path), folder, stream.episode, extra, cameras)
 
 
 def depth_vae_block(output: Output, camera: str, threshold: float) -> dict[str, Any]:
