@@ -22,6 +22,8 @@ class FilterConfig:
     """Share of the points that are replaced, a quarter each by jumps, a second robot, background, nothing."""
     seed: int = 0
     """Of the replacement."""
+    repeats: int = 5
+    """Every episode is spoiled so many times, differently: one stretch per episode says little."""
     qualities: tuple[float, ...] = tuple(i / 20 for i in range(20))
     """Thresholds of the trade-off curve."""
     traces: TraceConfig = field(default_factory=TraceConfig)
@@ -67,7 +69,7 @@ class FilterScores:
 
 def filter_scores(episodes: Sequence[TracedEpisode], config: FilterConfig) -> FilterScores:
     """Over all frames of all episodes."""
-    dirty = [put_outliers(episode, config) for episode in episodes]
+    dirty = [put_outliers(e, config, repeat) for repeat in range(config.repeats) for e in episodes]
     off = replace(config.traces, filter=False)
     distance_T, quality_T = _distances(dirty, config.traces)
     return FilterScores(
@@ -80,9 +82,9 @@ def filter_scores(episodes: Sequence[TracedEpisode], config: FilterConfig) -> Fi
     )
 
 
-def put_outliers(episode: TracedEpisode, config: FilterConfig) -> TracedEpisode:
+def put_outliers(episode: TracedEpisode, config: FilterConfig, repeat: int) -> TracedEpisode:
     """The episode with outliers; their confidence is that of an ordinary point, as in the field."""
-    rng = np.random.default_rng([config.seed, episode.episode_index])
+    rng = np.random.default_rng([config.seed, repeat, episode.episode_index])
     xy_T2, _ = inject_outliers(episode.points.xy_NA2[:, 0], config.outlier_share, rng)
     found_T1 = ~np.isnan(xy_T2[:, :1])
     confidence_T1 = np.where(found_T1, np.maximum(episode.points.confidence_NA, 0.5), 0)
