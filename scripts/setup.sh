@@ -9,11 +9,14 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 12):
 EOF
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
 python="$VENV/bin/python"
-if "$python" -m pip install --quiet --disable-pip-version-check uv; then
-    install=("$python" -m uv pip install --quiet --python "$python")
-else
-    echo "uv cannot be had; using pip, which is slower" >&2
-    install=("$python" -m pip install --quiet --disable-pip-version-check)
+pip=("$python" -m pip install --quiet --disable-pip-version-check)
+
+install() {
+    "$@" --require-hashes --no-deps -r requirements.lock
+    "$@" --no-deps --no-build-isolation --editable .
+}
+
+if ! { "${pip[@]}" uv && install "$python" -m uv pip install --quiet --python "$python"; }; then
+    echo "uv cannot be used here; installing with pip, which is slower" >&2
+    install "${pip[@]}"
 fi
-"${install[@]}" --require-hashes --no-deps -r requirements.lock
-"${install[@]}" --no-deps --no-build-isolation --editable .
