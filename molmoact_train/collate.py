@@ -6,7 +6,8 @@ attention never looks there). Letters as in `dataset`; B samples of a micro-batc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +131,12 @@ def _single(items: list[Sample | TooLong]) -> Sample | TooLong:
     return items[0]
 
 
+def _leave_signals_to_the_loop(_: int) -> None:
+    """Ctrl-C and torchrun signal the whole group; a worker that died would keep the loop from saving."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def step_batches(
     data: TrainingData,
     steps: range,
@@ -139,7 +146,6 @@ def step_batches(
     rank: int,
     world_size: int,
     num_workers: int,
-    worker_setup: Callable[[int], None] | None = None,
 ) -> Iterator[StepBatch]:
     """The batches of `steps` (0-based). Workers decode ahead; what they yield depends on positions alone."""
     share = global_batch_size // world_size
@@ -152,7 +158,7 @@ def step_batches(
         prefetch_factor=max(2, 2 * share // num_workers) if num_workers else None,
         # Forking a process that runs torch threads and a tokenizer can deadlock.
         multiprocessing_context="spawn" if num_workers else None,
-        worker_init_fn=worker_setup if num_workers else None,
+        worker_init_fn=_leave_signals_to_the_loop if num_workers else None,
     )
     items: list[Sample | TooLong] = []
     for item in loader:
