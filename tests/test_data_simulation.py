@@ -1,5 +1,6 @@
 """The table-top world: its camera maths, its splits, its motion, and what LeRobot reads of it."""
 
+# ruff: noqa: E402  (OpenGL is asked for before mujoco is imported)
 from __future__ import annotations
 
 import dataclasses
@@ -17,7 +18,24 @@ import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-os.environ.setdefault("MUJOCO_GL", "egl")
+
+def gl_problem() -> str | None:
+    """Why nothing can be rendered, or None. Asked in another process, and before mujoco is imported here:
+    with `MUJOCO_GL=egl` and no EGL library even its import fails.
+    """
+    code = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 8, 8)"
+    environment = {"MUJOCO_GL": "egl", **os.environ}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["abort"])[-1]
+
+
+GL_PROBLEM = gl_problem()
+if GL_PROBLEM is None:
+    os.environ.setdefault("MUJOCO_GL", "egl")
+else:
+    os.environ.pop("MUJOCO_GL", None)
 
 import mujoco
 
@@ -43,18 +61,12 @@ DEMO = ROOT / "examples" / "demo_dataset"
 SMALL = (64, 64)
 
 
-def gl_problem() -> str | None:
-    """Asked in a process of its own: a broken GL library may abort rather than raise."""
-    code = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 8, 8)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["abort"])[-1]
-
-
 @pytest.fixture(scope="session")
 def _gl() -> None:
-    problem = gl_problem()
-    if problem:
-        pytest.skip(f"no software OpenGL here (apt-get install libegl1 libgl1-mesa-dri): {problem}")
+    if GL_PROBLEM:
+        pytest.skip(
+            f"no software OpenGL here (apt-get install libegl1 libgl1-mesa-dri): {GL_PROBLEM}"
+        )
 
 
 render = [pytest.mark.render, pytest.mark.usefixtures("_gl")]
@@ -335,6 +347,24 @@ def test_lerobot_reads_the_v30_form(tmp_path, episode) -> None:
     image = row["observation.images.front"].permute(1, 2, 0).numpy() * 255
     difference = np.abs(image - step.observation.front_rgb_HWC.astype(float))
     assert difference.mean() < 6.0, "the right frame, through chroma subsampling"
+
+
+def test_no_opengl_is_said_in_one_line() -> None:
+    code = (
+        "import mujoco\n"
+        "from molmoact_data.errors import UserError\n"
+        "from molmoact_data.simulation.view import SceneRenderer\n"
+        "try:\n"
+        "    SceneRenderer(mujoco.MjModel.from_xml_string('<mujoco/>'), (8, 8), shadows=False)\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "MUJOCO_GL": "disable"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("cannot render: no OpenGL here")
+    assert "apt-get install libegl1" in done.stdout
 
 
 @needs_gl

@@ -36,7 +36,8 @@ class SceneRenderer:
         self._image_hw = image_hw
         try:
             self._renderer = mujoco.Renderer(model, *image_hw)
-        except (ImportError, AttributeError, RuntimeError) as error:
+        except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
+            # Which one depends on what is missing: the backend, its library, or a display.
             raise UserError(
                 f"cannot render: no OpenGL here ({error}). Install Mesa's software GL "
                 "(apt-get install libegl1 libgl1-mesa-dri) and set MUJOCO_GL=egl"
