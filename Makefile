@@ -32,7 +32,7 @@ bench: setup ## every benchmark that needs no GPU, one after the other
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 cluster-test: setup ## a real Flink cluster on this machine; skips with a line where the jar cannot be had
-	$(BIN)/python -m pytest -m flink tests/test_pipelines_flink.py
+	MOLMOACT_CLUSTER_TEST=1 $(BIN)/python -m pytest -m flink tests/test_pipelines_flink.py --log-cli-level=INFO
 
 lock: setup ## resolve the pins again
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 \

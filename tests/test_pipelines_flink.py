@@ -61,6 +61,8 @@ def digests(out: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
+    if "MOLMOACT_CLUSTER_TEST" not in os.environ:
+        pytest.skip("a cluster takes minutes and 150 MB of jars: run `make cluster-test`")
     try:
         distribution = fetch(default_cache())
     except JarsUnavailable as reason:
