@@ -1,0 +1,49 @@
+"""A stored row through the real processor: the number of tokens that carry loss is that of its answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from molmoact_data import prompts, schema
+from molmoact_data.outputs import Output
+from molmoact_data.validate import validate
+from molmoact_train.row_check import loss_counter
+from molmoact_train.tiny import tiny_processor
+
+
+@pytest.fixture(scope="module")
+def processor_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processor")
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+def test_the_count_is_the_shortest_answer_with_its_end_of_text(make_output, processor_folder):
+    from molmoact_train.processor import MolmoActProcessor
+
+    row = list(Output.open(make_output()).rows())[3]
+    processor = MolmoActProcessor.from_pretrained(processor_folder)
+    labels = {
+        "depth_codes": row[schema.DEPTH_CODES],
+        "trace": row[schema.TRACE],
+        "action_bins": row[schema.ACTION_BINS],
+        "num_images": 2,
+    }
+    kinds = ("reasoning", "trajectory", "depth", "trace")
+    answers = [prompts.answer(kind, **labels) for kind in kinds]
+    expected = min(len(processor.encode(" " + text)) for text in answers) + 1
+
+    assert loss_counter(processor_folder)(row) == expected
+
+
+def test_a_row_without_any_label_allows_no_sample(make_output, processor_folder):
+    row = list(Output.open(make_output()).rows())[3]
+    for name in (schema.DEPTH_CODES, schema.TRACE, schema.ACTION_BINS):
+        del row[name]
+    assert loss_counter(processor_folder)(row) is None
+
+
+def test_validate_counts_a_sample_for_every_row(make_output, processor_folder):
+    report = validate(str(make_output()), loss_tokens=loss_counter(processor_folder))
+    assert report.to_json()["findings"] == {}
+    assert report.samples == 33
