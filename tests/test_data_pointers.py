@@ -431,8 +431,9 @@ def test_wrong_servers_are_named(server: FakeVLLM) -> None:
     server.models = ("a", "b")
     with pytest.raises(UserError, match="the models a, b: say which"):
         ServerPointer(server.url, config=QUICK)
-    with pytest.raises(UserError, match="Is the server running"):
-        ServerPointer("http://127.0.0.1:9/v1", config=QUICK)
+    for model in (None, "molmo"):
+        with pytest.raises(UserError, match=r"nothing answers at .*Is the server running"):
+            ServerPointer("http://127.0.0.1:9/v1", model, config=QUICK)
 
 
 # --- cache ------------------------------------------------------------------------------------------

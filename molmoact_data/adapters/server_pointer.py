@@ -72,6 +72,7 @@ class ServerPointer:
             base_url=url.rstrip("/"), timeout=config.timeout_s, headers=headers
         )
         self._pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix="pointer")
+        self._check_reachable()
         self.model = model if model is not None else self._only_model()
 
     def describe(self) -> dict[str, str]:
@@ -112,6 +113,16 @@ class ServerPointer:
                 f"{self._client.base_url} did not answer with a chat completion: {str(answer)[:200]}"
             ) from error
         return choice
+
+    def _check_reachable(self) -> None:
+        """Fail before any frame is decoded; what the server answers does not matter here."""
+        try:
+            self._client.get("/models")
+        except httpx.TransportError as error:
+            raise UserError(
+                f"nothing answers at {self._client.base_url} ({error}). Is the server running, and does its "
+                "address end in /v1?"
+            ) from error
 
     def _only_model(self) -> str:
         served = [entry["id"] for entry in self._request("GET", "/models")["data"]]
