@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +74,9 @@ def iter_video(
             batch_size=batch_size,
             is_depth=is_depth,
         )
-        yield from _stacked(frames, len(ticks), batch_size, clip.path.name)
+        # A caller that leaves early: the decoding threads end before their file is closed.
+        with closing(frames):
+            yield from _stacked(frames, len(ticks), batch_size, clip.path.name)
 
 
 def match_frames(

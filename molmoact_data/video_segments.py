@@ -8,7 +8,7 @@ stretches do. Every thread is at most `2 * batch_size` frames ahead, which bound
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -102,8 +102,8 @@ def iter_pixels(
     threads: int,
     batch_size: int,
     is_depth: bool,
-) -> Iterator[Pixels]:
-    """Pixels at `ticks` [T], increasing, one frame after the other."""
+) -> Generator[Pixels, None, None]:
+    """Pixels at `ticks` [T], increasing, one frame after the other. Close it before the file."""
     starts = stretch_starts(ticks, key_ticks, batch_size)
     if threads == 1 or len(starts) == 1:
         yield from video.frames_at(ticks, 0, is_depth=is_depth)

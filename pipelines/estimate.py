@@ -63,7 +63,7 @@ def estimate(config: PreprocessConfig) -> Estimate:
         measured_frames=measured,
         frames_per_second_per_worker=round(rate, 2),
         workers=config.runner.workers,
-        estimated_seconds=round(frames / rate / config.runner.workers, 1),
+        estimated_seconds=round(frames / rate / config.runner.workers, 3),
         estimated_bytes=round(num_bytes / measured * frames),
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub.utils import reset_sessions
 from made_hub import RunningHub
 from made_outputs import BrightestPixel, FakeDepth, FakeTokenizer
 
@@ -23,7 +24,10 @@ TOKEN = "hf_" + "x" * 34
 
 
 @pytest.fixture
-def hub():
+def hub(monkeypatch):
+    # huggingface_hub reads the variable once per process and keeps its sessions: undo other tests.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    reset_sessions()
     with RunningHub() as running:
         yield running
 
