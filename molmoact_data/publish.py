@@ -19,6 +19,9 @@ CARD_FILE, PICTURE_FILE = "README.md", "example.jpg"
 NOT_PUBLISHED = ("_state", ".cache", ".git")
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
+UPLOAD_NOTES = ".cache/huggingface/upload"
+LINES_OF_A_NOTE = 8
+
 
 @dataclass(frozen=True)
 class PublishPlan:
@@ -110,6 +113,7 @@ def publish(
         url = api.create_repo(
             plan.repo_id, repo_type="dataset", private=plan.private, exist_ok=True
         )
+        drop_torn_notes(root)
         api.upload_large_folder(
             repo_id=plan.repo_id,
             repo_type="dataset",
@@ -123,6 +127,16 @@ def publish(
             "may write there, then run the same command again; what was sent is not sent twice."
         ) from error
     return str(url)
+
+
+def drop_torn_notes(root: Path) -> None:
+    """Forget notes of huggingface_hub about single files that a killed upload left half written.
+
+    It stops on them (UnboundLocalError in 0.35); without its note a file is only looked at again.
+    """
+    for note in (root / UPLOAD_NOTES).rglob("*.metadata"):
+        if len(note.read_text().splitlines()) < LINES_OF_A_NOTE:
+            note.unlink()
 
 
 def _reason(error: Exception) -> str:
