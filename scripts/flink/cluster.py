@@ -26,6 +26,10 @@ from scripts.flink.distribution import Distribution, default_cache, fetch
 ROOT = Path(__file__).resolve().parents[2]
 BOOT = Path(__file__).resolve().with_name("boot.py")
 MIB = 1024 * 1024
+LOG_OPTIONS = (
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss",
+)
 
 JOB_MANAGER = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
 TASK_MANAGER = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
@@ -238,7 +242,16 @@ class FlinkCluster:
         is_server = main_class == JOB_SERVER
         jars = self.config.job_server_jars if is_server else self.config.cluster_jars
         environment = {**os.environ, "FLINK_CONF_DIR": self._conf[1]}
-        command = ["java", *ADD_OPENS, *options, "-cp", classpath(jars), main_class, *arguments]
+        command = [
+            "java",
+            *ADD_OPENS,
+            *LOG_OPTIONS,
+            *options,
+            "-cp",
+            classpath(jars),
+            main_class,
+            *arguments,
+        ]
         with (self.config.work_dir / "logs" / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment
