@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cli import DEMO_DATASET
 from pipelines import build
+from pipelines.commands import DEMO_DATASET
 from pipelines.estimate import estimate
 from pipelines.options import preprocess_config
 from pipelines.preprocess import preprocess

@@ -1,4 +1,4 @@
-"""Teacher name -> `package.module:Attribute`, imported only when chosen."""
+"""Name of a teacher or a check -> `package.module:Attribute`, imported only when chosen."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ EMBEDDED_VQVAE = Path(__file__).parent / "adapters" / "weights" / "embedded_vqva
 DEPTH_ESTIMATORS: Mapping[str, str] = {
     "depth-anything-v2": "molmoact_data.adapters.depth_anything:DepthAnythingV2",
     "embedded": "molmoact_data.adapters.embedded:EmbeddedDepth",
+}
+SAMPLE_CHECKS: Mapping[str, str] = {
+    "processor": "molmoact_train.row_check:loss_counter",
 }
 DEPTH_TOKENIZERS: Mapping[str, str] = {
     "vqvae": "vqvae.codec:VQVAECodec",

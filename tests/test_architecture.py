@@ -34,6 +34,14 @@ def test_only_pipelines_import_beam() -> None:
             assert "apache_beam" not in imported_packages(path), path.relative_to(ROOT)
 
 
+def test_only_the_door_and_the_commands_know_typer() -> None:
+    files = [p for package in (BASE, *SIBLINGS) for p in (ROOT / package).rglob("*.py")]
+    using = {p.relative_to(ROOT).as_posix() for p in files if "typer" in imported_packages(p)}
+    assert "molmoact_data/console.py" in using
+    others = using - {"molmoact_data/console.py"}
+    assert not [path for path in others if not path.endswith("commands.py")]
+
+
 def modules_loaded_by(code: str) -> set[str]:
     report = "import sys; print(' '.join({m.partition('.')[0] for m in sys.modules}))"
     script = code + "\n" + report

@@ -1,0 +1,277 @@
+"""`molmoact preprocess | preview | demo`: demonstrations in, shards or a sheet of what they will hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from molmoact_data.console import (
+    ConfigOption,
+    DryRunOption,
+    JsonOption,
+    OverwriteOption,
+    ResumeOption,
+    emit_json,
+    given,
+    say,
+)
+from molmoact_data.errors import LimitExceeded, UserError
+
+if TYPE_CHECKING:
+    from pipelines.preprocess import Summary
+
+DEMO_DATASET = Path(__file__).parent.parent / "examples" / "demo_dataset"
+
+
+def preprocess(
+    context: typer.Context,
+    *,
+    dataset_path: Annotated[
+        str | None, typer.Option(help="LeRobot or RLDS dataset: a folder or a Hub id.")
+    ] = None,
+    output_path: Annotated[str | None, typer.Option(help="Folder or URL for the shards.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="`embedded` (small teachers for rendered scenes) or `debug`.")
+    ] = None,
+    camera: Annotated[
+        list[str] | None, typer.Option(help="ROLE=KEY, repeatable; the first is labelled.")
+    ] = None,
+    depth: Annotated[
+        str | None, typer.Option(help="Depth teacher: depth-anything-v2, embedded, none.")
+    ] = None,
+    depth_encoder: Annotated[
+        str | None, typer.Option(help="Depth-Anything-V2 size: vits, vitb, vitl.")
+    ] = None,
+    depth_checkpoint: Annotated[
+        str | None, typer.Option(help="Hub id, folder or .pth of the depth model.")
+    ] = None,
+    vqvae: Annotated[
+        str | None, typer.Option(help="VQ-VAE for the depth codes, for example vae-final.pt.")
+    ] = None,
+    depth_recipe: Annotated[
+        str | None, typer.Option(help="checkpoint (right range) or reference (public code).")
+    ] = None,
+    pointer: Annotated[
+        str | None,
+        typer.Option(help="Gripper pointer: molmo, server, projection, column, embedded, none."),
+    ] = None,
+    pointer_checkpoint: Annotated[
+        str | None, typer.Option(help="Hub id or folder of the pointing model.")
+    ] = None,
+    pointer_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible endpoint of the server pointer.")
+    ] = None,
+    pointer_column: Annotated[
+        str | None, typer.Option(help="Column that holds recorded points.")
+    ] = None,
+    pointer_units: Annotated[
+        str | None, typer.Option(help="Its unit: unit, pixels, percent, grid.")
+    ] = None,
+    pointer_calibration: Annotated[
+        str | None, typer.Option(help="Calibration YAML of the projection pointer.")
+    ] = None,
+    arms: Annotated[int | None, typer.Option(help="Grippers per frame, left to right.")] = None,
+    point_cache: Annotated[
+        str | None, typer.Option(help="Folder where answers of a slow pointer are kept.")
+    ] = None,
+    pointer_prompt: Annotated[
+        str | None, typer.Option(help="What the pointing model is asked.")
+    ] = None,
+    point_every: Annotated[
+        int | None, typer.Option(help="Point at every K-th frame, track in between.")
+    ] = None,
+    line_length: Annotated[int | None, typer.Option(help="Points per trace, at most 5.")] = None,
+    filter_traces: Annotated[
+        bool | None,
+        typer.Option("--filter-traces/--no-filter-traces", help="Drop outlying points."),
+    ] = None,
+    process_actions: Annotated[
+        bool | None,
+        typer.Option("--process-actions/--no-process-actions", help="Write action columns."),
+    ] = None,
+    action_bins: Annotated[int | None, typer.Option(help="Bins per action dimension.")] = None,
+    action_chunk_size: Annotated[int | None, typer.Option(help="Steps per action chunk.")] = None,
+    gripper: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="DIM=keep or DIM=invert, repeatable: raw gripper values, 1 - a if inverted."
+        ),
+    ] = None,
+    statistics: Annotated[
+        str | None, typer.Option(help="Use this dataset_statistics.json, frozen.")
+    ] = None,
+    episodes: Annotated[str | None, typer.Option(help="For example 0,1,5-9; default all.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the dataset.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Frames labelled at once; decides the memory.")
+    ] = None,
+    jpeg_quality: Annotated[
+        int | None, typer.Option(help="1..100, for frames that come from video.")
+    ] = None,
+    frames_per_shard: Annotated[
+        int | None, typer.Option(help="Frames after which a shard is closed.")
+    ] = None,
+    max_reject_fraction: Annotated[
+        float | None, typer.Option(help="Share of rejected episodes that is no failure.")
+    ] = None,
+    min_coverage: Annotated[
+        float | None, typer.Option(help="Share of frames that must have a usable trace.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Local worker processes.")] = None,
+    runner: Annotated[
+        str | None,
+        typer.Option(help="local, FlinkRunner, PortableRunner, DataflowRunner, SparkRunner."),
+    ] = None,
+    beam_option: Annotated[
+        list[str] | None, typer.Option(help="Passed to Beam, repeatable: --flink_master=host:8081.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
+    isolate_decoder: Annotated[
+        bool | None,
+        typer.Option(
+            "--isolate-decoder/--no-isolate-decoder",
+            help="Decode video in a child process that may crash.",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn demonstrations into Action Reasoning shards.
+
+    Example: molmoact preprocess --dataset-path my/dataset --output-path out --camera primary=observation.images.front
+    --vqvae vae-final.pt
+    """
+    from pipelines.estimate import estimate
+    from pipelines.options import preprocess_config
+    from pipelines.preprocess import preprocess as run
+
+    flags = given(context)
+    flags.update({"cameras": pairs(camera, "--camera")} if camera else {})
+    flags.update({"gripper": pairs(gripper, "--gripper")} if gripper else {})
+    settings = preprocess_config(flags, config)
+    if dry_run:
+        plan = asdict(estimate(settings))
+        emit_json(plan) if as_json else say(json.dumps(plan, indent=2))
+        return
+    finish_preprocess(run(settings, resume=resume, overwrite=overwrite), as_json=as_json)
+
+
+def preview(
+    context: typer.Context,
+    *,
+    dataset_path: Annotated[
+        str | None, typer.Option(help="LeRobot or RLDS dataset: a folder or a Hub id.")
+    ] = None,
+    output_path: Annotated[
+        str | None, typer.Option(help="The sheet to write: .png or .jpg.")
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="How many frames to show.")] = 12,
+    preset: Annotated[str | None, typer.Option(help="As for `preprocess`.")] = None,
+    camera: Annotated[list[str] | None, typer.Option(help="ROLE=KEY, as for `preprocess`.")] = None,
+    depth: Annotated[str | None, typer.Option(help="Depth teacher.")] = None,
+    depth_encoder: Annotated[str | None, typer.Option(help="Depth-Anything-V2 size.")] = None,
+    depth_checkpoint: Annotated[
+        str | None, typer.Option(help="Weights of the depth model.")
+    ] = None,
+    vqvae: Annotated[str | None, typer.Option(help="VQ-VAE for the depth codes.")] = None,
+    depth_recipe: Annotated[str | None, typer.Option(help="checkpoint or reference.")] = None,
+    pointer: Annotated[str | None, typer.Option(help="Gripper pointer.")] = None,
+    pointer_checkpoint: Annotated[str | None, typer.Option(help="Pointing model.")] = None,
+    pointer_url: Annotated[str | None, typer.Option(help="Endpoint of the server pointer.")] = None,
+    pointer_column: Annotated[str | None, typer.Option(help="Column of recorded points.")] = None,
+    pointer_units: Annotated[str | None, typer.Option(help="Its unit.")] = None,
+    pointer_calibration: Annotated[str | None, typer.Option(help="Calibration YAML.")] = None,
+    pointer_prompt: Annotated[str | None, typer.Option(help="What the model is asked.")] = None,
+    episodes: Annotated[str | None, typer.Option(help="For example 0,1,5-9; default all.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the dataset.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
+    config: ConfigOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the teachers see on a few frames, before a long `preprocess`.
+
+    Per frame: the cameras with point and trace, the depth, and what its codes keep of it.
+
+    Example: molmoact preview --dataset-path my/dataset --vqvae vae-final.pt --output-path preview.png
+    """
+    from molmoact_data.viz import refuse_existing, write_picture
+    from pipelines.options import preprocess_config
+    from pipelines.preview import preview as run
+
+    flags = {k: v for k, v in given(context).items() if k != "frames"}
+    flags.update({"cameras": pairs(camera, "--camera")} if camera else {})
+    settings = preprocess_config(flags, config)
+    path = refuse_existing(Path(settings.output_path), overwrite=overwrite)
+    shown = run(settings, frames=frames)
+    write_picture(path, shown.sheet)
+    if as_json:
+        result = {"output": str(path), "frames": shown.frames, "found": shown.found}
+        emit_json({**result, "rejected": shown.rejected})
+    else:
+        say(f"{shown.frames} frames, gripper found in {shown.found}; see {path}")
+
+
+def demo(
+    *,
+    output_path: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("out/demo"),
+    workers: Annotated[int, typer.Option(help="Local worker processes.")] = 1,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the whole pipeline on the shipped episodes, with the embedded teachers, without network.
+
+    Example: molmoact demo --output-path out/demo
+    """
+    from pipelines.options import preprocess_config
+    from pipelines.preprocess import preprocess as run
+
+    if not DEMO_DATASET.is_dir():
+        raise UserError(
+            "the demo's episodes ship with the repository, not with the installed package. "
+            "Run this from a checkout, or give your own data to molmoact preprocess."
+        )
+    flags = {
+        "dataset_path": str(DEMO_DATASET),
+        "output_path": str(output_path),
+        "preset": "embedded",
+        "workers": workers,
+    }
+    finish_preprocess(
+        run(preprocess_config(flags, None), resume=False, overwrite=overwrite), as_json=as_json
+    )
+
+
+def finish_preprocess(summary: Summary, *, as_json: bool) -> None:
+    """Say what was done; a limit that the result breaks is exit code 3."""
+    if as_json:
+        emit_json(asdict(summary))
+    else:
+        say(
+            f"{summary.frames} frames of {summary.episodes} episodes in {summary.shards} shards; see {summary.output}"
+        )
+    if summary.exceeded is not None:
+        raise LimitExceeded(summary.exceeded)
+
+
+def pairs(values: Sequence[str], flag: str) -> dict[str, str]:
+    """`ROLE=KEY` flags as a mapping, in the order given."""
+    parsed: dict[str, str] = {}
+    for value in values:
+        name, equals, rest = value.partition("=")
+        if not equals or not name or not rest:
+            raise UserError(
+                f"{flag} wants ROLE=KEY, for example primary=observation.images.front; got {value!r}."
+            )
+        if name in parsed:
+            raise UserError(f"{flag} names the role {name!r} twice.")
+        parsed[name] = rest
+    return parsed

@@ -1,0 +1,138 @@
+"""`molmoact evaluate-labels`: teachers and tracking against episodes that know the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from molmoact_data.console import DeviceOption, JsonOption, OverwriteOption, emit_json, say
+
+
+def evaluate_labels(
+    *,
+    dataset_path: Annotated[
+        str,
+        typer.Option(help="Dataset with ground truth: rendered episodes, a folder or a Hub id."),
+    ],
+    output_path: Annotated[Path, typer.Option(help="Folder for labels.json and labels.html.")],
+    depth: Annotated[
+        str, typer.Option(help="Depth teacher: depth-anything-v2, embedded, none.")
+    ] = "embedded",
+    depth_encoder: Annotated[
+        str, typer.Option(help="Depth-Anything-V2 size: vits, vitb, vitl.")
+    ] = "vitb",
+    depth_checkpoint: Annotated[
+        str | None, typer.Option(help="Hub id, folder or .pth of the depth model.")
+    ] = None,
+    vqvae: Annotated[str, typer.Option(help="VQ-VAE for the depth codes.")] = "embedded",
+    pointer: Annotated[
+        str,
+        typer.Option(help="Gripper pointer: molmo, server, projection, column, embedded, none."),
+    ] = "embedded",
+    pointer_checkpoint: Annotated[
+        str | None, typer.Option(help="Hub id or folder of the pointing model.")
+    ] = None,
+    pointer_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible endpoint of the server pointer.")
+    ] = None,
+    pointer_column: Annotated[
+        str | None, typer.Option(help="Column that holds recorded points.")
+    ] = None,
+    pointer_units: Annotated[
+        str, typer.Option(help="Its unit: unit, pixels, percent, grid.")
+    ] = "pixels",
+    pointer_calibration: Annotated[
+        str | None, typer.Option(help="Calibration YAML of the projection pointer.")
+    ] = None,
+    pointer_prompt: Annotated[
+        str, typer.Option(help="What the pointing model is asked.")
+    ] = "point to the robot gripper",
+    point_every: Annotated[
+        str, typer.Option(help="K of the tracking curve, comma separated.")
+    ] = "1,2,4,8,16,32",
+    depth_every: Annotated[int, typer.Option(help="Score depth on every n-th frame.")] = 4,
+    outlier_share: Annotated[
+        float, typer.Option(help="Share of points replaced to try the trace filter.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of that replacement.")] = 0,
+    camera: Annotated[
+        str, typer.Option(help="Colour camera that is labelled.")
+    ] = "observation.images.front",
+    truth_depth: Annotated[
+        str, typer.Option(help="Its true depth, 16 bits in steps of 0.5 mm.")
+    ] = "observation.depth.front",
+    truth_point: Annotated[
+        str, typer.Option(help="Column with the true pixel of the grip point.")
+    ] = "observation.gripper_pixel",
+    truth_visible: Annotated[
+        str, typer.Option(help="Column that says whether it is to be seen.")
+    ] = "observation.gripper_visible",
+    episodes: Annotated[str | None, typer.Option(help="For example 0,1,5-9; default all.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Frames labelled at once.")] = 32,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure teachers, tracking, the trace filter and the depth codes against ground truth.
+
+    Example: molmoact evaluate-labels --dataset-path heldout --output-path quality --point-every 1,10
+    """
+    from molmoact_data.config import as_dict, build
+    from molmoact_data.episodes import open_source, select_episodes
+    from molmoact_data.label_evaluation import (
+        EvaluationConfig,
+        Teachers,
+        evaluate_labels,
+        parse_point_every,
+    )
+    from molmoact_data.label_report import prepare_folder, write_results
+    from pipelines.job import LabelConfig
+    from pipelines.teachers import load_teachers
+
+    truth = {
+        "camera": camera,
+        "depth": truth_depth,
+        "point": truth_point,
+        "visible": truth_visible,
+    }
+    settings = build(
+        EvaluationConfig,
+        {
+            "truth": truth,
+            "prompt": pointer_prompt,
+            "point_every": parse_point_every(point_every),
+            "depth_every": depth_every,
+            "batch_size": batch_size,
+            "filter": {"outlier_share": outlier_share, "seed": seed},
+        },
+    )
+    labels = build(
+        LabelConfig,
+        {
+            "depth": depth,
+            "depth_encoder": depth_encoder,
+            "depth_checkpoint": depth_checkpoint,
+            "vqvae": vqvae,
+            "pointer": pointer,
+            "pointer_checkpoint": pointer_checkpoint,
+            "pointer_url": pointer_url,
+            "pointer_column": pointer_column,
+            "pointer_units": pointer_units,
+            "pointer_calibration": pointer_calibration,
+            "pointer_prompt": pointer_prompt,
+        },
+    )
+    prepare_folder(output_path, overwrite=overwrite)
+    source = open_source(dataset_path)
+    chosen = select_episodes(episodes, source.episodes)
+    loaded = load_teachers(labels, device)
+    teachers = Teachers(loaded.depth, loaded.tokenizer, loaded.pointer)
+    for result in evaluate_labels(source, chosen, teachers, settings):
+        say(f"{result.episodes} of {len(chosen)} episodes, {result.frames} frames")
+    write_results(output_path, result)
+    if as_json:
+        emit_json(as_dict(result))
+    else:
+        say(f"see {output_path / 'labels.html'}")

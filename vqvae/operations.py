@@ -1,0 +1,122 @@
+"""What the `molmoact vqvae` commands do, without Typer: one function per command."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from molmoact_data.config import as_dict, build, load_yaml
+from molmoact_data.errors import UserError
+from vqvae import checkpoint as checkpoint_io
+from vqvae import files, run_folder
+from vqvae.codec import VQVAECodec, choose_recipe
+from vqvae.config import TrainConfig, merge, resolve_config
+from vqvae.learner import Learner
+from vqvae.measure import EvalConfig
+from vqvae.recipe import Recipe
+
+
+def train_config(
+    output: Path, *, preset: str, config: Path | None, flags: dict[str, Any], resume: bool
+) -> TrainConfig:
+    """The resolved configuration; a resumed run starts from the one it was begun with."""
+    values = load_yaml(config) if config is not None else {}
+    if not resume:
+        return resolve_config(preset, values, flags)
+    stored = as_dict(run_folder.read_config(output))
+    return resolve_config("released", merge(stored, values), flags)
+
+
+def plan(config: TrainConfig) -> dict[str, Any]:
+    """What a training would be, without reading the data."""
+    learner = Learner(config.geometry, config.quantizer)
+    return {
+        "parameters": sum(p.numel() for p in learner.parameters()),
+        "tokens_per_image": config.geometry.num_tokens,
+        "config": as_dict(config),
+    }
+
+
+def eval_config(checkpoint: Path, data: list[str], flags: dict[str, Any]) -> EvalConfig:
+    """The flags that were given, checked."""
+    if not data:
+        raise UserError(
+            "no data to measure on; give --data FOLDER (or procedural:N, simulator:N:test)."
+        )
+    chosen = {name: value for name, value in flags.items() if value is not None}
+    return build(EvalConfig, {"checkpoint": checkpoint, "data": data, **chosen})
+
+
+def encode(
+    checkpoint: Path,
+    source: Path,
+    target: Path,
+    *,
+    recipe: str,
+    input_range: str | None,
+    resize: str | None,
+    device: str,
+) -> dict[str, Any]:
+    """Depth file -> codes file. `input_range` and `resize` replace parts of the recipe."""
+    codec = VQVAECodec(
+        checkpoint, recipe=_recipe(checkpoint, recipe, input_range, resize), device=device
+    )
+    codes = codec.encode(files.read_depth_u8(source))
+    files.write_codes(target, codes)
+    return {
+        "maps": len(codes),
+        "codes_per_map": codes.shape[1],
+        "codes_used": len(np.unique(codes)),
+        "output": str(target),
+        "codec": codec.describe(),
+    }
+
+
+def _recipe(
+    checkpoint: Path, name: str, input_range: str | None, resize: str | None
+) -> str | Recipe:
+    changes = _changes(input_range, resize)
+    if not changes:
+        return name
+    stated = checkpoint_io.load(checkpoint).recipe
+    return dataclasses.replace(choose_recipe(name, stated), **changes)
+
+
+def _changes(input_range: str | None, resize: str | None) -> dict[str, Any]:
+    given = {"range": input_range, "resize": resize}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def decode(
+    checkpoint: Path, target: Path, *, tokens: str | None, source: Path | None, device: str
+) -> dict[str, Any]:
+    """Codes, as text or as a file -> depth file."""
+    if (tokens is None) == (source is None):
+        raise UserError("give either --tokens TEXT or --input FILE (npy or text).")
+    codes = files.parse_codes(tokens) if tokens is not None else files.read_codes(source)  # type: ignore[arg-type]
+    codec = VQVAECodec(checkpoint, device=device)
+    files.write_depth(target, codec.decode(codes))
+    return {"maps": len(codes), "output": str(target)}
+
+
+def convert(
+    source: Path, target: Path, *, input_range: str | None, resize: str | None, overwrite: bool
+) -> dict[str, Any]:
+    """Released layout <-> ours; the suffix of `target` says which (.pt or .safetensors)."""
+    if target.exists() and not overwrite:
+        raise UserError(f"{target} exists; replace it with --overwrite.")
+    loaded = checkpoint_io.load(source)
+    recipe = dataclasses.replace(loaded.recipe, **_changes(input_range, resize))
+    loaded = dataclasses.replace(loaded, recipe=recipe)
+    if target.suffix == ".safetensors":
+        checkpoint_io.save_ours(target, loaded)
+    elif target.suffix in (".pt", ".pth"):
+        checkpoint_io.save_released(target, loaded)
+    else:
+        raise UserError(
+            f"{target.name}: write .pt for the released layout or .safetensors for ours."
+        )
+    return {"output": str(target), "recipe": dataclasses.asdict(recipe)}
