@@ -34,9 +34,15 @@ def version() -> None:
 
     Example: molmoact version
     """
-    from importlib.metadata import version as installed_version
+    from importlib import metadata
 
-    typer.echo(installed_version("molmoact"))
+    try:
+        typer.echo(metadata.version("molmoact"))
+    except metadata.PackageNotFoundError as error:
+        raise UserError(
+            "molmoact is not installed, only run from its folder, so it has no version. "
+            "Install it with: pip install -e ."
+        ) from error
 
 
 # Heading of `molmoact --help` -> its commands, in the order in which people need them.

@@ -124,9 +124,9 @@ def evaluate_labels(
             "pointer_prompt": pointer_prompt,
         },
     )
-    prepare_folder(output_path, overwrite=overwrite)
     source = open_source(dataset_path)
     chosen = select_episodes(episodes, source.episodes)
+    prepare_folder(output_path, overwrite=overwrite)
     loaded = load_teachers(labels, device)
     teachers = Teachers(loaded.depth, loaded.tokenizer, loaded.pointer)
     for result in evaluate_labels(source, chosen, teachers, settings):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants  # noqa: F401 - read the environment before a test changes it
 import pytest
 from huggingface_hub.utils import reset_sessions
+from made_commands import Molmoact
+from made_hub import Hub, RunningHub
+
+import cli
 
 
 @pytest.fixture
@@ -20,6 +25,30 @@ def make_output(tmp_path: Path) -> Callable[..., Path]:
         return write_output(tmp_path / name, **settings)
 
     return make
+
+
+@pytest.fixture
+def molmoact(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Molmoact:
+    """`molmoact("parse", path, ...)`: the real entry point in this process -> exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["molmoact", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A running server that speaks the Hub's endpoints; `hub.url` is its address."""
+    # huggingface_hub reads the variable once per process and keeps its sessions: undo other tests.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    reset_sessions()
+    with RunningHub() as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
-import typer.main
+from made_commands import ALL, Molmoact, Words
 from made_datasets import make_dataset
-
-import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def all_commands() -> list[tuple[str, ...]]:
-    def walk(command: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
-        children = getattr(command, "commands", None)
-        if not children:
-            return [path]
-        return [p for name, child in children.items() for p in walk(child, (*path, name))]
-
-    return walk(typer.main.get_command(cli.app), ())
-
-
-def molmoact(*arguments: str) -> subprocess.CompletedProcess[str]:
+def process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own, as a shell starts it."""
     return subprocess.run(
         [sys.executable, str(ROOT / "cli.py"), *arguments],
         capture_output=True,
@@ -39,30 +29,135 @@ def molmoact(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("path", all_commands(), ids=" ".join)
-def test_every_command_has_help_with_an_example(path: tuple[str, ...]) -> None:
-    from typer.testing import CliRunner
+# Command -> what to type, and a piece of what is said. It runs in an empty folder but for `full/file`.
+MISTAKES: dict[Words, tuple[str, str]] = {
+    ("demo",): ("--output-path full", "full is not empty. Add --resume"),
+    ("preview",): ("--dataset-path d --output-path s.png --preset demo", "unknown preset 'demo'"),
+    ("preprocess",): ("--dataset-path nowhere --depth none", "--output-path is missing"),
+    ("viz",): ("--output-path sheet.png", "give a preprocessed output"),
+    ("evaluate-labels",): ("--dataset-path nowhere --output-path q", "no such path: 'nowhere'"),
+    ("validate",): ("full --processor nowhere", "nowhere is not a folder"),
+    ("stats",): ("nowhere", "no such path: 'nowhere'"),
+    ("retokenize",): ("nowhere --output-path new", "nothing to change"),
+    ("merge",): ("nowhere full --output-path new", "nowhere has no manifest.json"),
+    ("export",): ("nowhere --format csv --output-path new", "unknown export format 'csv'"),
+    ("publish",): ("nowhere --repo-id name", "--repo-id wants USER/NAME"),
+    ("download",): ("libero_1O --output-path data", "Did you mean 'libero_10'"),
+    ("train",): ("--stage finetun", "Did you mean 'finetune'"),
+    ("predict",): ("--checkpoint full --images no.png --instruction x", "cannot read the image"),
+    ("parse",): ("texts.jsonl --norm-stats no.json", "cannot read the statistics no.json"),
+    ("unshard",): ("--checkpoint full --output-path new", "full is not a training checkpoint"),
+    ("merge-lora",): ("--adapter full --output-path new", "full is not an adapter folder"),
+    ("export-hf",): ("--checkpoint /no/where --output-path new", "no such folder"),
+    ("version",): ("extra", "unexpected extra argument"),
+    ("vqvae", "train"): ("--preset debg --output-path run", "Did you mean 'debug'"),
+    ("vqvae", "eval"): ("--checkpoint full", "no data to measure on"),
+    ("vqvae", "encode"): ("--checkpoint full --input no.npy --output c.npy", "no VQ-VAE"),
+    ("vqvae", "decode"): ("--checkpoint full --output d.png", "give either --tokens TEXT or"),
+    ("vqvae", "convert"): ("--input no.pt --output c.pt", "no VQ-VAE checkpoint at no.pt"),
+}  # fmt: skip
 
-    result = CliRunner().invoke(cli.app, [*path, "--help"], env={"COLUMNS": "200"})
-    assert result.exit_code == 0, result.output
-    assert "Usage:" in click.unstyle(result.output)
-    if path != ("version",):
-        assert "Example:" in result.output, "a command's docstring shows how to type it"
+# Command -> the test in which it does its work.
+WORKS: dict[Words, str] = {
+    ("demo",): "test_cli.py::test_demo_labels_the_shipped_episodes_without_network",
+    ("preview",): "test_data_viz.py::test_preview_command",
+    ("preprocess",): "test_cli.py::test_preprocess_prints_one_json_object_and_nothing_else_on_stdout",
+    ("viz",): "test_data_viz.py::test_viz_command",
+    ("evaluate-labels",): "test_data_label_evaluation.py::test_command_measures_a_dataset_on_disk",
+    ("validate",): "test_cli_lifecycle.py::test_validate_passes_then_fails_with_3_and_a_report",
+    ("stats",): "test_cli_lifecycle.py::test_stats_retokenize_merge_validate_in_a_row",
+    ("retokenize",): "test_cli_lifecycle.py::test_stats_retokenize_merge_validate_in_a_row",
+    ("merge",): "test_cli_lifecycle.py::test_stats_retokenize_merge_validate_in_a_row",
+    ("export",): "test_cli_lifecycle.py::test_export_says_what_it_wrote_and_refuses_an_unknown_format",
+    ("publish",): "test_cli_lifecycle.py::test_publish_uploads_what_its_dry_run_listed",
+    ("download",): "test_cli_lifecycle.py::test_download_fetches_and_names_the_nearest_set",
+    ("train",): "test_cli_train.py::test_debug_trains_resumes_exports_and_predicts",
+    ("predict",): "test_cli_train.py::test_debug_trains_resumes_exports_and_predicts",
+    ("parse",): "test_cli_parse.py::test_last_dimension_is_never_unnormalised",
+    ("unshard",): "test_train_export.py::test_dry_runs_say_what_would_be_written_and_write_nothing",
+    ("merge-lora",): "test_train_export.py::test_commands_merge_export_and_predict",
+    ("export-hf",): "test_train_export.py::test_commands_merge_export_and_predict",
+    ("version",): "test_cli.py::test_version_is_that_of_the_package",
+    ("vqvae", "train"): "test_vqvae_commands.py::test_train_command_runs_and_resumes",
+    ("vqvae", "eval"): "test_vqvae_commands.py::test_eval_reports_and_holds_to_min_codes",
+    ("vqvae", "encode"): "test_vqvae_commands.py::test_encode_says_what_it_did",
+    ("vqvae", "decode"): "test_vqvae_commands.py::test_encode_and_decode_as_tokens",
+    ("vqvae", "convert"): "test_vqvae_commands.py::test_conversion_keeps_the_codes",
+}  # fmt: skip
 
 
-def test_the_commands_people_type_exist() -> None:
-    assert {
-        ("preprocess",), ("preview",), ("validate",), ("retokenize",), ("export",), ("publish",),
-        ("download",), ("parse",), ("viz",), ("vqvae", "train"), ("vqvae", "eval"),
-        ("vqvae", "encode"), ("vqvae", "decode"), ("vqvae", "convert"), ("train",), ("merge-lora",),
-        ("export-hf",), ("predict",), ("demo",), ("evaluate-labels",), ("unshard",), ("merge",),
-        ("stats",),
-    } <= set(all_commands())  # fmt: skip
+def test_no_command_is_forgotten() -> None:
+    assert set(MISTAKES) == set(ALL), "a new command needs a mistake to make with it"
+    assert set(WORKS) == set(ALL), "a new command needs a test in which it works"
+
+
+@pytest.mark.parametrize("words", ALL, ids=" ".join)
+def test_every_command_has_help_with_an_example(words: Words, molmoact: Molmoact) -> None:
+    code, out, _ = molmoact(*words, "--help")
+    shown = " ".join(click.unstyle(out).split())
+    assert code == 0
+    assert f"molmoact {' '.join(words)} [OPTIONS]" in shown
+    assert f"Example: molmoact {' '.join(words)}" in shown
+
+
+@pytest.mark.parametrize("words", ALL, ids=" ".join)
+def test_no_option_is_without_an_explanation(words: Words) -> None:
+    named = [p for p in ALL[words].params if not getattr(p, "hidden", False)]
+    assert [p.name for p in named if not getattr(p, "help", None)] == []
+
+
+@pytest.mark.parametrize("words", MISTAKES, ids=" ".join)
+def test_a_mistake_is_exit_code_2_and_says_what_is_wrong(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, molmoact: Molmoact
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    arguments, piece = MISTAKES[words]
+    code, out, err = molmoact(*words, *arguments.split())
+    assert (code, out) == (2, "")
+    assert piece in " ".join(click.unstyle(err).split())
+    assert "Traceback" not in err
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "full"], "nothing was written"
+
+
+@pytest.mark.parametrize("words", WORKS, ids=" ".join)
+def test_the_test_in_which_it_works_types_the_command(words: Words) -> None:
+    file, _, name = WORKS[words].partition("::")
+    tree = ast.parse((ROOT / "tests" / file).read_text())
+    (test,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
+    assert words[-1] in {n.value for n in ast.walk(test) if isinstance(n, ast.Constant)}
+
+
+def test_a_process_says_a_mistake_in_one_line() -> None:
+    flags = ("--dataset-path", "/no/such", "--output-path", "o", "--preset", "embedded")
+    done = process("preprocess", *flags)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+
+
+MISTAKEN_FLAGS = {
+    "no output": (["--dataset-path", "/no/such"], "--output-path is missing"),
+    "no VQ-VAE": (["--output-path", "o", "--depth-encoder", "vits"], "--vqvae"),
+    "unknown preset": (["--output-path", "o", "--preset", "embeded"], "Did you mean 'embedded'"),
+    "role without key": (["--output-path", "o", "--camera", "primary"], "--camera wants ROLE=KEY"),
+}
+
+
+@pytest.mark.parametrize(("flags", "piece"), MISTAKEN_FLAGS.values(), ids=MISTAKEN_FLAGS)
+def test_preprocess_explains_a_mistake_in_one_line(
+    flags: list[str], piece: str, molmoact: Molmoact
+) -> None:
+    code, out, err = molmoact("preprocess", "--dataset-path", "/no/such", *flags)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert piece in err
 
 
 def test_preprocess_prints_one_json_object_and_nothing_else_on_stdout(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "d", lengths=(6, 5))
-    done = molmoact(
+    done = process(
         *("preprocess", "--dataset-path", str(dataset), "--output-path", str(tmp_path / "out")),
         *("--depth", "none", "--pointer", "none", "--json"),
     )
@@ -74,52 +169,71 @@ def test_preprocess_prints_one_json_object_and_nothing_else_on_stdout(tmp_path: 
     assert "cameras guessed" in done.stderr
 
 
-MISTAKES = {
-    "no such dataset": ["--dataset-path", "/no/such", "--output-path", "out"],
-    "no output": ["--dataset-path", "/no/such"],
-    "no VQ-VAE": ["--dataset-path", "/no/such", "--output-path", "out", "--depth-encoder", "vits"],
-    "unknown preset": ["--dataset-path", "d", "--output-path", "out", "--preset", "embeded"],
-    "role without key": ["--dataset-path", "d", "--output-path", "out", "--camera", "primary"],
-}
-
-
-@pytest.mark.parametrize("arguments", MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str]) -> None:
-    done = molmoact("preprocess", *arguments)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("error: ")
-
-
-def test_a_reject_above_the_limit_is_exit_code_3_and_still_json(tmp_path: Path) -> None:
+def test_a_reject_above_the_limit_is_exit_code_3_and_still_json(
+    tmp_path: Path, molmoact: Molmoact
+) -> None:
     dataset = make_dataset(tmp_path / "d", lengths=(6, 5))
     next((dataset / "videos").rglob("*.mp4")).write_bytes(b"")
-    done = molmoact(
-        *("preprocess", "--dataset-path", str(dataset), "--output-path", str(tmp_path / "out")),
+    code, out, err = molmoact(
+        *("preprocess", "--dataset-path", dataset, "--output-path", tmp_path / "out"),
         *("--depth", "none", "--pointer", "none", "--json"),
     )
-    assert done.returncode == 3
-    assert json.loads(done.stdout)["rejected_episodes"] == 1
-    assert "--max-reject-fraction" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert code == 3
+    assert json.loads(out)["rejected_episodes"] == 1
+    assert "--max-reject-fraction" in err
+    assert "Traceback" not in err
 
 
-def test_a_misspelt_config_key_names_the_nearest(tmp_path: Path) -> None:
+def test_a_misspelt_config_key_names_the_nearest(tmp_path: Path, molmoact: Molmoact) -> None:
     (tmp_path / "c.yaml").write_text("dataset-path: d\noutput-path: o\npoint-evry: 3\n")
-    done = molmoact("preprocess", "--config", str(tmp_path / "c.yaml"))
-    assert done.returncode == 2
-    assert "Did you mean 'point_every'?" in done.stderr
+    code, _, err = molmoact("preprocess", "--config", tmp_path / "c.yaml")
+    assert code == 2
+    assert "Did you mean 'point_every'?" in err
 
 
-def test_dry_run_plans_and_writes_nothing(tmp_path: Path) -> None:
+def test_dry_run_plans_and_writes_nothing(tmp_path: Path, molmoact: Molmoact) -> None:
     dataset = make_dataset(tmp_path / "d", lengths=(6, 5))
-    done = molmoact(
-        *("preprocess", "--dataset-path", str(dataset), "--output-path", str(tmp_path / "out")),
+    code, out, err = molmoact(
+        *("preprocess", "--dataset-path", dataset, "--output-path", tmp_path / "out"),
         *("--depth", "none", "--pointer", "none", "--dry-run", "--json"),
     )
-    assert done.returncode == 0, done.stderr
-    plan = json.loads(done.stdout)
+    assert code == 0, err
+    plan = json.loads(out)
     assert (plan["episodes"], plan["frames"], plan["shards"]) == (2, 11, 1)
     assert plan["estimated_seconds"] > 0
     assert not (tmp_path / "out").exists()
+
+
+def test_demo_labels_the_shipped_episodes_without_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, molmoact: Molmoact
+) -> None:
+    def no_network(*_: object) -> None:
+        raise AssertionError("the demo asked for the network")
+
+    monkeypatch.setattr("socket.socket.connect", no_network)
+    code, out, err = molmoact("demo", "--output-path", tmp_path / "out", "--json")
+    assert code == 0, err
+    listed = (ROOT / "examples/demo_dataset/meta/episodes.jsonl").read_text().splitlines()
+    summary = json.loads(out)
+    assert summary["episodes"] == len(listed)
+    assert summary["frames"] == sum(json.loads(line)["length"] for line in listed)
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_version_is_that_of_the_package(
+    monkeypatch: pytest.MonkeyPatch, molmoact: Molmoact
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", {"molmoact": "1.2.3"}.__getitem__)
+    assert molmoact("version") == (0, "1.2.3\n", "")
+
+
+def test_a_checkout_that_is_not_installed_says_so(
+    monkeypatch: pytest.MonkeyPatch, molmoact: Molmoact
+) -> None:
+    def not_installed(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", not_installed)
+    code, out, err = molmoact("version")
+    assert (code, out) == (2, "")
+    assert "not installed" in err

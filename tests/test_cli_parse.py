@@ -2,30 +2,20 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from made_commands import Molmoact
 
-import cli
 from molmoact_data.prompts import answer
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(os.environ.get("MOLMOACT_GOLDEN", ROOT.parent / "shared" / "golden"))
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden answers at {GOLDEN}")
 
-Capture = pytest.CaptureFixture[str]
 ENTRY = {"action": {"q01": [-1.0, 0.0], "q99": [1.0, 2.0], "mask": [True, True]}}
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit code of `molmoact parse ...` through the real entry point."""
-    monkeypatch.setattr(sys, "argv", ["molmoact", "parse", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
 
 
 def write(path: Path, *objects: Any) -> str:
@@ -40,11 +30,13 @@ def text_of(bins: list[list[int]]) -> str:
 
 
 @needs_golden
-def test_real_generations(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_real_generations(molmoact: Molmoact) -> None:
     folder = GOLDEN / "generations"
     source = folder / "molmoact_libero_spatial.jsonl"
-    code = run(monkeypatch, str(source), "--norm-stats", str(folder / "norm_stats.json"), "--json")
-    out = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    code, stdout, _ = molmoact(
+        "parse", source, "--norm-stats", folder / "norm_stats.json", "--json"
+    )
+    out = [json.loads(line) for line in stdout.splitlines()]
     expected = [json.loads(line) for line in source.read_text().splitlines()]
     assert code == 0
     assert len(out) == len(expected) == 80
@@ -56,28 +48,25 @@ def test_real_generations(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> N
         assert [f"<DEPTH_START>{s}<DEPTH_END>" for s in spelled] == theirs["depth"]
 
 
-def test_last_dimension_is_never_unnormalised(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_last_dimension_is_never_unnormalised(tmp_path: Path, molmoact: Molmoact) -> None:
     stats = write(tmp_path / "stats.json", {"robot": ENTRY})
     texts = write(tmp_path / "texts.jsonl", {"text": text_of([[1, 256]])})
-    assert run(monkeypatch, texts, "--norm-stats", stats, "--json") == 0
-    (row,) = json.loads(capsys.readouterr().out)["actions"]
+    code, out, _ = molmoact("parse", texts, "--norm-stats", stats, "--json")
+    assert code == 0
+    (row,) = json.loads(out)["actions"]
     assert row == pytest.approx([-1 + 1 / 255, 1 - 1 / 255])
 
 
-def test_strict_ends_with_3_after_printing_everything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_strict_ends_with_3_after_printing_everything(tmp_path: Path, molmoact: Molmoact) -> None:
     stats = write(tmp_path / "stats.json", {"robot": ENTRY})
     good = {"text": text_of([[1, 2]])}
     bad = {"text": good["text"].replace("âºŁ", "ëĤĤ")}
     texts = write(tmp_path / "texts.jsonl", bad, good)
-    assert run(monkeypatch, texts, "--norm-stats", stats, "--json", "--strict") == 3
-    captured = capsys.readouterr()
-    problems = [json.loads(line)["problems"] for line in captured.out.splitlines()]
+    code, out, err = molmoact("parse", texts, "--norm-stats", stats, "--json", "--strict")
+    assert code == 3
+    problems = [json.loads(line)["problems"] for line in out.splitlines()]
     assert problems == [["unknown action token 'ëĤĤ' at row 0, dimension 1: read as bin 1"], []]
-    assert "1 of 2" in captured.err
+    assert "1 of 2" in err
 
 
 @pytest.mark.parametrize(
@@ -91,18 +80,17 @@ def test_strict_ends_with_3_after_printing_everything(
 )
 def test_statistics_that_do_not_fit_end_with_2(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Capture,
+    molmoact: Molmoact,
     stats: Any,
     arguments: list[str],
     message: str,
 ) -> None:
     texts = write(tmp_path / "texts.jsonl", {"text": "x"})
     path = write(tmp_path / "stats.json", stats)
-    assert run(monkeypatch, texts, "--norm-stats", path, *arguments) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err
-    assert "Traceback" not in captured.err
+    code, _, err = molmoact("parse", texts, "--norm-stats", path, *arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(
@@ -110,22 +98,17 @@ def test_statistics_that_do_not_fit_end_with_2(
     [("{", "line 1 is not valid JSON"), ('{"texts": "x"}', "line 1 has no `text`")],
 )
 def test_lines_that_are_no_generations_end_with_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, content: str, message: str
+    tmp_path: Path, molmoact: Molmoact, content: str, message: str
 ) -> None:
     (tmp_path / "texts.jsonl").write_text(content)
     stats = write(tmp_path / "stats.json", {"robot": ENTRY})
-    assert run(monkeypatch, str(tmp_path / "texts.jsonl"), "--norm-stats", stats) == 2
-    assert message in capsys.readouterr().err
+    code, _, err = molmoact("parse", tmp_path / "texts.jsonl", "--norm-stats", stats)
+    assert code == 2
+    assert message in err
 
 
-def test_missing_file_ends_with_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_missing_file_ends_with_2(tmp_path: Path, molmoact: Molmoact) -> None:
     stats = write(tmp_path / "stats.json", {"robot": ENTRY})
-    assert run(monkeypatch, str(tmp_path / "none.jsonl"), "--norm-stats", stats) == 2
-    assert "none.jsonl" in capsys.readouterr().err
-
-
-def test_help_has_an_example(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    assert run(monkeypatch, "--help") == 0
-    assert "molmoact parse generations.jsonl" in capsys.readouterr().out
+    code, _, err = molmoact("parse", tmp_path / "none.jsonl", "--norm-stats", stats)
+    assert code == 2
+    assert "none.jsonl" in err

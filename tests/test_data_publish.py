@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub.utils import reset_sessions
-from made_hub import RunningHub
 from made_outputs import BrightestPixel, FakeDepth, FakeTokenizer
 
 from molmoact_data import schema
@@ -21,15 +19,6 @@ from molmoact_data.publish import plan_publish, publish
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "hf_" + "x" * 34
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    # huggingface_hub reads the variable once per process and keeps its sessions: undo other tests.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    reset_sessions()
-    with RunningHub() as running:
-        yield running
 
 
 def test_a_published_dataset_is_the_folder_and_loads_from_the_card_alone(

@@ -2,15 +2,14 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from made_commands import Molmoact
 
-import cli
 from molmoact_data.errors import UserError
 from molmoact_data.outputs import Output
 from molmoact_data.overlay import draw_trace, grid_to_pixels
@@ -135,23 +134,13 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
         refuse_existing(tmp_path / "x.gif", overwrite=False)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit code of `molmoact ...` through the real entry point."""
-    monkeypatch.setattr(sys, "argv", ["molmoact", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
-
-
-def test_viz_command(
-    make_output: MakeOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_viz_command(make_output: MakeOutput, tmp_path: Path, molmoact: Molmoact) -> None:
     import cv2
 
     out, sheet, film = str(make_output()), tmp_path / "sheet.png", tmp_path / "film.mp4"
-    assert run(monkeypatch, "viz", out, "--episode", "1", "--output-path", str(sheet)) == 0
+    assert molmoact("viz", out, "--episode", 1, "--output-path", sheet)[0] == 0
     assert cv2.imread(str(sheet)) is not None
-    assert run(monkeypatch, "viz", out, "--episode", "1", "--output-path", str(film)) == 0
+    assert molmoact("viz", out, "--episode", 1, "--output-path", film)[0] == 0
     assert film.stat().st_size > 0
 
 
@@ -169,11 +158,12 @@ def test_viz_names_what_is_missing(
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    molmoact: Molmoact,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, "viz", *arguments) == 2
-    assert message in capsys.readouterr().err
+    code, _, stderr = molmoact("viz", *arguments)
+    assert code == 2
+    assert message in stderr
 
 
 class Teachers:
@@ -190,7 +180,7 @@ class Teachers:
 
 
 def test_preview_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, molmoact: Molmoact
 ) -> None:
     import cv2
     from made_outputs import DotSource
@@ -200,12 +190,14 @@ def test_preview_command(
     monkeypatch.setattr(pipelines.preview, "open_source", lambda *_, **__: DotSource())
     monkeypatch.setattr(pipelines.preview, "load_teachers", lambda *_: Teachers())
     sheet = tmp_path / "sheet.png"
-    arguments = ["--dataset-path", "dots", "--preset", "embedded", "--output-path", str(sheet)]
-    assert run(monkeypatch, "preview", *arguments, "--frames", "8", "--json") == 0
-    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    command = ("preview", "--dataset-path", "dots", "--preset", "embedded", "--output-path", sheet)
+    code, out, _ = molmoact(*command, "--frames", 8, "--json")
+    assert code == 0
+    result: dict[str, Any] = json.loads(out)
     assert result == {"output": str(sheet), "frames": 8, "found": 8, "rejected": {}}
     picture = cv2.imread(str(sheet))
     # Four rows of two tiles: two cameras and the depth at 4:3, the codes' square picture, 8 of paper.
     assert picture.shape == (4 * (256 + 22 + 8), 2 * (3 * 341 + 256 + 8), 3)
-    assert run(monkeypatch, "preview", *arguments) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    code, _, stderr = molmoact(*command)
+    assert code == 2
+    assert "--overwrite" in stderr

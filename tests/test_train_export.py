@@ -307,10 +307,3 @@ def test_predict_names_the_flag_that_is_wrong(
     done = run_command(*common, *flags)
     with pytest.raises(UserError, match=message):
         raise done.exception
-
-
-@pytest.mark.parametrize("command", ["predict", "merge-lora", "export-hf", "unshard"])
-def test_help_has_an_example(command: str) -> None:
-    done = run_command(command, "--help")
-    assert done.exit_code == 0
-    assert f"Example: molmoact {command}" in done.stdout.replace("\n", " ")
