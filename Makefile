@@ -31,8 +31,13 @@ fmt: setup
 bench: setup ## every benchmark that needs no GPU, one after the other
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
-cluster-test: setup ## a real Flink cluster on this machine; skips with a line where the jar cannot be had
-	MOLMOACT_CLUSTER_TEST=1 $(BIN)/python -m pytest -m flink tests/test_pipelines_flink.py --log-cli-level=INFO
+cluster-test: setup ## a real Flink cluster on this machine; one line where its jars cannot be had
+	@$(BIN)/python -m scripts.flink.distribution; case $$? in \
+		0) MOLMOACT_CLUSTER_TEST=1 $(BIN)/python -m pytest -m flink tests/test_pipelines_flink.py \
+			--log-cli-level=INFO --log-cli-format='%(asctime)s %(message)s' --log-cli-date-format=%H:%M:%S ;; \
+		75) ;; \
+		*) exit 1 ;; \
+	esac
 
 lock: setup ## resolve the pins again
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 \

@@ -20,15 +20,17 @@ import pytest
 
 from molmoact_data import schema
 from molmoact_data.validate import validate
-from scripts.flink.cluster import ClusterConfig, FlinkCluster
+from pipelines import state
+from scripts.flink.cluster import FlinkCluster
+from scripts.flink.configuration import ClusterConfig
 from scripts.flink.distribution import JarsUnavailable, default_cache, fetch
 
-pytestmark = [pytest.mark.flink, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.flink, pytest.mark.timeout(1500)]
 logger = logging.getLogger("cluster-test")
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = Path(os.environ.get("MOLMOACT_SHARED_DATA", ROOT.parent / "shared" / "data"))
 SIMULATED = ROOT / "examples" / "demo_dataset"
-TIMEOUT_S = 1200
+TIMEOUT_S = 600
 
 
 def command(dataset: Path, out: Path, *more: str) -> list[str]:
@@ -91,7 +93,7 @@ def on_flink(cluster: FlinkCluster) -> list[str]:
 
 
 def finished_shards(out: Path) -> int:
-    return len(list((out / "_state" / "records").glob("*.json")))
+    return len(list((out / state.RECORDS_DIR).glob("*.json")))
 
 
 def run_and_strike(arguments: list[str], out: Path, strike: Callable[[], None]) -> int:
@@ -99,13 +101,26 @@ def run_and_strike(arguments: list[str], out: Path, strike: Callable[[], None]) 
     process = subprocess.Popen(
         arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + TIMEOUT_S
-    while finished_shards(out) == 0 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert process.poll() is None, "the run was over before anything could be killed"
-    logger.info("%d shards complete: strike", finished_shards(out))
-    strike()
-    return process.wait(timeout=TIMEOUT_S)
+    try:
+        deadline = time.monotonic() + TIMEOUT_S
+        while finished_shards(out) == 0 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert finished_shards(out) > 0, f"no shard, exit code {process.poll()}"
+        assert process.poll() is None, "the run was over before anything could be killed"
+        logger.info("%d shards complete: strike", finished_shards(out))
+        strike()
+        return process.wait(timeout=TIMEOUT_S)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def failure_of_last_job(cluster: FlinkCluster) -> str:
+    """What Flink itself says went wrong in the job that was started last."""
+    last = max(cluster.rest("/jobs/overview")["jobs"], key=lambda job: job["start-time"])
+    entries = cluster.rest(f"/jobs/{last['jid']}/exceptions")["exceptionHistory"]["entries"]
+    assert entries, "nothing was lost: the strike came too late"
+    return f"{last['state']} after: {entries[-1]['stacktrace'].splitlines()[0]}"
 
 
 def assert_same(out: Path, expected: dict[str, str]) -> None:
@@ -115,11 +130,23 @@ def assert_same(out: Path, expected: dict[str, str]) -> None:
     assert report.passed, report.to_json()
 
 
-def sdk_workers(cluster: FlinkCluster) -> list[psutil.Process]:
-    """The Python workers that the TaskManagers started."""
-    managers = [p for name, p in cluster.processes.items() if name.startswith("taskmanager")]
-    children = [c for p in managers for c in psutil.Process(p.pid).children(recursive=True)]
-    return [c for c in children if any("sdk_worker_main" in word for word in c.cmdline())]
+def busy_worker(out: Path) -> psutil.Process:
+    """The Python worker that is in the middle of a shard: the first to count frames from now on."""
+    now = time.time()
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        for counted in (out / state.PROGRESS_DIR).glob("*"):
+            if counted.stat().st_mtime > now:
+                return psutil.Process(int(counted.name.partition("-")[0]))
+        time.sleep(0.02)
+    raise TimeoutError(f"no worker labelled a frame in {TIMEOUT_S} s")
+
+
+def task_manager_of(cluster: FlinkCluster, worker: psutil.Process) -> int:
+    """Index of the TaskManager that started this worker."""
+    parents = {parent.pid for parent in worker.parents()}
+    names = [name for name, process in cluster.processes.items() if process.pid in parents]
+    return int(names[0].removeprefix("taskmanager-"))
 
 
 def test_a_flink_run_is_byte_identical_to_the_local_run(cluster, local, tmp_path):
@@ -140,12 +167,17 @@ def test_real_episodes_too(cluster, tmp_path):
 
 def test_a_killed_task_manager_costs_nothing_but_time(cluster, local, tmp_path):
     out = tmp_path / "out"
+    killed: list[int] = []
 
     def strike() -> None:
-        logger.info("SIGKILL to TaskManager 0, process %d", cluster.kill_task_manager(0))
+        killed.append(task_manager_of(cluster, busy_worker(out)))
+        pid = cluster.kill_task_manager(killed[0])
+        logger.info("SIGKILL to TaskManager %d, process %d", killed[0], pid)
 
     code = run_and_strike(command(SIMULATED, out, *on_flink(cluster)), out, strike)
-    cluster.start_task_manager(0)
+    logger.info("%s", failure_of_last_job(cluster))
+    cluster.start_task_manager(killed[0])
+    cluster.wait_until_ready()
 
     assert code == 0
     assert_same(out, local)
@@ -155,11 +187,12 @@ def test_a_killed_python_worker_costs_nothing_but_time(cluster, local, tmp_path)
     out = tmp_path / "out"
 
     def strike() -> None:
-        victim = sdk_workers(cluster)[0]
+        victim = busy_worker(out)
         logger.info("SIGKILL to Python worker %d", victim.pid)
         victim.kill()
 
     code = run_and_strike(command(SIMULATED, out, *on_flink(cluster)), out, strike)
+    logger.info("%s", failure_of_last_job(cluster))
 
     assert code == 0
     assert_same(out, local)
@@ -177,9 +210,11 @@ def test_a_cancelled_job_resumes_and_builds_only_what_is_missing(cluster, local,
     assert run_and_strike(arguments, out, strike) != 0
     assert not (out / schema.MANIFEST_FILE).exists()
     kept = {p: p.stat().st_mtime_ns for p in (out / schema.DATA_DIR).glob("*.parquet")}
-    complete = {p.name for p in (out / "_state" / "records").glob("*.json")}
+    complete = {p.name for p in (out / state.RECORDS_DIR).glob("*.json")}
 
     run([*arguments, "--resume"])
+    total = len(list((out / schema.DATA_DIR).glob("*.parquet")))
+    logger.info("resumed: %d of %d shards were complete", len(complete), total)
 
     assert_same(out, local)
     for path, written in kept.items():

@@ -6,6 +6,8 @@ On a real cluster, Flink's own operator does this (docs/cluster.md). Nothing her
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import shlex
@@ -16,76 +18,29 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.flink.distribution import Distribution, default_cache, fetch
+import psutil
+
+from scripts.flink.configuration import (
+    ADD_OPENS,
+    JAVA_OPTIONS,
+    ClusterConfig,
+    classpath,
+    flink_configuration,
+    task_manager_memory,
+)
+from scripts.flink.distribution import default_cache, fetch
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOT = Path(__file__).resolve().with_name("boot.py")
-MIB = 1024 * 1024
-LOG_OPTIONS = (
-    "-Dorg.slf4j.simpleLogger.showDateTime=true",
-    "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss",
-)
-
+PR_SET_PDEATHSIG = 1
 JOB_MANAGER = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
 TASK_MANAGER = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
 JOB_SERVER = "org.apache.beam.runners.flink.FlinkJobServerDriver"
-
-# Flink's serializers and Netty reach into the JDK; Java 17 hides it by default.
-ADD_OPENS = tuple(
-    f"--add-opens=java.base/{package}=ALL-UNNAMED"
-    for package in (
-        "java.lang",
-        "java.net",
-        "java.io",
-        "java.nio",
-        "sun.nio.ch",
-        "java.util",
-        "java.util.concurrent",
-        "java.util.concurrent.atomic",
-        "java.time",
-    )
-)
-
-
-@dataclass(frozen=True)
-class ClusterConfig:
-    """Sizes and time limits of the cluster. The defaults suit tests on a small machine."""
-
-    cluster_jars: tuple[Path, ...]
-    """Folders of jars, or jars, for the JobManager and the TaskManagers."""
-    job_server_jars: tuple[Path, ...]
-    """The same for Beam's job server."""
-    work_dir: Path
-    """Logs, configuration and staged artifacts; created."""
-    task_managers: int = 2
-    slots_per_task_manager: int = 2
-    """Two, so that one TaskManager can carry the job after the other was killed."""
-    heap_MiB: int = 384
-    """Java heap for tasks of one TaskManager; the Python workers live outside it."""
-    heartbeat_timeout_s: int = 40
-    """For a TaskManager that hangs; one that died is noticed at once, by its closed connection."""
-    restart_attempts: int = 5
-    restart_delay_s: int = 2
-    start_timeout_s: int = 240
-    worker_environment: Mapping[str, str] = field(default_factory=dict)
-    """More variables for the Python workers."""
-
-    @classmethod
-    def from_distribution(
-        cls, distribution: Distribution, work_dir: Path, **changes: Any
-    ) -> ClusterConfig:
-        """The class paths of a downloaded release, and any other field by name."""
-        return cls(
-            cluster_jars=distribution.cluster_jars,
-            job_server_jars=distribution.job_server_jars,
-            work_dir=work_dir,
-            **changes,
-        )
 
 
 def free_port() -> int:
@@ -95,62 +50,28 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def flink_configuration(config: ClusterConfig, rpc_port: int, rest_port: int) -> dict[str, Any]:
-    """Flink's settings; the last block is what makes a batch job survive a lost TaskManager."""
-    return {
-        "jobmanager.rpc.address": "localhost",
-        "jobmanager.rpc.port": rpc_port,
-        "jobmanager.bind-host": "localhost",
-        "jobmanager.memory.process.size": "1024m",
-        "rest.address": "localhost",
-        "rest.bind-address": "localhost",
-        "rest.port": rest_port,
-        "taskmanager.host": "localhost",
-        "taskmanager.bind-host": "localhost",
-        "taskmanager.numberOfTaskSlots": config.slots_per_task_manager,
-        "io.tmp.dirs": str(config.work_dir / "tmp"),
-        "blob.storage.directory": str(config.work_dir / "blobs"),
-        # Both spellings of "one worker on each TaskManager before a second on any" (1.19 and 2.x).
-        "cluster.evenly-spread-out-slots": True,
-        "taskmanager.load-balance.mode": "SLOTS",
-        "heartbeat.interval": 2000,
-        "heartbeat.timeout": config.heartbeat_timeout_s * 1000,
-        "restart-strategy.type": "fixed-delay",
-        "restart-strategy.fixed-delay.attempts": config.restart_attempts,
-        "restart-strategy.fixed-delay.delay": f"{config.restart_delay_s} s",
-        "jobmanager.execution.failover-strategy": "region",
-    }
+def _end_with_parent() -> None:
+    """In the child, before it becomes Java: SIGKILL when this process is gone, however it went (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def task_manager_memory(config: ClusterConfig) -> dict[str, str]:
-    """Every part spelled out: started without Flink's shell scripts, a TaskManager derives none of them."""
-    return {
-        "taskmanager.cpu.cores": f"{config.slots_per_task_manager}.0",
-        "taskmanager.memory.framework.heap.size": f"{128 * MIB}b",
-        "taskmanager.memory.task.heap.size": f"{config.heap_MiB * MIB}b",
-        "taskmanager.memory.framework.off-heap.size": f"{128 * MIB}b",
-        "taskmanager.memory.task.off-heap.size": "0b",
-        "taskmanager.memory.network.min": f"{64 * MIB}b",
-        "taskmanager.memory.network.max": f"{64 * MIB}b",
-        "taskmanager.memory.managed.size": f"{128 * MIB}b",
-        "taskmanager.memory.jvm-metaspace.size": f"{256 * MIB}b",
-        "taskmanager.memory.jvm-overhead.min": f"{128 * MIB}b",
-        "taskmanager.memory.jvm-overhead.max": f"{128 * MIB}b",
-        "external-resources": "none",
-    }
+def _family(processes: Iterable[subprocess.Popen[bytes]]) -> list[psutil.Process]:
+    """The processes that still run, and what they have started: a TaskManager's Python workers."""
+    parents = [psutil.Process(p.pid) for p in processes if p.poll() is None]
+    return [child for p in parents for child in p.children(recursive=True)] + parents
 
 
-def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def classpath(entries: tuple[Path, ...]) -> str:
-    """Java's class path; a folder stands for every jar in it."""
-    return os.pathsep.join(f"{entry}/*" if entry.is_dir() else str(entry) for entry in entries)
+def _end(family: list[psutil.Process]) -> None:
+    """Ask, wait ten seconds, insist."""
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=10)
 
 
 @dataclass
@@ -163,6 +84,8 @@ class FlinkCluster:
     job_port: int = field(default_factory=free_port)
     artifact_port: int = field(default_factory=free_port)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    orphans: list[psutil.Process] = field(default_factory=list)
+    """Python workers of killed TaskManagers; they end by themselves, or with the cluster."""
 
     def __enter__(self) -> FlinkCluster:
         try:
@@ -185,7 +108,7 @@ class FlinkCluster:
         for index in range(self.config.task_managers):
             self.start_task_manager(index)
         self._start_job_server()
-        self._wait_until_ready()
+        self.wait_until_ready()
 
     def start_task_manager(self, index: int) -> None:
         """One more worker machine, so to say; also used to replace one that was killed."""
@@ -196,16 +119,16 @@ class FlinkCluster:
     def kill_task_manager(self, index: int) -> int:
         """SIGKILL, as the kernel's out-of-memory killer would; returns the process id."""
         process = self.processes.pop(f"taskmanager-{index}")
+        self.orphans += psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
         return process.pid
 
     def stop(self) -> None:
         """Ends every process that was started here; also the Python workers of the TaskManagers."""
+        _end([*_family(self.processes.values()), *self.orphans])
         for process in self.processes.values():
-            process.terminate()
-        for process in self.processes.values():
-            _wait_or_kill(process)
+            process.wait()
         self.processes.clear()
 
     def overview(self) -> dict[str, Any]:
@@ -231,6 +154,7 @@ class FlinkCluster:
             "--environment_type=PROCESS",
             f"--environment_config={json.dumps(environment)}",
             "--sdk_worker_parallelism=1",
+            f"--environment_cache_millis={self.config.keep_workers_ms}",
             f"--parallelism={parallelism}",
         ]
 
@@ -245,7 +169,7 @@ class FlinkCluster:
         command = [
             "java",
             *ADD_OPENS,
-            *LOG_OPTIONS,
+            *JAVA_OPTIONS,
             *options,
             "-cp",
             classpath(jars),
@@ -253,8 +177,14 @@ class FlinkCluster:
             *arguments,
         ]
         with (self.config.work_dir / "logs" / f"{name}.log").open("ab") as log:
+            # A session of its own: Ctrl-C is for us, and we end the cluster in order.
             self.processes[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment
+                command,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
 
     def _start_job_manager(self) -> None:
@@ -273,7 +203,8 @@ class FlinkCluster:
         ]
         self._java("jobserver", JOB_SERVER, ["-Xmx512m"], arguments)
 
-    def _wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> None:
+        """Until every TaskManager has offered its slots and the job server listens."""
         deadline = time.monotonic() + self.config.start_timeout_s
         while time.monotonic() < deadline:
             self._fail_on_dead_process()

@@ -8,15 +8,20 @@ Two releases, tried in this order:
   these. The Python SDK stays 2.77: runner and SDK only share Beam's portability protocol.
 
 Only the ordinary clients are used (`mvn`, `uv pip` or `pip`), with whatever registry they are set up for.
+Every attempt is bounded, by a total and by the time without a word from the client: on a machine
+without network the answer is `JarsUnavailable`, soon.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +42,22 @@ ASSEMBLED_POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
 </project>
 """
 COMPLETE = ".complete"
-DOWNLOAD_TIMEOUT_S = 900
+NOT_STAGED = Path("gradle") / "wrapper"
+"""Beam's job server uploads its class path with every job, 150 MB of it, but nothing from a path with this in
+its name (`PipelineResources.isStageable`); the cluster has these jars on its own class path already."""
+DOWNLOAD_TIMEOUT_S = 600.0
+SILENCE_TIMEOUT_S = 60.0
+"""Without a line from the client; one jar of 20 MB is one line."""
+EXIT_UNAVAILABLE = 75
+"""The "temporary failure" of sysexits.h; any other code is a bug."""
 
 
 class JarsUnavailable(RuntimeError):
     """The jars cannot be had on this machine; the message says which and why."""
+
+
+class NoAnswer(JarsUnavailable):
+    """The registry does not answer at all, so the next release need not be tried."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +89,10 @@ def fetch(cache: Path, release: str | None = None) -> Distribution:
 def _attempt(name: str, cache: Path, reasons: list[str]) -> Distribution | None:
     try:
         return RELEASES[name](cache / name)
+    except NoAnswer:
+        raise
     except JarsUnavailable as error:
-        logger.info("%s", error)
+        logger.info("no %s: %s", name, error)
         reasons.append(f"{name}: {error}")
         return None
 
@@ -86,7 +104,7 @@ def _flink_2_2(folder: Path) -> Distribution:
 
 
 def _flink_1_19(folder: Path) -> Distribution:
-    jars = _once(folder / "jars", _assemble)
+    jars = _once(folder / NOT_STAGED, _assemble)
     return Distribution("flink-1.19", (jars,), (jars,))
 
 
@@ -108,31 +126,83 @@ def _once(folder: Path, fill: Callable[[Path], None]) -> Path:
 
 def _copy_job_server(folder: Path) -> None:
     goal = ["dependency:copy", f"-Dartifact={JOB_SERVER}", f"-DoutputDirectory={folder}"]
-    _run(["mvn", "-q", "-B", *goal], cwd=folder)
+    run_client(["mvn", "-B", *goal], cwd=folder)
 
 
 def _assemble(folder: Path) -> None:
     (folder / "pom.xml").write_text(ASSEMBLED_POM)
     goal = ["dependency:copy-dependencies", f"-DoutputDirectory={folder}", "-DincludeScope=runtime"]
-    _run(["mvn", "-q", "-B", *goal], cwd=folder)
+    run_client(["mvn", "-B", *goal], cwd=folder)
 
 
 def _install_libraries(folder: Path) -> None:
     uv = shutil.which("uv")
     pip = [uv, "pip"] if uv else [sys.executable, "-m", "pip"]
-    _run([*pip, "install", "--no-deps", "--target", str(folder), FLINK_LIBRARIES], cwd=folder)
+    run_client([*pip, "install", "--no-deps", "--target", str(folder), FLINK_LIBRARIES], cwd=folder)
 
 
-def _run(command: list[str], *, cwd: Path) -> None:
+def run_client(
+    command: list[str],
+    *,
+    cwd: Path,
+    total_s: float = DOWNLOAD_TIMEOUT_S,
+    silence_s: float = SILENCE_TIMEOUT_S,
+) -> None:
+    """Run a package client to its end. Raises `JarsUnavailable` when it fails, `NoAnswer` when it hangs."""
     tool = Path(command[0]).name
     if shutil.which(command[0]) is None:
         raise JarsUnavailable(f"no `{tool}` on PATH")
-    try:
-        done = subprocess.run(
-            command, cwd=cwd, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S
+    log = cwd / f"{tool}.log"
+    with log.open("wb") as output:
+        client = subprocess.Popen(
+            command, cwd=cwd, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-    except subprocess.TimeoutExpired as error:
-        raise JarsUnavailable(f"{tool} did not answer in {DOWNLOAD_TIMEOUT_S} s") from error
-    if done.returncode:
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise JarsUnavailable(f"{tool} failed: {lines[0] if lines else 'no output'}")
+    try:
+        late = _lateness(client, log, total_s=total_s, silence_s=silence_s)
+    finally:
+        if client.poll() is None:
+            os.killpg(client.pid, signal.SIGKILL)
+            client.wait()
+    if late is not None:
+        raise NoAnswer(f"{tool} {late}")
+    if client.returncode:
+        raise JarsUnavailable(f"{tool} failed: {first_error(log.read_text(errors='replace'))}")
+
+
+def _lateness(
+    client: subprocess.Popen[bytes], log: Path, *, total_s: float, silence_s: float
+) -> str | None:
+    """Until the client ends: None. A log that grows shows that it gets on; else what is wrong, in words."""
+    started = heard = time.monotonic()
+    size = 0
+    while client.poll() is None:
+        time.sleep(0.1)
+        now = time.monotonic()
+        if log.stat().st_size != size:
+            size, heard = log.stat().st_size, now
+        if now - heard > silence_s:
+            return f"said nothing for {silence_s:g} s"
+        if now - started > total_s:
+            return f"was not done in {total_s:g} s"
+    return None
+
+
+def first_error(output: str) -> str:
+    """The line of a client's output that says what is wrong, without colours."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines()
+    said = [line.strip() for line in lines if line.strip()]
+    errors = [line for line in said if "error" in line.lower()]
+    return (errors or said or ["no output"])[0].removeprefix("[ERROR] ").partition(" -> [Help")[0]
+
+
+def main() -> None:
+    """Fetch the jars; where they cannot be had, one line that says why, and a code of its own."""
+    try:
+        print(f"{fetch(default_cache()).release} is in {default_cache()}")
+    except JarsUnavailable as reason:
+        print(f"SKIPPED: no Flink on this machine: {reason}")
+        sys.exit(EXIT_UNAVAILABLE)
+
+
+if __name__ == "__main__":
+    main()

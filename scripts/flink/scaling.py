@@ -21,7 +21,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from scripts.flink.cluster import ClusterConfig, FlinkCluster
+from scripts.flink.cluster import FlinkCluster
+from scripts.flink.configuration import ClusterConfig
 from scripts.flink.distribution import default_cache, fetch
 
 ROOT = Path(__file__).resolve().parents[2]
