@@ -4,8 +4,6 @@ The presentation times of a file are read first, without decoding (demuxing cost
 packet), so every row is matched to its frame, and a video that is too short, too long or out of
 step is rejected, before the first pixel is computed. Random access (`LeRobotDataset[i]`: open, seek,
 decode, close per frame) lost by a factor of 30 and more; see docs/sources.md.
-
-Colour conversion is PyAV's default (libswscale, bilinear), the one LeRobot's `pyav` backend uses.
 """
 
 from __future__ import annotations
@@ -21,7 +19,8 @@ from numpy.typing import NDArray
 
 from molmoact_data.episodes.storage import is_git_lfs_pointer
 from molmoact_data.errors import EpisodeRejected, RejectReason
-from molmoact_data.video_segments import OpenVideo, Pixels, iter_pixels, open_video
+from molmoact_data.video_file import OpenVideo, open_video
+from molmoact_data.video_threads import iter_batches
 
 TOLERANCE_FRAMES = 0.5
 """A row takes the frame nearest to its time if that is at most this many frame periods away.
@@ -59,14 +58,14 @@ def iter_video(
     """Frames at `clip.start_s + timestamp_s` ([T], increasing), `batch_size` at a time.
 
     Yields uint8 [N,H,W,3] RGB, or uint16 [N,H,W] raw luma for recorded depth; T frames in all.
-    `threads` stretches of the file are decoded at a time; None = two. Raises `EpisodeRejected`.
+    `threads` decode at a time; None = two where there are two cores. Raises `EpisodeRejected`.
     """
     refuse_unreadable(clip.path)
     wanted_s = clip.start_s + timestamp_s.astype(np.float64)
     _check_declared_span(clip, len(wanted_s), fps)
     with open_video(clip.path) as video:
         ticks, key_ticks = _choose_presentation_times(video, clip, wanted_s, fps)
-        frames = iter_pixels(
+        batches = iter_batches(
             video,
             ticks,
             key_ticks,
@@ -75,8 +74,8 @@ def iter_video(
             is_depth=is_depth,
         )
         # A caller that leaves early: the decoding threads end before their file is closed.
-        with closing(frames):
-            yield from _stacked(frames, len(ticks), batch_size, clip.path.name)
+        with closing(batches):
+            yield from batches
 
 
 def match_frames(
@@ -200,23 +199,3 @@ def _presentation_ticks(
         if packet.dts is not None and packet.dts > past_end:
             break
     return np.sort(np.asarray(ticks, np.int64)), np.sort(np.asarray(key_ticks, np.int64))
-
-
-def _stacked(
-    frames: Iterator[Pixels], num_frames: int, batch_size: int, name: str
-) -> Iterator[NDArray[np.generic]]:
-    """Frames in batches; each batch is freshly allocated and belongs to the caller."""
-    batch: NDArray[np.generic] | None = None
-    for row, pixels in enumerate(frames):
-        if batch is None:
-            size = min(batch_size, num_frames - row)
-            batch = np.empty((size, *pixels.shape), dtype=pixels.dtype)
-        if pixels.shape != batch.shape[1:]:
-            raise EpisodeRejected(
-                RejectReason.VIDEO_SIZE_CHANGED,
-                f"{name}: {batch.shape[1:]} until frame {row - 1}, {pixels.shape} at frame {row}",
-            )
-        batch[row % batch_size] = pixels
-        if row % batch_size == len(batch) - 1:
-            yield batch
-            batch = None

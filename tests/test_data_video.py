@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, RejectReason
 from molmoact_data.video import VideoClip, iter_video, match_frames
-from molmoact_data.video_segments import stretch_starts
+from molmoact_data.video_threads import stretch_starts
 
 FPS, FRAMES, HEIGHT, WIDTH = 10, 40, 48, 64
 TIMES = (np.arange(FRAMES) / FPS).astype(np.float32)
@@ -105,12 +105,13 @@ def test_leaving_early_ends_every_decoder_thread(video: Path) -> None:
     assert threading.active_count() == before
 
 
-def test_stretches_begin_at_keyframes_and_are_not_small() -> None:
+def test_stretches_begin_at_keyframes_and_are_about_equal() -> None:
     ticks = np.arange(0, 400, 10)
-    keys = np.arange(0, 400, 70)
-    assert stretch_starts(ticks, keys, min_rows=7) == [0, 7, 14, 21, 28]
-    assert stretch_starts(ticks, keys, min_rows=10) == [0, 14, 28]
-    assert stretch_starts(ticks, keys[:1], min_rows=5) == [0]
+    keys = np.arange(0, 400, 70)  # rows 0, 7, 14, 21, 28, 35
+    assert stretch_starts(ticks, keys, 2) == [0, 21]
+    assert stretch_starts(ticks, keys, 4) == [0, 7, 21, 28]
+    assert stretch_starts(ticks, keys, 40) == [0, 7, 14, 21, 28, 35]
+    assert stretch_starts(ticks, keys[:1], 4) == [0]
 
 
 def test_a_gap_in_the_rows_clock_is_a_timestamp_mismatch(tmp_path: Path, video: Path) -> None:

@@ -1,0 +1,107 @@
+"""One open video file: frames at known presentation times, in order, as pixels.
+
+Colour conversion is PyAV's default (libswscale, bilinear), the one LeRobot's `pyav` backend uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from molmoact_data.errors import EpisodeRejected, RejectReason
+
+
+@dataclass(frozen=True)
+class OpenVideo:
+    """A file, its first video stream, and the converter that all its frames share."""
+
+    path: Path
+    container: InputContainer
+    stream: VideoStream
+    to_rgb: VideoReformatter = field(default_factory=VideoReformatter)
+
+    def seek(self, tick: int) -> None:
+        """Go to the keyframe at or before this presentation time."""
+        self.container.seek(tick, stream=self.stream)
+
+    @property
+    def frame_hw(self) -> tuple[int, int]:
+        """Height and width in pixels, by the stream's header."""
+        return self.stream.height, self.stream.width
+
+    def frames_at(self, ticks: NDArray[np.int64], first_row: int) -> Iterator[VideoFrame]:
+        """Frames at these times [T]; frames in between are decoded, as they must, and dropped."""
+        wanted = ticks.tolist()
+        row, num_rows = 0, len(wanted)
+        for frame in self._decoded(wanted):
+            while frame.pts == wanted[row]:
+                if frame.is_corrupt:
+                    raise self.undecodable(f"frame {first_row + row} is damaged")
+                yield frame
+                row += 1
+                if row == num_rows:
+                    return
+        raise self.undecodable(f"frame {first_row + row} could not be decoded")
+
+    def _decoded(self, wanted: list[int]) -> Iterator[VideoFrame]:
+        """From the keyframe before the first wanted time; nothing is decoded beyond the last."""
+        not_read = set(wanted)
+        self.seek(wanted[0])
+        for packet in self.container.demux(self.stream):
+            not_read.discard(packet.pts)
+            yield from packet.decode()
+            if not not_read:  # a frame never refers to one that is stored after it
+                yield from self.stream.codec_context.decode(None)
+                return
+
+    def write_rgb(self, frame: VideoFrame, out_HWC: NDArray[np.uint8]) -> None:
+        """Convert to RGB, into `out_HWC`."""
+        plane = self.to_rgb.reformat(frame, format="rgb24").planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+        np.copyto(out_HWC.reshape(plane.height, -1), rows[:, : 3 * plane.width])
+
+    def undecodable(self, what: str) -> EpisodeRejected:
+        """The reject that names this file."""
+        return EpisodeRejected(RejectReason.VIDEO_UNDECODABLE, f"{self.path.name}: {what}")
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[OpenVideo]:
+    """The file and its first video stream; whatever FFmpeg refuses becomes VIDEO_UNDECODABLE."""
+    with naming_decoder_errors(path), av.open(str(path), metadata_errors="ignore") as container:
+        if not container.streams.video:
+            raise EpisodeRejected(RejectReason.VIDEO_UNDECODABLE, f"no video stream in {path.name}")
+        stream = container.streams.video[0]
+        # Threads inside one decoder gain little on small frames; see `video_threads`.
+        stream.thread_type = "NONE"
+        stream.codec_context.thread_count = 1
+        yield OpenVideo(path, container, stream)
+
+
+@contextmanager
+def naming_decoder_errors(path: Path) -> Iterator[None]:
+    """Whatever FFmpeg raises inside becomes VIDEO_UNDECODABLE."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise EpisodeRejected(
+            RejectReason.VIDEO_UNDECODABLE, f"{path.name}: {error.strerror}"
+        ) from error
+
+
+def write_luma(frame: VideoFrame, out_HW: NDArray[np.uint16]) -> None:
+    """The first plane as it was stored: depth units, not brightness, so no range conversion."""
+    plane = frame.planes[0]
+    sample: str = "<u2" if frame.format.components[0].bits > 8 else "u1"
+    rows = np.frombuffer(plane, np.dtype(sample)).reshape(plane.height, -1)
+    np.copyto(out_HW, rows[:, : plane.width])
