@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -59,7 +60,7 @@ class OpenVideo:
         self.seek(wanted[0])
         for packet in self.container.demux(self.stream):
             not_read.discard(packet.pts)
-            yield from packet.decode()
+            yield from self.stream.codec_context.decode(packet)
             if not not_read:  # a frame never refers to one that is stored after it
                 yield from self.stream.codec_context.decode(None)
                 return
@@ -67,7 +68,7 @@ class OpenVideo:
     def write_rgb(self, frame: VideoFrame, out_HWC: NDArray[np.uint8]) -> None:
         """Convert to RGB, into `out_HWC`."""
         plane = self.to_rgb.reformat(frame, format="rgb24").planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+        rows = np.frombuffer(cast(Any, plane), np.uint8).reshape(plane.height, plane.line_size)
         np.copyto(out_HWC.reshape(plane.height, -1), rows[:, : 3 * plane.width])
 
     def undecodable(self, what: str) -> EpisodeRejected:
@@ -103,5 +104,5 @@ def write_luma(frame: VideoFrame, out_HW: NDArray[np.uint16]) -> None:
     """The first plane as it was stored: depth units, not brightness, so no range conversion."""
     plane = frame.planes[0]
     sample: str = "<u2" if frame.format.components[0].bits > 8 else "u1"
-    rows = np.frombuffer(plane, np.dtype(sample)).reshape(plane.height, -1)
+    rows = np.frombuffer(cast(Any, plane), np.dtype(sample)).reshape(plane.height, -1)
     np.copyto(out_HW, rows[:, : plane.width])

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import pairwise
 from threading import Condition
+from typing import Any
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -25,7 +26,7 @@ from molmoact_data.video_file import OpenVideo, naming_decoder_errors, open_vide
 AHEAD_BYTES = 64 * 2**20
 """Decoded and not yet taken: 340 frames of 256x256. Long stretches are cheap: a seek costs some frames."""
 
-Batch = NDArray[np.generic]
+Batch = NDArray[Any]
 
 
 def iter_batches(
