@@ -32,7 +32,7 @@ def preprocess(
     context: typer.Context,
     *,
     dataset_path: Annotated[
-        str | None, typer.Option(help="LeRobot or RLDS dataset: a folder or a Hub id.")
+        str | None, typer.Option(help="LeRobot or RLDS dataset: folder, URL or Hub id.")
     ] = None,
     output_path: Annotated[str | None, typer.Option(help="Folder or URL for the shards.")] = None,
     preset: Annotated[
@@ -168,7 +168,7 @@ def preview(
     context: typer.Context,
     *,
     dataset_path: Annotated[
-        str | None, typer.Option(help="LeRobot or RLDS dataset: a folder or a Hub id.")
+        str | None, typer.Option(help="LeRobot or RLDS dataset: folder, URL or Hub id.")
     ] = None,
     output_path: Annotated[
         str | None, typer.Option(help="The sheet to write: .png or .jpg.")

@@ -56,3 +56,33 @@ def no_offline_session_left_behind():
     """huggingface_hub caches its sessions, the refusing ones of an offline test included."""
     yield
     reset_sessions()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The address of a real S3-compatible server."""
+    pytest.importorskip("s3fs", reason="needs s3fs")
+    moto_server = pytest.importorskip("moto.server", reason="needs moto[server]")
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty bucket; credentials are made up, the endpoint comes from the environment."""
+    import fsspec
+    import s3fs
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    filesystem = fsspec.filesystem("s3")
+    filesystem.mkdir("robots")
+    yield "s3://robots"
+    s3fs.S3FileSystem.clear_instance_cache()
+    fsspec.filesystem("s3").rm("robots", recursive=True)

@@ -1,4 +1,4 @@
-"""Small LeRobot v2.1 datasets made on the spot, so that tests can break them in any way."""
+"""Small LeRobot datasets made on the spot, so that tests can break them in any way."""
 
 from __future__ import annotations
 
@@ -108,6 +108,42 @@ def make_dataset(
             for i, n in enumerate(lengths)
         )
     )
+    return root
+
+
+def make_v3_dataset(
+    root: Path, lengths: Sequence[int] = (24, 17, 30), per_file: int = 2, size: int = 64
+) -> Path:
+    """The episodes of `make_dataset` as v3.0: `per_file` of them in every Parquet and every mp4."""
+    episodes = []
+    for file, first in enumerate(range(0, len(lengths), per_file)):
+        here = range(first, min(first + per_file, len(lengths)))
+        rows = [episode_rows(e, lengths[e], 7, sum(lengths[:e]), size) for e in here]
+        data = root / f"data/chunk-000/file-{file:03d}.parquet"
+        data.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.concat_tables(rows), data)
+        frames = np.concatenate([moving_square(lengths[e], e, size) for e in here])
+        write_video(root / f"videos/{FRONT}/chunk-000/file-{file:03d}.mp4", frames)
+        at = 0
+        for e in here:
+            where = {"chunk_index": 0, "file_index": file}
+            span = {"from_timestamp": at / FPS, "to_timestamp": (at + lengths[e]) / FPS}
+            episodes.append(
+                {"episode_index": e, "length": lengths[e], "tasks": ["push the yellow square"]}
+                | {f"data/{k}": v for k, v in where.items()}
+                | {f"videos/{FRONT}/{k}": v for k, v in (where | span).items()}
+            )
+            at += lengths[e]
+    (root / "meta/episodes/chunk-000").mkdir(parents=True)
+    pq.write_table(
+        pa.Table.from_pylist(episodes), root / "meta/episodes/chunk-000/file-000.parquet"
+    )
+    tasks = pa.table({"task_index": [0], "task": ["push the yellow square"]})
+    pq.write_table(tasks, root / "meta/tasks.parquet")
+    info = _info(lengths, (FRONT,), 7, size)
+    info |= {"codebase_version": "v3.0"}
+    del info["data_path"], info["video_path"]
+    (root / "meta/info.json").write_text(json.dumps(info))
     return root
 
 

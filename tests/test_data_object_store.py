@@ -13,35 +13,6 @@ from molmoact_data.outputs import Output
 from molmoact_data.storage import Storage
 from molmoact_data.validate import Finding, validate
 
-moto_server = pytest.importorskip("moto.server", reason="needs moto[server]")
-pytest.importorskip("s3fs", reason="needs s3fs")
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(endpoint, monkeypatch):
-    """The URL of an empty bucket; credentials are made up, the endpoint comes from the environment."""
-    import fsspec
-    import s3fs
-
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    filesystem = fsspec.filesystem("s3")
-    filesystem.mkdir("robots")
-    yield "s3://robots"
-    filesystem.rm("robots", recursive=True)
-
 
 def test_an_output_on_s3_is_the_local_one_byte_for_byte(bucket, make_output):
     local = make_output()

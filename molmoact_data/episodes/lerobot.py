@@ -118,18 +118,19 @@ class LeRobotSource:
     ) -> Iterator[CameraBatch]:
         span = self.metadata.video_span(episode, camera.key)
         try:
-            path = self.folder.fetch(span.path)
+            held = self.folder.hold(span.path)  # every decoding thread opens the file
         except FileNotFoundError as error:
             raise EpisodeRejected(RejectReason.VIDEO_MISSING, f"no such file: {error}") from error
-        frames = iter_video(
-            VideoClip(path, span.start_s, span.end_s),
-            timestamp_s,
-            fps=self.info.fps,
-            batch_size=batch_size,
-            is_depth=camera.is_depth,
-            threads=self.threads,
-        )
-        yield from map(_without_bytes, frames)
+        with held as path:
+            frames = iter_video(
+                VideoClip(path, span.start_s, span.end_s),
+                timestamp_s,
+                fps=self.info.fps,
+                batch_size=batch_size,
+                is_depth=camera.is_depth,
+                threads=self.threads,
+            )
+            yield from map(_without_bytes, frames)
 
     def _encoded_images(
         self, episode: int, key: str, num_frames: int, batch_size: int

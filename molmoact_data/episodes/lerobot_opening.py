@@ -24,7 +24,7 @@ from molmoact_data.episodes.lerobot_rows import (
     dense,
     is_numeric,
 )
-from molmoact_data.episodes.storage import Folder, HubFolder, fetch_rows, fingerprint
+from molmoact_data.episodes.storage import Folder, HubFolder
 from molmoact_data.errors import EpisodeRejected, UserError
 
 ACTION_COLUMNS = ("action", "actions")
@@ -38,9 +38,8 @@ FPS_TOLERANCE = 0.02
 def open_lerobot(folder: Folder, *, threads: int | None = None) -> LeRobotSource:
     """The dataset in `folder`, checked as far as is cheap. Raises `UserError`."""
     metadata = read_metadata(folder)
-    if isinstance(folder, HubFolder) and not _has_image_columns(metadata):
-        fetch_rows(folder)
     row_files = _row_files(folder, metadata)
+    rows_are_here = _gather_rows(folder, metadata, row_files)
     reader = RowReader(folder, metadata)
     probe = _Probe.of(reader, metadata)
     cameras, missing = _present_cameras(folder, metadata)
@@ -52,7 +51,7 @@ def open_lerobot(folder: Folder, *, threads: int | None = None) -> LeRobotSource
     )
     info = SourceInfo(
         name=folder.name,
-        revision=_revision(folder, row_files),
+        revision=folder.revision([*folder.listing("meta", ""), *row_files]),
         format=f"lerobot-{metadata.version}",
         fps=fps,
         cameras=cameras,
@@ -61,7 +60,7 @@ def open_lerobot(folder: Folder, *, threads: int | None = None) -> LeRobotSource
         state_dim=state_dim,
         robot_type=metadata.info.get("robot_type"),
         warnings=(
-            *_count_warnings(folder, metadata, row_files),
+            *_count_warnings(folder, metadata, row_files if rows_are_here else None),
             *fps_warnings,
             *action_warnings,
             *state_warnings,
@@ -142,10 +141,11 @@ def _row_files(folder: Folder, metadata: LeRobotMetadata) -> list[str]:
     return folder.listing(metadata.data_path.partition("/")[0], ".parquet")
 
 
-def _revision(folder: Folder, row_files: list[str]) -> str:
-    if isinstance(folder, HubFolder):
-        return folder.commit
-    return fingerprint(folder, [*folder.listing("meta", ""), *row_files])
+def _gather_rows(folder: Folder, metadata: LeRobotMetadata, row_files: list[str]) -> bool:
+    """Whether the rows of all episodes can be looked at now; images of the Hub come one by one."""
+    if isinstance(folder, HubFolder) and _has_image_columns(metadata):
+        return False
+    return folder.gather(row_files)
 
 
 def _present_cameras(
@@ -210,10 +210,12 @@ def _names(feature: Any, dim: int) -> tuple[str, ...] | None:
     return tuple(str(name) for name in names)
 
 
-def _count_warnings(folder: Folder, metadata: LeRobotMetadata, row_files: list[str]) -> list[str]:
-    """Where the declared totals and lengths differ from each other or from the rows."""
+def _count_warnings(
+    folder: Folder, metadata: LeRobotMetadata, row_files: list[str] | None
+) -> list[str]:
+    """Where the declared totals and lengths differ from each other or from the rows, if those are here."""
     lengths = np.asarray(metadata.episodes["length"].to_pylist(), dtype=np.float64)
-    counted = _rows_per_episode(folder, metadata, row_files)
+    counted = None if row_files is None else _rows_per_episode(folder, metadata, row_files)
     warnings = []
     total_episodes, total_frames = (
         metadata.info.get(key) for key in ("total_episodes", "total_frames")
@@ -241,10 +243,8 @@ def _count_warnings(folder: Folder, metadata: LeRobotMetadata, row_files: list[s
 def _rows_per_episode(
     folder: Folder, metadata: LeRobotMetadata, row_files: list[str]
 ) -> dict[int, int] | None:
-    """Counted rows by episode; None where that would be too slow or the files are not here."""
+    """Counted rows by episode; None where that would be too slow."""
     local = [path for path in row_files if folder.exists(path)]
-    if isinstance(folder, HubFolder) and _has_image_columns(metadata):
-        return None
     if len(local) > CHECKED_ROW_FILES:
         return None
     if metadata.is_v3:

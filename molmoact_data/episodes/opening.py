@@ -1,4 +1,4 @@
-"""From a path or a Hub id to a source: the one place that looks at what kind of dataset it is."""
+"""From a path, a URL or a Hub id to a source: the one place that looks at what kind of dataset it is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def open_source(
     threads: int | None = None,
     isolate: bool = False,
 ) -> EpisodeSource:
-    """The dataset in a local folder or under a Hub id, format detected.
+    """The dataset in a local folder, under a URL (`s3://bucket/data`) or a Hub id, format detected.
 
     `revision` is a Hub branch, tag or commit. `threads` is the number of video decoder threads per
     camera; None = two. A split of an RLDS dataset is named behind the path, as in
@@ -30,23 +30,32 @@ def open_source(
     there is no such dataset, or it is none.
     """
     text, _, split = str(path_or_id).partition("#")
-    local = Path(text).expanduser()
-    if local.is_dir():
-        if revision is not None:
-            raise UserError(f"{text!r} is a local folder; a revision can only be asked of the Hub")
-        folder: Folder = LocalFolder(local.resolve(), local.resolve().name)
-    elif local.exists():
-        raise UserError(f"{text!r} is a file; give the dataset's folder (the one that holds meta/)")
-    elif not _HUB_ID.fullmatch(text) or text.startswith("."):
-        raise UserError(f"no such path: {text!r} (a Hub dataset is written as user/name)")
-    else:
-        folder = open_hub(text, revision)
-    source = _open_folder(folder, split or None, threads)
+    source = _open_folder(_folder(text, revision), split or None, threads)
     if not isolate:
         return source
     from molmoact_data.episodes.isolation import IsolatedSource
 
     return IsolatedSource(source)
+
+
+def _folder(text: str, revision: str | None) -> Folder:
+    """Where the files are."""
+    local = Path(text).expanduser()
+    is_url = "://" in text
+    if revision is not None and (is_url or local.is_dir()):
+        what = "a URL" if is_url else "a local folder"
+        raise UserError(f"{text!r} is {what}; a revision can only be asked of the Hub")
+    if is_url:
+        from molmoact_data.episodes.object_store import open_object_store
+
+        return open_object_store(text)
+    if local.is_dir():
+        return LocalFolder(local.resolve(), local.resolve().name)
+    if local.exists():
+        raise UserError(f"{text!r} is a file; give the dataset's folder (the one that holds meta/)")
+    if not _HUB_ID.fullmatch(text) or text.startswith("."):
+        raise UserError(f"no such path: {text!r} (a Hub dataset is written as user/name)")
+    return open_hub(text, revision)
 
 
 def _open_folder(folder: Folder, split: str | None, threads: int | None) -> EpisodeSource:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,9 +27,11 @@ from molmoact_data.episodes.tfrecord import (
     DamagedRecordError,
     FeatureValue,
     RecordSpan,
+    is_gzip,
     open_records,
     parse_example,
     read_record,
+    scan_records,
 )
 from molmoact_data.errors import EpisodeRejected, RejectReason, unknown_name
 
@@ -44,9 +47,11 @@ class Shard:
     first_episode: int
     num_records: int
     spans: tuple[RecordSpan, ...] | None
-    """Where the records are; None in a gzip file, which can only be read from its start."""
+    """Where the records are; None in a gzip file, and where the file was too far away to look."""
     damage: str | None = None
     """Why records beyond `spans` cannot be found."""
+    num_bytes: int | None = None
+    """Of a file that was not looked at, for planning."""
 
 
 @dataclass
@@ -56,6 +61,7 @@ class RecordReader:
     folder: Folder
     shards: tuple[Shard, ...]
     _open: tuple[Shard, BinaryIO] | None = field(default=None, repr=False)
+    """The shard as it was found when its file was opened."""
     _next_record: int = field(default=0, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,8 +71,6 @@ class RecordReader:
         """The episode's Example, with its checksum verified. Raises `EpisodeRejected`."""
         shard = self._shard(episode_index)
         record = episode_index - shard.first_episode
-        if shard.spans is not None and record >= len(shard.spans):
-            raise EpisodeRejected(RejectReason.ROWS_UNREADABLE, shard.damage or "record not found")
         try:
             payload = self._payload(shard, record)
         except (DamagedRecordError, OSError, EOFError) as error:
@@ -90,9 +94,14 @@ class RecordReader:
         raise EpisodeRejected(RejectReason.ROWS_MISSING, f"no shard holds episode {episode_index}")
 
     def _payload(self, shard: Shard, record: int) -> bytes | None:
-        file = self._file(shard, record)
-        if shard.spans is not None:
-            file.seek(shard.spans[record].offset)
+        found, file = self._file(shard, record)
+        if found.spans is not None:
+            if record >= len(found.spans):
+                raise EpisodeRejected(
+                    RejectReason.ROWS_UNREADABLE,
+                    found.damage or f"{found.path} ends before record {record}",
+                )
+            file.seek(found.spans[record].offset)
         else:
             while self._next_record < record:
                 read_record(file, f"record {self._next_record}")
@@ -101,13 +110,27 @@ class RecordReader:
         self._next_record = record + 1
         return payload
 
-    def _file(self, shard: Shard, record: int) -> BinaryIO:
-        if self._open is None or self._open[0] != shard or self._next_record > record:
-            if self._open is not None:
-                self._open[1].close()
-            self._open = (shard, open_records(self.folder.fetch(shard.path)))
+    def _file(self, shard: Shard, record: int) -> tuple[Shard, BinaryIO]:
+        """The open file and what is in it. A gzip file is opened again to go back in it."""
+        known, file = self._open or (None, None)
+        same = known is not None and known.path == shard.path
+        rewind = known is not None and known.spans is None and self._next_record > record
+        if known is None or file is None or not same or rewind:
+            if file is not None:
+                file.close()
+            local = self.folder.fetch(shard.path)
+            known, file = look_into(local, shard), open_records(local)
+            self._open = (known, file)
             self._next_record = 0
-        return self._open[1]
+        return known, file
+
+
+def look_into(local: Path, shard: Shard) -> Shard:
+    """The shard with the spans of its records, unless it is gzip or they are known."""
+    if shard.spans is not None or is_gzip(local):
+        return shard
+    spans, damage = scan_records(local)
+    return replace(shard, spans=tuple(spans), damage=damage)
 
 
 @dataclass

@@ -9,17 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from molmoact_data.episodes.base import CameraFeature, EpisodeRef, SourceInfo
-from molmoact_data.episodes.rlds import RecordReader, RldsSource, Shard, count_steps
+from molmoact_data.episodes.rlds import RecordReader, RldsSource, Shard, count_steps, look_into
 from molmoact_data.episodes.rlds_features import RldsFeature, flatten_features
 from molmoact_data.episodes.rlds_mapping import OWN_MAPPING, RldsMapping, find_mapping
-from molmoact_data.episodes.storage import Folder, HubFolder, fingerprint
+from molmoact_data.episodes.storage import Folder, HubFolder
 from molmoact_data.episodes.tfrecord import (
     DamagedRecordError,
-    is_gzip,
     open_records,
     parse_example,
     read_record,
-    scan_records,
 )
 from molmoact_data.errors import EpisodeRejected, UserError, unknown_name
 
@@ -88,21 +86,27 @@ def _with_counts(source: RldsSource, shards: Sequence[Shard]) -> RldsSource:
 
 
 def _episode_lengths(source: RldsSource, shards: Sequence[Shard]) -> list[EpisodeRef]:
-    """Exact steps where the split is small; else one shard's frames per byte, for planning only."""
-    spans = [span for shard in shards for span in shard.spans or ()]
-    small = sum(span.length for span in spans) <= COUNTED_BYTES
-    refs, bytes_per_step = [], None
-    for shard in shards:
-        for record in range(shard.num_records):
-            span = shard.spans[record] if shard.spans and record < len(shard.spans) else None
-            if small or bytes_per_step is None or span is None:
-                steps = _count_steps(source, shard.first_episode + record)
-                if steps and span:
-                    bytes_per_step = span.length / steps
-            else:
-                steps = max(1, round(span.length / bytes_per_step))
-            refs.append(EpisodeRef(shard.first_episode + record, steps))
+    """Exact steps where the split is small; else one episode's frames per byte, for planning only."""
+    records = [_record_bytes(shard, i) for shard in shards for i in range(shard.num_records)]
+    small = sum(filter(None, records)) <= COUNTED_BYTES
+    refs: list[EpisodeRef] = []
+    bytes_per_step: float | None = None
+    for number, num_bytes in enumerate(records):
+        if small or bytes_per_step is None or num_bytes is None:
+            steps = _count_steps(source, number)
+            if steps and num_bytes:
+                bytes_per_step = num_bytes / steps
+        else:
+            steps = max(1, round(num_bytes / bytes_per_step))
+        refs.append(EpisodeRef(number, steps))
     return refs
+
+
+def _record_bytes(shard: Shard, record: int) -> int | None:
+    """Size of one record: known, or the mean of a file that was not looked at, or None."""
+    if shard.spans is not None:
+        return shard.spans[record].length if record < len(shard.spans) else None
+    return None if shard.num_bytes is None else shard.num_bytes // max(1, shard.num_records)
 
 
 def _count_steps(source: RldsSource, episode_index: int) -> int:
@@ -153,15 +157,19 @@ def _declared_lengths(declared: Mapping[str, Any], split: str) -> list[int]:
 def _shards(
     folder: Folder, paths: Sequence[str], declared: Sequence[int]
 ) -> tuple[list[Shard], list[str]]:
-    """Number the episodes by what is in the files; metadata only fills in what cannot be seen."""
+    """Number the episodes by what is in the files; metadata fills in what cannot be seen from here."""
     shards: list[Shard] = []
     warnings: list[str] = []
     first = 0
+    may_look = folder.gather(paths)
     for path in paths:
         match = _SHARD_NAME.fullmatch(path)
         number = int(match["number"]) if match else 0
         expected = declared[number] if number < len(declared) else None
-        shard = _shard(folder, path, first, expected)
+        if may_look or expected is None:
+            shard = _shard(folder, path, first, expected)
+        else:
+            shard = Shard(path, first, expected, None, num_bytes=folder.size(path))
         if expected is not None and shard.num_records != expected:
             warnings.append(
                 f"{path}: metadata declares {expected} episodes, there are {shard.num_records}"
@@ -174,14 +182,14 @@ def _shards(
 
 
 def _shard(folder: Folder, path: str, first: int, expected: int | None) -> Shard:
-    local = folder.fetch(path)
-    if is_gzip(local):
+    shard = look_into(folder.fetch(path), Shard(path, first, 0, None))
+    if shard.spans is None:
         count = expected if expected is not None else _count_records(folder, path)
-        return Shard(path, first, count, None)
-    spans, damage = scan_records(local)
-    # Records behind the damage exist but cannot be found: they are rejected one by one.
-    count = max(len(spans) + 1, expected or 0) if damage else len(spans)
-    return Shard(path, first, count, tuple(spans), damage)
+    else:
+        # Records behind the damage exist but cannot be found: they are rejected one by one.
+        found = len(shard.spans)
+        count = max(found + 1, expected or 0) if shard.damage else found
+    return dataclasses.replace(shard, num_records=count)
 
 
 def _count_records(folder: Folder, path: str) -> int:
@@ -210,11 +218,11 @@ def _is_depth(feature: RldsFeature) -> bool:
 
 
 def _revision(folder: Folder, declared: Mapping[str, Any], paths: Sequence[str]) -> str:
-    if isinstance(folder, HubFolder):
-        return folder.commit
-    version = str(declared.get("version") or "0")
     own = [OWN_MAPPING] if folder.exists(OWN_MAPPING) else []  # other numbers, so another revision
-    return f"{version}+{fingerprint(folder, [FEATURES_FILE, INFO_FILE, *own, *paths])}"
+    revision = folder.revision([FEATURES_FILE, INFO_FILE, *own, *paths])
+    if isinstance(folder, HubFolder):
+        return revision
+    return f"{declared.get('version') or '0'}+{revision}"
 
 
 def _json(folder: Folder, path: str) -> dict[str, Any]:

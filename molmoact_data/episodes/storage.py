@@ -1,4 +1,4 @@
-"""Where a dataset's files are: a local folder, or a Hub repository fetched file by file.
+"""Where a dataset's files are: a local folder, a Hub repository, or (`object_store`) a bucket.
 
 Readers only ever ask for a relative path and get a local file. Metadata is fetched first, rows and
 videos when an episode needs them, so choosing five episodes of a terabyte costs five episodes.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -31,7 +33,14 @@ class Folder(Protocol):
         ...
 
     def fetch(self, path: str) -> Path:
-        """A local path of the file. Raises `FileNotFoundError` where the dataset has no such file."""
+        """A local path of the file, to be opened at once.
+
+        Raises `FileNotFoundError` where the dataset has no such file.
+        """
+        ...
+
+    def hold(self, path: str) -> AbstractContextManager[Path]:
+        """As `fetch`, for files that are opened again: the path is good until the context ends."""
         ...
 
     def exists(self, path: str) -> bool:
@@ -40,6 +49,18 @@ class Folder(Protocol):
 
     def listing(self, folder: str, suffix: str) -> list[str]:
         """Sorted relative paths below `folder` that end in `suffix`."""
+        ...
+
+    def gather(self, paths: Sequence[str]) -> bool:
+        """Fetch these files together, to look at all of them; False where they are too large for that."""
+        ...
+
+    def size(self, path: str) -> int:
+        """Bytes of a file that exists; an object store need not be asked again."""
+        ...
+
+    def revision(self, paths: Sequence[str]) -> str:
+        """A text that is another one when one of these files changes."""
         ...
 
 
@@ -62,6 +83,18 @@ class LocalFolder:
     def listing(self, folder: str, suffix: str) -> list[str]:
         found = (self.root / folder).rglob(f"*{suffix}")
         return sorted(p.relative_to(self.root).as_posix() for p in found if p.is_file())
+
+    def hold(self, path: str) -> AbstractContextManager[Path]:
+        return nullcontext(self.fetch(path))
+
+    def gather(self, paths: Sequence[str]) -> bool:
+        return True
+
+    def size(self, path: str) -> int:
+        return (self.root / path).stat().st_size
+
+    def revision(self, paths: Sequence[str]) -> str:
+        return fingerprint(self, paths)
 
 
 @dataclass(frozen=True)
@@ -99,6 +132,29 @@ class HubFolder:
             return LocalFolder(self.snapshot, self.name).listing(folder, suffix)
         prefix = f"{folder}/" if folder else ""
         return sorted(p for p in self.files if p.startswith(prefix) and p.endswith(suffix))
+
+    def hold(self, path: str) -> AbstractContextManager[Path]:
+        return nullcontext(self.fetch(path))
+
+    def gather(self, paths: Sequence[str]) -> bool:
+        """All of them at once, in parallel: statistics need every row anyway."""
+        from huggingface_hub import snapshot_download
+
+        if self.files is not None:
+            folders = {p.partition("/")[0] + "/**" if "/" in p else p for p in paths}
+            snapshot_download(
+                self.name,
+                repo_type="dataset",
+                revision=self.commit,
+                allow_patterns=sorted(folders),
+            )
+        return True
+
+    def size(self, path: str) -> int:
+        return self.fetch(path).stat().st_size
+
+    def revision(self, paths: Sequence[str]) -> str:
+        return self.commit
 
 
 def open_hub(repo_id: str, revision: str | None) -> HubFolder:
@@ -144,19 +200,6 @@ def open_hub(repo_id: str, revision: str | None) -> HubFolder:
     return HubFolder(repo_id, commit or Path(snapshot).name, Path(snapshot), files)
 
 
-def fetch_rows(folder: HubFolder) -> None:
-    """Download all of `data/` at once, in parallel; statistics need every row anyway."""
-    from huggingface_hub import snapshot_download
-
-    if folder.files is not None:
-        snapshot_download(
-            folder.name,
-            repo_type="dataset",
-            revision=folder.commit,
-            allow_patterns=["meta/**", "data/**"],
-        )
-
-
 def _offline_error(repo_id: str, path: str) -> UserError:
     return UserError(
         f"cannot reach the Hub, and {path} of {repo_id!r} is not in the local cache. Connect once, or "
@@ -171,7 +214,7 @@ def is_git_lfs_pointer(path: Path) -> bool:
         return file.read(len(_LFS_POINTER_PREFIX)) == _LFS_POINTER_PREFIX
 
 
-def fingerprint(folder: Folder, paths: list[str]) -> str:
+def fingerprint(folder: Folder, paths: Sequence[str]) -> str:
     """`sha256:...` over names, sizes and contents of these files, independent of where they are.
 
     Files up to 64 MiB are hashed whole; larger ones by 18 blocks of 64 KiB from the first byte to the

@@ -96,6 +96,11 @@ def export_depth_companion(
     output: Output, source_path: str, folder: Path, options: ExportOptions
 ) -> int:
     """Write the companion of the source; returns its number of rows."""
+    if not Path(source_path.partition("#")[0]).is_dir():
+        raise UserError(
+            f"a companion links the videos of its dataset, so that must be a local folder; {source_path!r} "
+            "is none. Copy the dataset here and give its folder as --dataset-path."
+        )
     source = open_source(source_path)
     labels = StoredCodes(output, source)
     camera = output.manifest["cameras"][output.layout.cameras[0]]

@@ -1,0 +1,231 @@
+"""A dataset on an object store: one listing at the start, then file by file through the machine's cache.
+
+Any URL that fsspec has a driver for. The listing tells what exists, how large it is and which version of
+it; a file is downloaded when it is asked for, at its version, and goes when the cache needs room.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from molmoact_data.episodes.file_cache import (
+    CACHE_VARIABLE,
+    LIMIT_VARIABLE,
+    FileCache,
+    Pin,
+    machine_cache,
+)
+from molmoact_data.episodes.storage import Folder, LocalFolder, fingerprint
+from molmoact_data.errors import UserError
+
+GATHERED_BYTES = 2**30
+"""Up to this much of rows or records is fetched when a dataset is opened, to be looked at."""
+PINNED_FILES = 4
+"""So many files that were asked for last stay, for whoever was given their paths to open them."""
+PARALLEL_DOWNLOADS = 8
+EXTRAS = {"s3": "s3", "s3a": "s3"}
+
+_VERSION_KEYS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "crc32c",
+    "generation",
+    "mtime",
+    "LastModified",
+    "created",
+)
+# What the drivers raise when a store cannot be reached or says no, beside OSError.
+_DRIVER_ERRORS = (
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("azure.core.exceptions", "AzureError"),
+    ("aiohttp", "ClientError"),
+)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One object of the listing."""
+
+    size: int
+    version: str
+    """The store's ETag, or what else it has that changes with the content."""
+
+
+@dataclass
+class ObjectStoreFolder:
+    """All objects below a URL. Pickles without connections; pins stay with the process."""
+
+    url: str
+    files: Mapping[str, StoredFile]
+    """By path relative to the URL."""
+    cache: FileCache
+    _recent: deque[Pin] = field(default_factory=lambda: deque(maxlen=PINNED_FILES), repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_recent": deque(maxlen=PINNED_FILES)}
+
+    def fetch(self, path: str) -> Path:
+        """Stays at least until `PINNED_FILES` others were asked for; `hold` keeps it for longer."""
+        pin = self._pin(path)
+        if len(self._recent) == PINNED_FILES:
+            self._recent.popleft().close()
+        self._recent.append(pin)
+        return pin.path
+
+    def hold(self, path: str) -> AbstractContextManager[Path]:
+        return self._pin(path)
+
+    def exists(self, path: str) -> bool:
+        return path in self.files
+
+    def listing(self, folder: str, suffix: str) -> list[str]:
+        prefix = f"{folder}/" if folder else ""
+        return sorted(p for p in self.files if p.startswith(prefix) and p.endswith(suffix))
+
+    def gather(self, paths: Sequence[str]) -> bool:
+        if sum(self.files[path].size for path in paths) > GATHERED_BYTES:
+            return False
+        with ThreadPoolExecutor(PARALLEL_DOWNLOADS) as pool:
+            for pin in pool.map(self._pin, paths):
+                pin.close()
+        return True
+
+    def size(self, path: str) -> int:
+        return self.files[path].size
+
+    def revision(self, paths: Sequence[str]) -> str:
+        """As of a local copy where the files are few; else of names, sizes and the store's versions."""
+        if sum(self.files[path].size for path in paths) <= GATHERED_BYTES:
+            return fingerprint(self, list(paths))
+        digest = hashlib.sha256()
+        for path in sorted(paths):
+            digest.update(f"{path}\0{self.files[path].size}\0{self.files[path].version}\0".encode())
+        return f"listing:{digest.hexdigest()}"
+
+    def _pin(self, path: str) -> Pin:
+        stored = self.files.get(path)
+        if stored is None:
+            raise FileNotFoundError(f"{self.url}/{path}")
+        identity = f"{self.url}/{path}\0{stored.size}\0{stored.version}"
+        key = hashlib.sha256(identity.encode()).hexdigest()[:24]
+
+        def download(part: Path) -> None:
+            self._download(path, stored.size, part)
+
+        return self.cache.get(key, PurePosixPath(path).name, stored.size, download)
+
+    def _download(self, path: str, size: int, part: Path) -> None:
+        url = f"{self.url}/{path}"
+        with _driver_errors(url):
+            filesystem, where = _filesystem(url)
+            filesystem.get_file(where, str(part))
+        found = part.stat().st_size
+        if found != size:
+            raise UserError(
+                f"{url} has {found} bytes, the listing said {size}: somebody writes to this dataset. Run "
+                "again with --resume when they are done."
+            )
+
+
+def open_object_store(url: str) -> Folder:
+    """The dataset below `url`: list it, download nothing. A `file://` URL is a local folder."""
+    url = url.rstrip("/")
+    with _driver_errors(url):
+        filesystem, base = _filesystem(url)
+        if "file" in _protocols(filesystem):
+            return _local(url, Path(base))
+        filesystem.invalidate_cache()
+        found = filesystem.find(base, detail=True)
+    start = len(base.rstrip("/")) + 1
+    files = {
+        path[start:]: StoredFile(int(entry["size"]), _version(entry))
+        for path, entry in found.items()
+        if entry["type"] == "file" and len(path) > start and not path.endswith("/")
+    }
+    if not files:
+        raise UserError(f"there is nothing under {url}: no such bucket or prefix, or an empty one.")
+    return ObjectStoreFolder(url, files, machine_cache())
+
+
+def _local(url: str, root: Path) -> LocalFolder:
+    if not root.is_dir():
+        raise UserError(f"no such folder: {url}")
+    return LocalFolder(root.resolve(), root.resolve().name)
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    """(fsspec's file system, the path in it). fsspec keeps one instance per process and settings."""
+    protocol = url.partition("://")[0]
+    try:
+        import fsspec
+
+        return fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        extra = EXTRAS.get(protocol)
+        install = f"`pip install 'molmoact[{extra}]'`" if extra else str(error)
+        raise UserError(f"{url} needs a driver that is not installed: {install}.") from error
+    except ValueError as error:
+        raise UserError(f"{url}: {error}. Known to fsspec are s3://, gs://, file:// ...") from error
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _version(entry: Mapping[str, Any]) -> str:
+    return next((f"{key}={entry[key]}" for key in _VERSION_KEYS if entry.get(key)), "")
+
+
+@contextmanager
+def _driver_errors(url: str) -> Iterator[None]:
+    """One line for the user; none of these is an episode's fault, so none becomes a reject."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{url}: {_reason(error)} Check the bucket and the path.") from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(
+                f"no space left to fetch {url}. Point {CACHE_VARIABLE} to a larger disk, or set "
+                f"{LIMIT_VARIABLE}; what is written is safe, and --resume continues."
+            ) from error
+        raise UserError(f"{url} cannot be read: {_reason(error)}{_ADVICE}") from error
+    except _driver_error_types() as error:
+        raise UserError(f"{url} cannot be read: {_reason(error)}{_ADVICE}") from error
+
+
+_ADVICE = (
+    " Check credentials and endpoint (for S3: AWS_PROFILE or AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL); what is written is safe, and --resume continues."
+)
+
+
+def _driver_error_types() -> tuple[type[Exception], ...]:
+    """Of the drivers that are loaded: nothing else can have raised."""
+    loaded = ((sys.modules.get(module), name) for module, name in _DRIVER_ERRORS)
+    return tuple(getattr(module, name) for module, name in loaded if module is not None)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{(lines[0] if lines else type(error).__name__).rstrip('.')}."
