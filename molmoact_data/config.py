@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from molmoact_data.errors import UserError, unknown_name
 
@@ -36,29 +38,53 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def build(cls: type[Config], values: Mapping[str, Any]) -> Config:
-    """An instance of the frozen dataclass `cls`; an unknown key names its nearest match.
+    """An instance of the frozen dataclass `cls`; an unknown key or choice names its nearest match.
 
     Values are converted to the annotated types where nothing is lost ("8" -> 8, but not 8.5 -> 8).
     """
     from pydantic import TypeAdapter, ValidationError
 
-    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            raise unknown_name("configuration key", key, known)
+    _check_keys(cls, values, "")
     try:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
         raise UserError(_readable(error)) from error
 
 
+def _check_keys(kind: Any, value: Any, where: str) -> None:
+    """Nested dataclasses too, along the annotated types; pydantic would pass over their unknown keys."""
+    if get_origin(kind) in (Union, UnionType):
+        for part in get_args(kind):
+            _check_keys(part, value, where)
+    elif isinstance(value, Mapping) and dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        known = [f"{where}{field.name}" for field in dataclasses.fields(kind)]
+        for key, item in value.items():
+            if f"{where}{key}" not in known:
+                raise unknown_name("configuration key", f"{where}{key}", known)
+            _check_keys(hints[key], item, f"{where}{key}.")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            for part in get_args(kind)[1:]:
+                _check_keys(part, item, f"{where}{key}.")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            for part in get_args(kind):
+                _check_keys(part, item, where)
+
+
 def _readable(error: Any) -> str:
-    problems = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        problems.append(f"{where}: {message}" if where else message)
-    return "; ".join(problems)
+    return "; ".join(_sentence(item) for item in error.errors())
+
+
+def _sentence(problem: Mapping[str, Any]) -> str:
+    """What is wrong with one value; a misspelt choice names the nearest."""
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        return str(unknown_name(where, str(problem["input"]), choices))
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from molmoact_data.errors import UserError
+from molmoact_data.errors import unknown_name
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON result on stdout, nothing else there.")
@@ -48,7 +48,7 @@ def given(context: typer.Context) -> dict[str, Any]:
 
 
 def chosen(value: str, flag: str, literal: Any) -> Any:
-    """A flag's value if it is one of a Literal's."""
+    """A flag's value if it is one of a Literal's; otherwise the error names the nearest."""
     if value not in get_args(literal):
-        raise UserError(f"{flag} is one of {', '.join(get_args(literal))}; got {value!r}.")
+        raise unknown_name(flag, value, get_args(literal))
     return value

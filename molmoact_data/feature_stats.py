@@ -122,15 +122,15 @@ def _good_episodes(path: str, feature: str | None = None) -> Iterator[EpisodeCol
     """Numeric columns of the usable episodes; the others are counted and said."""
     source = open_source(path)
     standard = feature is None or feature in OWN_FEATURES
-    rejected = 0
+    rejected, last = 0, None
     for ref in source.episodes:
         try:
             yield source.read_columns(ref, extra=() if standard else (str(feature),))
         except EpisodeRejected as verdict:  # noqa: PERF203 - an episode takes milliseconds
-            rejected += 1
+            rejected, last = rejected + 1, verdict
             logger.warning("%s: episode %d is left out: %s", path, ref.episode_index, verdict)
     if rejected == len(source.episodes):
-        raise UserError(f"{path} has no usable episode.")
+        raise UserError(f"{path} has no usable episode; the last was rejected as {last}.")
 
 
 def _column(columns: EpisodeColumns, feature: str, path: str) -> NDArray[np.generic]:

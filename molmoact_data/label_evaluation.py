@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from molmoact_data.depth import DepthEstimator, DepthTokenizer, scale_to_u8
 from molmoact_data.episodes.base import EpisodeColumns, EpisodeRef, EpisodeSource
-from molmoact_data.errors import UserError, unknown_name
+from molmoact_data.errors import EpisodeRejected, UserError, unknown_name
 from molmoact_data.label_metrics import (
     DepthScores,
     PointScores,
@@ -148,16 +148,22 @@ def evaluate_labels(
     config: EvaluationConfig,
 ) -> Iterator[LabelEvaluation]:
     """One result after every episode, over all episodes so far; the last one is the answer."""
-    check_truth(source, config.truth, teachers)
+    check_truth(source, config.truth, with_depth=teachers.depth is not None)
     measured: list[_Episode] = []
     for ref in episodes:
-        measured.append(_measure_episode(source, ref, teachers, config))
+        try:
+            measured.append(_measure_episode(source, ref, teachers, config))
+        except EpisodeRejected as verdict:
+            raise UserError(
+                f"episode {ref.episode_index} cannot be measured: {verdict}. Its truth is in --truth-depth, "
+                "--truth-point and --truth-visible; leave a bad episode out with --episodes."
+            ) from verdict
         yield _summarise(source, measured, teachers, config)
 
 
-def check_truth(source: EpisodeSource, truth: TruthColumns, teachers: Teachers) -> None:
+def check_truth(source: EpisodeSource, truth: TruthColumns, *, with_depth: bool) -> None:
     """Raises `UserError` where the dataset has no such cameras."""
-    wanted = [truth.camera] + ([truth.depth] if teachers.depth else [])
+    wanted = [truth.camera] + ([truth.depth] if with_depth else [])
     keys = [camera.key for camera in source.info.cameras]
     for key in wanted:
         if key not in keys:

@@ -26,6 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from molmoact_data.device import pick_device
 from molmoact_train import lora
 from molmoact_train.config import TrainConfig
 from molmoact_train.model import MolmoActConfig, MolmoActForActionReasoning
@@ -82,7 +83,7 @@ def joined_world(device: str = "auto") -> Iterator[World]:
 
     A group that the caller has joined already is used and left alone.
     """
-    on_gpu = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+    on_gpu = pick_device(device).type == "cuda"
     started_by_torchrun = "RANK" in os.environ
     rank = int(os.environ.get("RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))

@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from molmoact_data import overlay, prompts
 from molmoact_data.actions import DatasetStatistics, bin_centers, unnormalize, unnormalize_reference
 from molmoact_data.depth import DepthTokenizer
+from molmoact_data.device import pick_device
 from molmoact_data.errors import UserError
 from molmoact_data.statistics import resolve_key
 from molmoact_data.traces import GRID_MAX
@@ -100,9 +101,7 @@ class Predictor:
         """`auto`: CUDA and bf16 where there is a GPU, else CPU and fp32. `norm_stats` replaces the checkpoint's."""
         folder = resolve_model_folder(str(folder))
         check_is_model(folder)
-        chosen = torch.device(
-            ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        )
+        chosen = pick_device(device)
         if dtype == "auto":
             dtype = "bfloat16" if chosen.type == "cuda" else "float32"
         processor = MolmoActProcessor.from_pretrained(folder)

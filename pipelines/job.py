@@ -14,7 +14,9 @@ from molmoact_data import schema
 from molmoact_data.actions import DatasetStatistics
 from molmoact_data.config import as_dict, content_hash
 from molmoact_data.episodes import SourceInfo
+from molmoact_data.errors import unknown_name
 from molmoact_data.pointing import DEFAULT_PROMPT
+from molmoact_data.registry import DEPTH_ESTIMATORS, GRIPPER_POINTERS
 from molmoact_data.storage import Storage
 
 EMBEDDED = "embedded"
@@ -69,6 +71,12 @@ class LabelConfig:
     """Frames decoded and labelled at once; decides the memory, and float rounding of the teachers."""
 
     def __post_init__(self) -> None:
+        for kind, name, table in (
+            ("depth teacher", self.depth, DEPTH_ESTIMATORS),
+            ("gripper pointer", self.pointer, GRIPPER_POINTERS),
+        ):
+            if name not in (NONE, *table):
+                raise unknown_name(kind, name, (NONE, *table))
         if self.depth != NONE and self.vqvae is None:
             raise ValueError(
                 "depth codes need a VQ-VAE: give --vqvae PATH (the released vae-final.pt), "

@@ -84,11 +84,12 @@ def evaluate_labels(
     from molmoact_data.label_evaluation import (
         EvaluationConfig,
         Teachers,
+        check_truth,
         evaluate_labels,
         parse_point_every,
     )
     from molmoact_data.label_report import prepare_folder, write_results
-    from pipelines.job import LabelConfig
+    from pipelines.job import NONE, LabelConfig
     from pipelines.teachers import load_teachers
 
     truth = {
@@ -126,6 +127,7 @@ def evaluate_labels(
     )
     source = open_source(dataset_path)
     chosen = select_episodes(episodes, source.episodes)
+    check_truth(source, settings.truth, with_depth=labels.depth != NONE)
     prepare_folder(output_path, overwrite=overwrite)
     loaded = load_teachers(labels, device)
     teachers = Teachers(loaded.depth, loaded.tokenizer, loaded.pointer)

@@ -15,6 +15,9 @@ from pipelines.runners import RunnerConfig
 
 # How the run is started, not what it is.
 ACTIONS = frozenset({"config", "resume", "overwrite", "dry_run", "as_json", "camera", "preset"})
+RUNNERS = (
+    "local", "FlinkRunner", "PortableRunner", "DataflowRunner", "SparkRunner", "DirectRunner", "PrismRunner",
+)  # fmt: skip
 RENAMED = {"beam_option": "beam_options"}
 
 
@@ -43,7 +46,14 @@ def nested(values: Mapping[str, Any]) -> PreprocessConfig:
         part: build(cls, {k: v for k, v in values.items() if k in names[part]})
         for part, cls in owners.items()
     }
+    _check_runner(parts["runner"].runner)
     return build(PreprocessConfig, {**{k: values[k] for k in values if k in top}, **parts})
+
+
+def _check_runner(name: str) -> None:
+    """A dotted name is a class of someone else's; Beam reads the others in any case."""
+    if "." not in name and name.lower() not in {known.lower() for known in RUNNERS}:
+        raise unknown_name("runner", name, RUNNERS)
 
 
 def _preset(name: str | None) -> dict[str, Any]:

@@ -295,7 +295,7 @@ def test_commands_merge_export_and_predict(base: Path, adapter: Path, tmp_path: 
     ("flags", "message"),
     [
         (("--trace", "[[1,2]"), "--trace wants"),
-        (("--wording", "relesed"), "--wording is one of released, reference"),
+        (("--wording", "relesed"), "Did you mean 'released'"),
         (("--images", "nowhere.png"), r"cannot read the image nowhere\.png"),
     ],
 )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from molmoact_data.device import pick_device
 from molmoact_data.errors import UserError, unknown_name
 from vqvae import checkpoint as checkpoint_io
 from vqvae.model import VQVAE, Geometry
@@ -45,7 +46,7 @@ class VQVAECodec:
         loaded = checkpoint_io.load(path)
         self._checkpoint = loaded
         self.recipe = choose_recipe(recipe, loaded.recipe)
-        self.device = resolve_device(device)
+        self.device = pick_device(device)
         self.batch_size = batch_size
         self._model = loaded.model.to(self.device)
         geometry = loaded.model.geometry
@@ -108,16 +109,6 @@ class VQVAECodec:
             raise UserError(
                 f"codes must lie in 0..{self.codebook_size - 1}, got {codes.min()}..{codes.max()}."
             )
-
-
-def resolve_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"unknown device {device!r}: {error}") from None
 
 
 def choose_recipe(asked: str | Recipe, stated: Recipe) -> Recipe:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from molmoact_data.config import build
 from molmoact_data.errors import unknown_name
+from molmoact_data.registry import DEPTH_ESTIMATORS
 from vqvae.learner import QuantizerConfig
 from vqvae.model import Geometry
 from vqvae.recipe import Recipe
@@ -59,6 +60,8 @@ class TrainConfig:
     """Also log to Weights & Biases; None = metrics.jsonl only."""
 
     def __post_init__(self) -> None:
+        if self.depth_encoder is not None and self.depth_encoder not in DEPTH_ESTIMATORS:
+            raise unknown_name("depth encoder", self.depth_encoder, DEPTH_ESTIMATORS)
         if not 0 < self.hold_out_fraction < 1:
             raise ValueError(f"hold_out_fraction must lie in (0, 1), got {self.hold_out_fraction}")
         for name in ("batch_size", "epochs", "eval_every", "save_every", "lr"):

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from molmoact_data.device import pick_device
 from molmoact_data.errors import LimitExceeded, UserError
 from vqvae import checkpoint as checkpoint_io
 from vqvae import places, run_folder
-from vqvae.codec import resolve_device
 from vqvae.data import DepthEpisode, DepthKind, Scaling, prepare_frames
 from vqvae.evaluate import ALL, BatchResult, reconstruct, write_sheet
 from vqvae.metrics import ReconstructionSums, code_counts, code_usage, reconstruction_sums
@@ -105,7 +105,7 @@ def measure_episode(
 def measure(config: EvalConfig) -> dict[str, dict[str, Any]]:
     """Numbers per dataset and under `all`."""
     checkpoint = checkpoint_io.load(config.checkpoint)
-    model = checkpoint.model.to(resolve_device(config.device))
+    model = checkpoint.model.to(pick_device(config.device))
     size = model.geometry.codebook_size
     tallies: dict[str, Tally] = {ALL: Tally(size)}
     pictures: list[BatchResult] = []

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from molmoact_data import schema
 from molmoact_data.depth import DepthEstimator
-from molmoact_data.errors import EpisodeRejected, UserError
+from molmoact_data.errors import EpisodeRejected, UserError, unknown_name
 from vqvae import data
 from vqvae.data import DepthEpisode, DepthKind
 
@@ -155,7 +155,7 @@ def simulator_episodes(count: int, split: str) -> Iterator[DepthEpisode]:
     from molmoact_data.simulation.frames import FrameConfig, random_frames
 
     if split not in ("train", "test"):
-        raise UserError(f"the simulator has the splits train and test, not {split!r}.")
+        raise unknown_name("split of the simulator", split, ("train", "test"))
     config = FrameConfig(split=split)  # type: ignore[arg-type]
     for index, frame in enumerate(random_frames(0, count, config)):
         yield DepthEpisode(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
-from vqvae.codec import resolve_device
+from molmoact_data.device import pick_device
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ def join_world(device: str) -> Iterator[World]:
     """Join the group of torchrun (NCCL on GPUs, gloo otherwise), or be alone."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World(0, 1, resolve_device(device))
+        yield World(0, 1, pick_device(device))
         return
-    chosen = resolve_device(device)
+    chosen = pick_device(device)
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)

@@ -31,6 +31,7 @@ from molmoact_data.adapters.depth_anything_weights import (
     UnknownLayoutError,
     build_from_original,
 )
+from molmoact_data.device import pick_device
 from molmoact_data.errors import UserError, unknown_name
 
 logger = logging.getLogger(__name__)
@@ -136,13 +137,6 @@ class DepthAnythingV2:
                 self._encoder,
                 self._licence,
             )
-
-
-def pick_device(device: str) -> torch.device:
-    """`auto` = the first GPU where there is one, else the CPU; otherwise any name torch knows."""
-    if device != "auto":
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def network_size(height: int, width: int) -> tuple[int, int]:

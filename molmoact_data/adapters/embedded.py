@@ -18,6 +18,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from molmoact_data.adapters.embedded_networks import DepthNetwork, PointerNetwork, to_input
+from molmoact_data.device import pick_device
 from molmoact_data.pointing import GripperPoints
 
 RENDERED_SCENES_ONLY = (
@@ -36,7 +37,7 @@ class EmbeddedDepth:
     def __init__(
         self, weights: Path = DEPTH_WEIGHTS, *, device: str = "auto", batch_size: int = 32
     ) -> None:
-        self._device = resolve_device(device)
+        self._device = pick_device(device)
         self._batch_size = batch_size
         self._network, self._sha256 = _load(DepthNetwork(), weights, self._device)
 
@@ -76,7 +77,7 @@ class EmbeddedPointer:
         batch_size: int = 32,
         min_confidence: float = 0.3,
     ) -> None:
-        self._device = resolve_device(device)
+        self._device = pick_device(device)
         self._batch_size = batch_size
         self._min_confidence = min_confidence
         self._network, self._sha256 = _load(PointerNetwork(), weights, self._device)
@@ -150,13 +151,6 @@ def from_window(
     image = xy_N2.new_tensor([image_hw[1], image_hw[0]])
     share = (xy_N2 * (input_size - 1) + 0.5) / input_size
     return (corner_N2 + share * window - 0.5) / (image - 1)
-
-
-def resolve_device(device: str) -> torch.device:
-    """`auto` = the GPU where there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
 
 
 def _load(network: nn.Module, weights: Path, device: torch.device) -> tuple[nn.Module, str]:

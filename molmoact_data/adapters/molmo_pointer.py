@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoProcessor
 
-from molmoact_data.adapters.depth_anything import pick_device
+from molmoact_data.device import pick_device
 from molmoact_data.errors import UserError
 from molmoact_data.point_answers import answer_confidence, arms_from_percent, parse_points
 from molmoact_data.pointing import GripperPoints
