@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from molmoact_data.episodes import EpisodeRef, EpisodeSource, open_source
 from molmoact_data.shards import plan_shards
+from molmoact_data.teachers import Teachers
 from pipelines.build import DepthLabels, encode_images
 from pipelines.job import Job
 from pipelines.points import collect_points
@@ -17,7 +18,7 @@ from pipelines.preprocess import (
     make_job,
     warn_about_embedded,
 )
-from pipelines.teachers import Teachers, load_teachers
+from pipelines.teachers import load_teachers
 
 
 @dataclass(frozen=True)

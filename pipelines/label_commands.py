@@ -83,7 +83,6 @@ def evaluate_labels(
     from molmoact_data.episodes import open_source, select_episodes
     from molmoact_data.label_evaluation import (
         EvaluationConfig,
-        Teachers,
         check_truth,
         evaluate_labels,
         parse_point_every,
@@ -129,8 +128,7 @@ def evaluate_labels(
     chosen = select_episodes(episodes, source.episodes)
     check_truth(source, settings.truth, with_depth=labels.depth != NONE)
     prepare_folder(output_path, overwrite=overwrite)
-    loaded = load_teachers(labels, device)
-    teachers = Teachers(loaded.depth, loaded.tokenizer, loaded.pointer)
+    teachers = load_teachers(labels, device)
     for result in evaluate_labels(source, chosen, teachers, settings):
         say(f"{result.episodes} of {len(chosen)} episodes, {result.frames} frames")
     write_results(output_path, result)

@@ -18,10 +18,11 @@ from molmoact_data.episodes import EpisodeColumns, EpisodeRef, EpisodeSource, op
 from molmoact_data.errors import EpisodeRejected, UserError
 from molmoact_data.pointing import ColumnPointer, GripperPoints
 from molmoact_data.report_pictures import draw_labels
+from molmoact_data.teachers import Teachers
 from molmoact_data.traces import subsample, to_grid
 from molmoact_data.viz import Rgb, contact_sheet, depth_picture, side_by_side
 from pipelines.preprocess import PreprocessConfig, announced_cameras, chosen_episodes
-from pipelines.teachers import Teachers, load_teachers
+from pipelines.teachers import load_teachers
 
 logger = logging.getLogger(__name__)
 

@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 from molmoact_data import registry
 from molmoact_data.depth import DepthEstimator, DepthTokenizer
 from molmoact_data.errors import UserError
 from molmoact_data.pointing import ColumnPointer, GripperPointer
+from molmoact_data.teachers import Teachers
 from pipelines.job import EMBEDDED, NONE, LabelConfig
 
 _lock = threading.Lock()
 _loaded: dict[tuple[LabelConfig, str], Teachers] = {}
-
-
-@dataclass(frozen=True)
-class Teachers:
-    """What labels a frame; None = not asked for."""
-
-    depth: DepthEstimator | None
-    tokenizer: DepthTokenizer | None
-    pointer: GripperPointer | ColumnPointer | None
-
-    def describe(self) -> dict[str, dict[str, str]]:
-        """Role -> the teacher's own description."""
-        roles = {
-            "depth": self.depth,
-            "depth_tokenizer": self.tokenizer,
-            "gripper_pointer": self.pointer,
-        }
-        return {role: teacher.describe() for role, teacher in roles.items() if teacher is not None}
 
 
 def load_teachers(config: LabelConfig, device: str) -> Teachers:

@@ -20,6 +20,7 @@ from apache_beam.metrics import Metrics
 from molmoact_data.episodes import EpisodeRef, EpisodeSource, open_source
 from molmoact_data.shards import ShardSpec
 from molmoact_data.storage import Storage
+from molmoact_data.teachers import Teachers
 from pipelines import state
 from pipelines.build import build_shard
 from pipelines.job import Job
@@ -32,7 +33,7 @@ from pipelines.statistics import (
     observe_grippers,
     read_numeric,
 )
-from pipelines.teachers import Teachers, load_teachers
+from pipelines.teachers import load_teachers
 
 
 class ReadNumeric(beam.DoFn):

@@ -131,10 +131,10 @@ def write_output(
     **labels: Any,
 ) -> Path | str:
     """A complete output at `root`: `write_output(path, source=..., action_bins=...)`."""
+    from molmoact_data.teachers import Teachers
     from pipelines import manifest
     from pipelines.build import build_shard
     from pipelines.job import Job, LabelConfig
-    from pipelines.teachers import Teachers
 
     source = source or DotSource()
     statistics = statistics or source_statistics(source)

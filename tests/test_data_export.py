@@ -122,7 +122,7 @@ def test_rows_without_a_usable_trace_are_left_out_of_text_and_counted(make_outpu
     from made_outputs import BrightestPixel, FakeDepth, FakeTokenizer
 
     from molmoact_data.pointing import GripperPoints
-    from pipelines.teachers import Teachers
+    from molmoact_data.teachers import Teachers
 
     class Blind(BrightestPixel):
         """Finds nothing in the first frame of every batch."""
@@ -221,10 +221,10 @@ def output_of(root: Path, dataset: Path) -> Path:
     from molmoact_data.episodes import open_source
     from molmoact_data.shards import plan_shards
     from molmoact_data.storage import Storage
+    from molmoact_data.teachers import Teachers
     from pipelines import manifest
     from pipelines.build import build_shard
     from pipelines.job import Job, LabelConfig
-    from pipelines.teachers import Teachers
 
     source = open_source(str(dataset))
     teachers = Teachers(FakeDepth(), FakeTokenizer(), None)

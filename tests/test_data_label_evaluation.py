@@ -28,12 +28,11 @@ from molmoact_data.episodes.base import (
     SourceInfo,
 )
 from molmoact_data.errors import UserError
+from molmoact_data.label_depth import nearest
 from molmoact_data.label_evaluation import (
     EvaluationConfig,
     LabelEvaluation,
-    Teachers,
     evaluate_labels,
-    nearest,
     parse_point_every,
 )
 from molmoact_data.label_metrics import (
@@ -49,6 +48,7 @@ from molmoact_data.label_report import render_report
 from molmoact_data.label_traces import FilterConfig, TracedEpisode, filter_scores
 from molmoact_data.outlier_injection import KINDS, inject_outliers
 from molmoact_data.pointing import GripperPoints
+from molmoact_data.teachers import Teachers
 from molmoact_data.traces import TraceConfig, episode_traces, from_grid
 
 # --- numbers ----------------------------------------------------------------------------------------

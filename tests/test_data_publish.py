@@ -49,7 +49,7 @@ def test_a_published_dataset_is_the_folder_and_loads_from_the_card_alone(
 
 
 def test_the_card_says_what_a_user_must_know(make_output):
-    from pipelines.teachers import Teachers
+    from molmoact_data.teachers import Teachers
 
     class Restricted(FakeDepth):
         def describe(self):

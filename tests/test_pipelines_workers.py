@@ -22,10 +22,11 @@ import pipelines.transforms
 from molmoact_data import registry, schema
 from molmoact_data.episodes import EpisodeSource, open_source
 from molmoact_data.episodes.isolation import IsolatedSource
+from molmoact_data.teachers import Teachers
 from pipelines.job import PRESETS, LabelConfig
 from pipelines.options import nested
 from pipelines.preprocess import preprocess
-from pipelines.teachers import Teachers, load_teachers
+from pipelines.teachers import load_teachers
 
 THREADS = 8
 
