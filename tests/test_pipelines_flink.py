@@ -72,7 +72,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
     logger.info("release %s", distribution.release)
     config = ClusterConfig.from_distribution(distribution, tmp_path_factory.mktemp("flink"))
     with FlinkCluster(config) as running:
-        logger.info("cluster up: %s", running.overview())
+        logger.info(
+            "cluster up: %(taskmanagers)d TaskManagers, %(slots-total)d slots, Flink %(flink-version)s",
+            running.overview(),
+        )
         yield running
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 import time
@@ -50,7 +49,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(JarsUnavailable, match="no `java` on PATH"):
         fetch(tmp_path / "cache")
     only_on_path(tmp_path / "java", monkeypatch, java="exit 0")
-    with pytest.raises(JarsUnavailable, match=r"flink-2\.2: no `mvn` .*flink-1\.19: no `mvn`"):
+    with pytest.raises(JarsUnavailable, match=r"^flink-1\.19: no `mvn` on PATH$"):
         fetch(tmp_path / "cache")
 
 
@@ -100,7 +99,9 @@ def test_a_client_that_succeeds_is_left_alone(tmp_path: Path) -> None:
     [
         ("[INFO] a\n[ERROR] broken -> [Help 1]\n[ERROR] more", "broken"),
         ("\x1b[0m\nerror: no such package\n", "error: no such package"),
+        ("[INFO] no error yet\n[ERROR] this\n", "this"),
         ("something else\n", "something else"),
+        ("x" * 500, "x" * 240 + " ..."),
         ("", "no output"),
     ],
 )
@@ -123,43 +124,52 @@ def test_the_reason_to_skip_is_one_line_with_a_code_of_its_own(tmp_path: Path) -
     assert f"{EXIT_UNAVAILABLE}) ;;" in (ROOT / "Makefile").read_text()
 
 
-def instructions(dockerfile: str) -> list[list[str]]:
-    """The words of each instruction, comments and line continuations gone."""
-    lines = [line for line in dockerfile.splitlines() if not line.startswith("#")]
-    joined = "\n".join(lines).replace("\\\n", " ")
-    return [shlex.split(line) for line in joined.splitlines() if line.strip()]
+def locked_beam() -> str:
+    found = re.search(r"^apache-beam==(\S+)", (ROOT / "requirements.lock").read_text(), re.M)
+    assert found is not None
+    return found[1]
 
 
 def test_the_image_is_of_the_versions_and_files_that_are_here() -> None:
-    words = instructions(DOCKERFILE.read_text())
-    locked = re.search(r"^apache-beam==(\S+)", (ROOT / "requirements.lock").read_text(), re.M)
-    assert locked is not None
-
-    python = words[0][1].removeprefix("python:").removesuffix("-slim")
-    sdk = next(w for line in words for w in line if w.startswith("--from=apache/beam_python"))
-    assert words[0][0] == "FROM"
-    assert sdk == f"--from=apache/beam_python{python}_sdk:{locked[1]}"
-    for path in re.findall(r"/opt/molmoact/([\w/.]+)|-r (\S+)", DOCKERFILE.read_text()):
-        assert (ROOT / (path[0] or path[1])).is_file(), path
+    dockerfile = DOCKERFILE.read_text()
+    base = re.search(r"^FROM python:([\d.]+)-slim$", dockerfile, re.M)
+    assert base is not None
+    assert f"--from=apache/beam_python{base[1]}_sdk:{locked_beam()} " in dockerfile
+    copied = re.findall(r"^COPY (?!--from)(\S+) ", dockerfile, re.M)
+    assert copied == ["requirements.lock", "."]
+    assert (ROOT / copied[0]).is_file()
+    ignored = (ROOT / "deploy" / "Dockerfile.dockerignore").read_text().split()
+    assert {".git", ".venv"} <= set(ignored)
+    assert not {"scripts", "pipelines", "deploy", "docs"} & set(ignored)
 
 
 def test_the_kubernetes_cluster_is_one_of_the_tested_releases() -> None:
-    cluster: dict[str, Any] = yaml.safe_load(KUBERNETES.read_text())["spec"]
+    documents: list[dict[str, Any]] = list(yaml.safe_load_all(KUBERNETES.read_text()))
+    flink, job_server, service = (document["spec"] for document in documents)
     runner = re.search(r"beam-runners-flink-([\d.]+)<", ASSEMBLED_POM)
     assert runner is not None
-    assert cluster["flinkVersion"] == "v" + runner[1].replace(".", "_")
-    assert cluster["image"].startswith(f"flink:{runner[1]}-")
-    containers = cluster["taskManager"]["podTemplate"]["spec"]["containers"]
+    assert flink["flinkVersion"] == "v" + runner[1].replace(".", "_")
+    assert flink["image"].startswith(f"flink:{runner[1]}-")
+    (server,) = job_server["template"]["spec"]["containers"]
+    assert server["image"] == f"apache/beam_flink{runner[1]}_job_server:{locked_beam()}"
+    assert f"--flink-master={documents[0]['metadata']['name']}-rest:8081" in server["args"]
+    assert [port["port"] for port in service["ports"]] == [8099, 8098]
+
+
+def test_the_worker_beside_a_task_manager_is_the_one_that_is_here() -> None:
+    flink = next(iter(yaml.safe_load_all(KUBERNETES.read_text())))["spec"]
+    containers = flink["taskManager"]["podTemplate"]["spec"]["containers"]
     worker = next(c for c in containers if c["name"] == "python-worker")
-    port = worker["ports"][0]["containerPort"]
-    assert f"--service_port={port}" in DOCKERFILE.read_text()
-    assert f"localhost:{port}" in (ROOT / "docs" / "cluster.md").read_text()
+    options = dict(argument.split("=") for argument in worker["args"])
+    boot = ROOT / options["--container_executable"].removeprefix("/opt/molmoact/")
+    assert os.access(boot, os.X_OK)
+    assert worker["ports"] == [{"containerPort": int(options["--service_port"])}]
+    advised = (ROOT / "docs" / "cluster.md").read_text()
+    assert f"--environment_config=localhost:{options['--service_port']}" in advised
 
 
 def test_the_job_server_is_of_the_sdk_that_is_locked() -> None:
-    locked = (ROOT / "requirements.lock").read_text()
-    version = JOB_SERVER.rpartition(":")[2]
-    assert f"apache-beam=={version}" in locked
+    assert JOB_SERVER.rpartition(":")[2] == locked_beam()
     flink = re.search(r"flink-([\d.]+)-job-server", JOB_SERVER)
     assert flink is not None
     assert FLINK_LIBRARIES.partition("==")[2].startswith(flink[1])

@@ -154,7 +154,7 @@ class FlinkCluster:
             "--environment_type=PROCESS",
             f"--environment_config={json.dumps(environment)}",
             "--sdk_worker_parallelism=1",
-            f"--environment_cache_millis={self.config.keep_workers_ms}",
+            f"--environment_cache_millis={1000 * self.config.keep_workers_s}",
             f"--parallelism={parallelism}",
         ]
 

@@ -54,13 +54,19 @@ class ClusterConfig:
     heartbeat_timeout_s: int = 40
     """For a TaskManager that hangs; one that died is noticed at once, by its closed connection."""
     restart_attempts: int = 10
-    restart_delay_s: int = 2
-    keep_workers_ms: int = 5000
-    """How long a Python worker waits for the next stage of its job, which otherwise starts another one. Less
-    than the restarts take together: for as long, a restarted stage may be given a worker that died."""
+    restart_delay_s: int = 3
+    keep_workers_s: int = 2
+    """How long a Python worker waits for the next stage of its job, which otherwise starts another one."""
     start_timeout_s: int = 240
     worker_environment: Mapping[str, str] = field(default_factory=dict)
     """More variables for the Python workers."""
+
+    def __post_init__(self) -> None:
+        if self.keep_workers_s >= self.restart_delay_s:
+            raise ValueError(
+                f"a job restarted after {self.restart_delay_s} s would be given the worker that died, "
+                f"which is kept for {self.keep_workers_s} s; keep workers for less"
+            )
 
     @classmethod
     def from_distribution(

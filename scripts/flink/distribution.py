@@ -48,6 +48,7 @@ its name (`PipelineResources.isStageable`); the cluster has these jars on its ow
 DOWNLOAD_TIMEOUT_S = 600.0
 SILENCE_TIMEOUT_S = 60.0
 """Without a line from the client; one jar of 20 MB is one line."""
+LONGEST_REASON = 240
 EXIT_UNAVAILABLE = 75
 """The "temporary failure" of sysexits.h; any other code is a bug."""
 
@@ -78,22 +79,22 @@ def fetch(cache: Path, release: str | None = None) -> Distribution:
     """The first release that can be had, or the one asked for. Raises `JarsUnavailable`."""
     if shutil.which("java") is None:
         raise JarsUnavailable("no `java` on PATH; Flink needs Java 11 or 17")
-    reasons: list[str] = []
+    reasons: dict[str, str] = {}
     for name in [release] if release else list(RELEASES):
         distribution = _attempt(name, cache, reasons)
         if distribution is not None:
             return distribution
-    raise JarsUnavailable("; ".join(reasons))
+    raise JarsUnavailable("; ".join(f"{name}: {reason}" for reason, name in reasons.items()))
 
 
-def _attempt(name: str, cache: Path, reasons: list[str]) -> Distribution | None:
+def _attempt(name: str, cache: Path, reasons: dict[str, str]) -> Distribution | None:
     try:
         return RELEASES[name](cache / name)
     except NoAnswer:
         raise
     except JarsUnavailable as error:
         logger.info("no %s: %s", name, error)
-        reasons.append(f"{name}: {error}")
+        reasons[str(error)] = name
         return None
 
 
@@ -188,11 +189,12 @@ def _lateness(
 
 
 def first_error(output: str) -> str:
-    """The line of a client's output that says what is wrong, without colours."""
+    """The line of a client's output that says what is wrong, without colours, and not all of a long one."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines()
     said = [line.strip() for line in lines if line.strip()]
-    errors = [line for line in said if "error" in line.lower()]
-    return (errors or said or ["no output"])[0].removeprefix("[ERROR] ").partition(" -> [Help")[0]
+    errors = [line for line in said if line.lower().startswith(("[error]", "error"))]
+    line = (errors or said or ["no output"])[0].removeprefix("[ERROR] ").partition(" -> [Help")[0]
+    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]} ..."
 
 
 def main() -> None:
