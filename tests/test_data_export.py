@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 from pathlib import Path
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_outputs import DotSource
 
-from molmoact_data import schema, tokens
+from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.exporters import ExportOptions, export
 from molmoact_data.outputs import Output
@@ -25,25 +24,6 @@ GOLDEN = Path(os.environ.get("MOLMOACT_GOLDEN", ROOT.parent / "shared" / "golden
 def exported(root: Path, target: Path, format_name: str, **options) -> Path:
     export(str(root), target, format_name, ExportOptions(**options), overwrite=False)
     return target
-
-
-def test_the_reference_loads_with_load_from_disk_and_has_its_columns(make_output, tmp_path):
-    import datasets
-
-    out = make_output()
-    saved = datasets.load_from_disk(str(exported(out, tmp_path / "ref", "reference")))
-
-    assert len(saved) == 33
-    assert saved.column_names == [
-        *("image", "wrist_image", "language_instruction", "depth", "trace", "processed_action")
-    ]
-    row, ours = saved[13], list(Output.open(out).rows())[13]
-    assert row["image"].size == (64, 48)
-    assert row["language_instruction"] == "move the dot of episode 1"
-    assert ast.literal_eval(row["trace"]) == ours[schema.TRACE][0]
-    assert tokens.decode_depth(row["depth"]) == [ours[schema.DEPTH_CODES]]
-    statistics = json.loads((tmp_path / "ref" / "dataset_statistics.json").read_text())
-    assert statistics["dots"]["num_trajectories"] == 4
 
 
 def test_reference_action_strings_are_those_of_the_reference_itself(make_output, tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -297,6 +299,21 @@ def test_a_store_that_fails_in_mid_run_ends_the_run_and_blames_no_episode(
     fsspec.filesystem("s3").rm(f"{url}/videos", recursive=True)
     with pytest.raises(UserError, match="does not exist"):
         list(source.iter_frames(source.episodes[0], [FRONT], 8))
+
+
+def test_a_full_disk_ends_the_run_and_blames_no_episode(
+    bucket: str, cache: Path, rlds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_source(upload(rlds, f"{bucket}/droid"))
+    source = pickle.loads(pickle.dumps(opened))  # another worker, with no file open
+    shutil.rmtree(cache)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match=r"no space left to fetch s3://.*MOLMOACT_CACHE.*--resume"):
+        source.read_columns(source.episodes[5])
 
 
 def test_a_companion_cannot_link_a_bucket(make_output: Any, bucket: str, tmp_path: Path) -> None:

@@ -129,18 +129,18 @@ class ObjectStoreFolder:
         def download(part: Path) -> None:
             self._download(path, stored.size, part)
 
-        return self.cache.get(key, PurePosixPath(path).name, stored.size, download)
+        with _driver_errors(f"{self.url}/{path}", f" {_RESUME}"):
+            return self.cache.get(key, PurePosixPath(path).name, stored.size, download)
 
     def _download(self, path: str, size: int, part: Path) -> None:
         url = f"{self.url}/{path}"
-        with _driver_errors(url):
-            filesystem, where = _filesystem(url)
-            filesystem.get_file(where, str(part))
+        filesystem, where = _filesystem(url)
+        filesystem.get_file(where, str(part))
         found = part.stat().st_size
         if found != size:
             raise UserError(
-                f"{url} has {found} bytes, the listing said {size}: somebody writes to this dataset. Run "
-                "again with --resume when they are done."
+                f"{url} has {found} bytes, the listing said {size}: somebody writes to this dataset. "
+                f"{_RESUME}"
             )
 
 
@@ -153,6 +153,7 @@ def open_object_store(url: str) -> Folder:
             return _local(url, Path(base))
         filesystem.invalidate_cache()
         found = filesystem.find(base, detail=True)
+        cache = machine_cache()
     start = len(base.rstrip("/")) + 1
     files = {
         path[start:]: StoredFile(int(entry["size"]), _version(entry))
@@ -161,7 +162,7 @@ def open_object_store(url: str) -> Folder:
     }
     if not files:
         raise UserError(f"there is nothing under {url}: no such bucket or prefix, or an empty one.")
-    return ObjectStoreFolder(url, files, machine_cache())
+    return ObjectStoreFolder(url, files, cache)
 
 
 def _local(url: str, root: Path) -> LocalFolder:
@@ -179,10 +180,12 @@ def _filesystem(url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
         extra = EXTRAS.get(protocol)
-        install = f"`pip install 'molmoact[{extra}]'`" if extra else str(error)
-        raise UserError(f"{url} needs a driver that is not installed: {install}.") from error
+        install = f"`pip install 'molmoact[{extra}]'`." if extra else _reason(error)
+        raise UserError(f"{url} needs a driver that is not installed: {install}") from error
     except ValueError as error:
-        raise UserError(f"{url}: {error}. Known to fsspec are s3://, gs://, file:// ...") from error
+        raise UserError(
+            f"{url}: {error}. Known to fsspec are s3://, gs://, az:// and more."
+        ) from error
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:
@@ -194,30 +197,32 @@ def _version(entry: Mapping[str, Any]) -> str:
     return next((f"{key}={entry[key]}" for key in _VERSION_KEYS if entry.get(key)), "")
 
 
+_RESUME = "What is written is safe, and --resume continues."
+_ADVICE = (
+    " Check credentials and endpoint (for S3: AWS_PROFILE or AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)."
+)
+
+
 @contextmanager
-def _driver_errors(url: str) -> Iterator[None]:
+def _driver_errors(url: str, then: str = "") -> Iterator[None]:
     """One line for the user; none of these is an episode's fault, so none becomes a reject."""
     try:
         yield
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{url}: {_reason(error)} Check the bucket and the path.") from error
+        advice = " Check the bucket and the path."
+        raise UserError(f"{url}: {_reason(error)}{advice}{then}") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UserError(
                 f"no space left to fetch {url}. Point {CACHE_VARIABLE} to a larger disk, or set "
-                f"{LIMIT_VARIABLE}; what is written is safe, and --resume continues."
+                f"{LIMIT_VARIABLE} lower than it is.{then}"
             ) from error
-        raise UserError(f"{url} cannot be read: {_reason(error)}{_ADVICE}") from error
+        raise UserError(f"{url} cannot be read: {_reason(error)}{_ADVICE}{then}") from error
     except _driver_error_types() as error:
-        raise UserError(f"{url} cannot be read: {_reason(error)}{_ADVICE}") from error
-
-
-_ADVICE = (
-    " Check credentials and endpoint (for S3: AWS_PROFILE or AWS_ACCESS_KEY_ID and "
-    "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL); what is written is safe, and --resume continues."
-)
+        raise UserError(f"{url} cannot be read: {_reason(error)}{_ADVICE}{then}") from error
 
 
 def _driver_error_types() -> tuple[type[Exception], ...]:
