@@ -21,6 +21,7 @@ from molmoact_data.console import (
     say,
 )
 from molmoact_data.errors import LimitExceeded, UserError
+from pipelines import command_options as options
 
 if TYPE_CHECKING:
     from pipelines.preprocess import Summary
@@ -31,9 +32,7 @@ DEMO_DATASET = Path(__file__).parent.parent / "examples" / "demo_dataset"
 def preprocess(
     context: typer.Context,
     *,
-    dataset_path: Annotated[
-        str | None, typer.Option(help="LeRobot or RLDS dataset: folder, URL or Hub id.")
-    ] = None,
+    dataset_path: Annotated[str | None, options.DATASET] = None,
     output_path: Annotated[str | None, typer.Option(help="Folder or URL for the shards.")] = None,
     preset: Annotated[
         str | None, typer.Option(help="`embedded` (small teachers for rendered scenes) or `debug`.")
@@ -41,47 +40,26 @@ def preprocess(
     camera: Annotated[
         list[str] | None, typer.Option(help="ROLE=KEY, repeatable; the first is labelled.")
     ] = None,
-    depth: Annotated[
-        str | None, typer.Option(help="Depth teacher: depth-anything-v2, embedded, none.")
-    ] = None,
-    depth_encoder: Annotated[
-        str | None, typer.Option(help="Depth-Anything-V2 size: vits, vitb, vitl.")
-    ] = None,
-    depth_checkpoint: Annotated[
-        str | None, typer.Option(help="Hub id, folder or .pth of the depth model.")
-    ] = None,
+    depth: Annotated[str | None, options.DEPTH] = None,
+    depth_encoder: Annotated[str | None, options.DEPTH_ENCODER] = None,
+    depth_checkpoint: Annotated[str | None, options.DEPTH_CHECKPOINT] = None,
     vqvae: Annotated[
         str | None, typer.Option(help="VQ-VAE for the depth codes, for example vae-final.pt.")
     ] = None,
     depth_recipe: Annotated[
         str | None, typer.Option(help="checkpoint (right range) or reference (public code).")
     ] = None,
-    pointer: Annotated[
-        str | None,
-        typer.Option(help="Gripper pointer: molmo, server, projection, column, embedded, none."),
-    ] = None,
-    pointer_checkpoint: Annotated[
-        str | None, typer.Option(help="Hub id or folder of the pointing model.")
-    ] = None,
-    pointer_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint of the server pointer.")
-    ] = None,
-    pointer_column: Annotated[
-        str | None, typer.Option(help="Column that holds recorded points.")
-    ] = None,
-    pointer_units: Annotated[
-        str | None, typer.Option(help="Its unit: unit, pixels, percent, grid.")
-    ] = None,
-    pointer_calibration: Annotated[
-        str | None, typer.Option(help="Calibration YAML of the projection pointer.")
-    ] = None,
+    pointer: Annotated[str | None, options.POINTER] = None,
+    pointer_checkpoint: Annotated[str | None, options.POINTER_CHECKPOINT] = None,
+    pointer_url: Annotated[str | None, options.POINTER_URL] = None,
+    pointer_column: Annotated[str | None, options.POINTER_COLUMN] = None,
+    pointer_units: Annotated[str | None, options.POINTER_UNITS] = None,
+    pointer_calibration: Annotated[str | None, options.POINTER_CALIBRATION] = None,
     arms: Annotated[int | None, typer.Option(help="Grippers per frame, left to right.")] = None,
     point_cache: Annotated[
         str | None, typer.Option(help="Folder where answers of a slow pointer are kept.")
     ] = None,
-    pointer_prompt: Annotated[
-        str | None, typer.Option(help="What the pointing model is asked.")
-    ] = None,
+    pointer_prompt: Annotated[str | None, options.POINTER_PROMPT] = None,
     point_every: Annotated[
         int | None, typer.Option(help="Point at every K-th frame, track in between.")
     ] = None,
@@ -105,8 +83,8 @@ def preprocess(
     statistics: Annotated[
         str | None, typer.Option(help="Use this dataset_statistics.json, frozen.")
     ] = None,
-    episodes: Annotated[str | None, typer.Option(help="For example 0,1,5-9; default all.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Hub revision of the dataset.")] = None,
+    episodes: Annotated[str | None, options.EPISODES] = None,
+    revision: Annotated[str | None, options.REVISION] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Frames labelled at once; decides the memory.")
     ] = None,
@@ -130,7 +108,7 @@ def preprocess(
     beam_option: Annotated[
         list[str] | None, typer.Option(help="Passed to Beam, repeatable: --flink_master=host:8081.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
+    device: Annotated[str | None, options.DEVICE] = None,
     isolate_decoder: Annotated[
         bool | None,
         typer.Option(
@@ -167,9 +145,7 @@ def preprocess(
 def preview(
     context: typer.Context,
     *,
-    dataset_path: Annotated[
-        str | None, typer.Option(help="LeRobot or RLDS dataset: folder, URL or Hub id.")
-    ] = None,
+    dataset_path: Annotated[str | None, options.DATASET] = None,
     output_path: Annotated[
         str | None, typer.Option(help="The sheet to write: .png or .jpg.")
     ] = None,
@@ -190,9 +166,9 @@ def preview(
     pointer_units: Annotated[str | None, typer.Option(help="Its unit.")] = None,
     pointer_calibration: Annotated[str | None, typer.Option(help="Calibration YAML.")] = None,
     pointer_prompt: Annotated[str | None, typer.Option(help="What the model is asked.")] = None,
-    episodes: Annotated[str | None, typer.Option(help="For example 0,1,5-9; default all.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Hub revision of the dataset.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
+    episodes: Annotated[str | None, options.EPISODES] = None,
+    revision: Annotated[str | None, options.REVISION] = None,
+    device: Annotated[str | None, options.DEVICE] = None,
     config: ConfigOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,

@@ -8,47 +8,41 @@ from typing import Annotated
 import typer
 
 from molmoact_data.console import DeviceOption, JsonOption, OverwriteOption, emit_json, say
+from pipelines import command_options as options
+
+TEACHER_FLAGS = (
+    "depth", "depth_encoder", "depth_checkpoint", "vqvae", "pointer", "pointer_checkpoint", "pointer_url",
+    "pointer_column", "pointer_units", "pointer_calibration", "pointer_prompt",
+)  # fmt: skip
+"""Flags that are fields of `LabelConfig`."""
+TRUTH_FLAGS = {
+    "camera": "camera",
+    "depth": "truth_depth",
+    "point": "truth_point",
+    "visible": "truth_visible",
+}
+"""Field of `TruthColumns` -> its flag."""
 
 
 def evaluate_labels(
+    context: typer.Context,
     *,
     dataset_path: Annotated[
         str,
         typer.Option(help="Dataset with ground truth: rendered episodes, a folder or a Hub id."),
     ],
     output_path: Annotated[Path, typer.Option(help="Folder for labels.json and labels.html.")],
-    depth: Annotated[
-        str, typer.Option(help="Depth teacher: depth-anything-v2, embedded, none.")
-    ] = "embedded",
-    depth_encoder: Annotated[
-        str, typer.Option(help="Depth-Anything-V2 size: vits, vitb, vitl.")
-    ] = "vitb",
-    depth_checkpoint: Annotated[
-        str | None, typer.Option(help="Hub id, folder or .pth of the depth model.")
-    ] = None,
+    depth: Annotated[str, options.DEPTH] = "embedded",
+    depth_encoder: Annotated[str, options.DEPTH_ENCODER] = "vitb",
+    depth_checkpoint: Annotated[str | None, options.DEPTH_CHECKPOINT] = None,
     vqvae: Annotated[str, typer.Option(help="VQ-VAE for the depth codes.")] = "embedded",
-    pointer: Annotated[
-        str,
-        typer.Option(help="Gripper pointer: molmo, server, projection, column, embedded, none."),
-    ] = "embedded",
-    pointer_checkpoint: Annotated[
-        str | None, typer.Option(help="Hub id or folder of the pointing model.")
-    ] = None,
-    pointer_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint of the server pointer.")
-    ] = None,
-    pointer_column: Annotated[
-        str | None, typer.Option(help="Column that holds recorded points.")
-    ] = None,
-    pointer_units: Annotated[
-        str, typer.Option(help="Its unit: unit, pixels, percent, grid.")
-    ] = "pixels",
-    pointer_calibration: Annotated[
-        str | None, typer.Option(help="Calibration YAML of the projection pointer.")
-    ] = None,
-    pointer_prompt: Annotated[
-        str, typer.Option(help="What the pointing model is asked.")
-    ] = "point to the robot gripper",
+    pointer: Annotated[str, options.POINTER] = "embedded",
+    pointer_checkpoint: Annotated[str | None, options.POINTER_CHECKPOINT] = None,
+    pointer_url: Annotated[str | None, options.POINTER_URL] = None,
+    pointer_column: Annotated[str | None, options.POINTER_COLUMN] = None,
+    pointer_units: Annotated[str, options.POINTER_UNITS] = "pixels",
+    pointer_calibration: Annotated[str | None, options.POINTER_CALIBRATION] = None,
+    pointer_prompt: Annotated[str, options.POINTER_PROMPT] = "point to the robot gripper",
     point_every: Annotated[
         str, typer.Option(help="K of the tracking curve, comma separated.")
     ] = "1,2,4,8,16,32",
@@ -69,7 +63,7 @@ def evaluate_labels(
     truth_visible: Annotated[
         str, typer.Option(help="Column that says whether it is to be seen.")
     ] = "observation.gripper_visible",
-    episodes: Annotated[str | None, typer.Option(help="For example 0,1,5-9; default all.")] = None,
+    episodes: Annotated[str | None, options.EPISODES] = None,
     batch_size: Annotated[int, typer.Option(help="Frames labelled at once.")] = 32,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
@@ -91,16 +85,11 @@ def evaluate_labels(
     from pipelines.job import NONE, LabelConfig
     from pipelines.teachers import load_teachers
 
-    truth = {
-        "camera": camera,
-        "depth": truth_depth,
-        "point": truth_point,
-        "visible": truth_visible,
-    }
+    flags = context.params
     settings = build(
         EvaluationConfig,
         {
-            "truth": truth,
+            "truth": {name: flags[flag] for name, flag in TRUTH_FLAGS.items()},
             "prompt": pointer_prompt,
             "point_every": parse_point_every(point_every),
             "depth_every": depth_every,
@@ -108,22 +97,7 @@ def evaluate_labels(
             "filter": {"outlier_share": outlier_share, "seed": seed},
         },
     )
-    labels = build(
-        LabelConfig,
-        {
-            "depth": depth,
-            "depth_encoder": depth_encoder,
-            "depth_checkpoint": depth_checkpoint,
-            "vqvae": vqvae,
-            "pointer": pointer,
-            "pointer_checkpoint": pointer_checkpoint,
-            "pointer_url": pointer_url,
-            "pointer_column": pointer_column,
-            "pointer_units": pointer_units,
-            "pointer_calibration": pointer_calibration,
-            "pointer_prompt": pointer_prompt,
-        },
-    )
+    labels = build(LabelConfig, {name: flags[name] for name in TEACHER_FLAGS})
     source = open_source(dataset_path)
     chosen = select_episodes(episodes, source.episodes)
     check_truth(source, settings.truth, with_depth=labels.depth != NONE)
