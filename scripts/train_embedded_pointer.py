@@ -6,26 +6,16 @@ python scripts/train_embedded_pointer.py FRAMES --output molmoact_data/adapters/
 
 from __future__ import annotations
 
-import argparse
-import logging
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
+from embedded_training import train
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from molmoact_data.adapters.embedded_networks import PointerNetwork, to_input
 from molmoact_data.simulation.augmentation import random_crops, soften, vary_colour
 from molmoact_data.simulation.frame_shards import FrameArrays
-from molmoact_data.simulation.training import (
-    FitConfig,
-    fit,
-    load_weights,
-    shuffled_batches,
-    start_processes,
-)
 
 HIDDEN_WEIGHT = 0.2
 """A hidden grip point can still be guessed from the arm; it counts less."""
@@ -69,31 +59,5 @@ def heat_loss(heat_Nhw: Tensor, target_N2: Tensor) -> Tensor:
     return -(bump * heat_Nhw.flatten(1).log_softmax(dim=1)).sum(dim=1)
 
 
-def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("frames", type=Path, help="folder that render_dataset.py filled")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="start from these weights")
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--batch-size", type=int, default=48, help="per process")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    rank = start_processes()
-    torch.manual_seed(args.seed)  # the same start for all; the order of frames differs
-    config = FitConfig(
-        steps=args.steps,
-        batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
-        seed=args.seed + rank,
-    )
-    model = PointerNetwork()
-    if args.init:
-        load_weights(model, args.init)
-    batches = shuffled_batches(args.frames, config.batch_size, front_and_near, config.seed)
-    fit(model, pointing_loss, batches, config, args.output)
-
-
 if __name__ == "__main__":
-    main()
+    train(__doc__.splitlines()[0], PointerNetwork, pointing_loss, front_and_near, steps=6000)
