@@ -64,7 +64,9 @@ def export(
             case "molmoact2-depth":
                 from molmoact_data.exporters.molmoact2_depth import export_depth_companion
 
-                rows = export_depth_companion(output, _source(options), folder, options)
+                rows = export_depth_companion(
+                    output, _source(options), folder, options.cosine_threshold
+                )
                 left_out = {}
             case _:
                 raise AssertionError(format_name)

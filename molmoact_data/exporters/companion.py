@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +18,12 @@ import pyarrow.parquet as pq
 from molmoact_data import schema
 from molmoact_data.episodes import EpisodeRef, EpisodeSource
 from molmoact_data.errors import UserError
+from molmoact_data.exporters.adaptive_codes import (
+    BUFFER_CODES,
+    FRAMES_PER_BATCH,
+    UPDATED_MASK,
+    AdaptiveCodes,
+)
 from molmoact_data.exporters.lerobot_v3 import (
     CHUNK_SIZE,
     EPISODE_INDEX,
@@ -29,18 +35,13 @@ from molmoact_data.exporters.lerobot_v3 import (
 )
 from molmoact_data.images import encode_png
 
-if TYPE_CHECKING:
-    from molmoact_data.exporters.molmoact2_depth import AdaptiveCodes
-
-EpisodeColumnsOf = Callable[[EpisodeRef], "Iterator[AdaptiveCodes]"]
+EpisodeColumnsOf = Callable[[EpisodeRef], Iterator[AdaptiveCodes]]
 CODES = 100
 STATE_KEY = "observation.state"
 
 
 def companion_features() -> dict[str, Any]:
     """The three more features of `info.json`."""
-    from molmoact_data.exporters.molmoact2_depth import BUFFER_CODES, UPDATED_MASK
-
     return {
         schema.DEPTH_CODES: feature("int16", [CODES]),
         BUFFER_CODES: feature("int16", [CODES]),
@@ -178,8 +179,6 @@ def _images(
     source: EpisodeSource, ref: EpisodeRef, keys: list[str]
 ) -> Iterator[dict[str, pa.Array]]:
     """The stored images in the batches in which the companion columns come; own bytes where there are any."""
-    from molmoact_data.exporters.molmoact2_depth import FRAMES_PER_BATCH
-
     if not keys:
         return
     for batch in source.iter_frames(ref, keys, FRAMES_PER_BATCH):
