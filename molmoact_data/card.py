@@ -13,9 +13,15 @@ from molmoact_data.exporters.labels_as_text import has_usable_trace
 from molmoact_data.images import decode_image, encode_jpeg
 from molmoact_data.outputs import Output
 from molmoact_data.overlay import draw_trace
+from molmoact_data.registry import SIMULATED_ROBOT
 
+EMBEDDED = "embedded"
 CARD_MARK = "<!-- written by molmoact publish -->"
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+SIZES = (
+    *((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M")),
+    *((10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B")),
+)
+"""Rows below which the Hub's size category is this one."""
 MEANINGS: Mapping[str, str] = {
     schema.DATASET: "source dataset",
     schema.REVISION: "its revision",
@@ -57,7 +63,7 @@ def write_card(output: Output, *, picture: str | None) -> str:
 
 def _front_matter(manifest: Mapping[str, Any]) -> str:
     frames = manifest["counts"]["frames"]
-    size = next((name for limit, name in SIZES if frames < limit), "1M<n<10M")
+    size = next((name for limit, name in SIZES if frames < limit), "n>1B")
     lines = [
         "task_categories: [robotics]",
         "tags: [molmoact, action-reasoning, depth-tokens, vision-language-action]",
@@ -80,9 +86,11 @@ def _provenance(manifest: Mapping[str, Any]) -> str:
     dataset = manifest["dataset"]
     sources = dataset.get("sources") or [dataset]
     listed = "\n".join(f"- `{s['name']}`, revision `{s['revision']}`" for s in sources)
+    fps = f", {dataset['fps']:g} fps" if dataset["fps"] is not None else ""
+    robot = f", robot `{dataset['robot_type']}`" if dataset["robot_type"] is not None else ""
     return (
-        f"## Provenance\n\n{listed}\n\nFormat {dataset['format']}, {dataset['fps']} fps, robot "
-        f"`{dataset['robot_type']}`. The source's own licence applies to images, actions and text; see there.\n\n"
+        f"## Provenance\n\n{listed}\n\nFormat {dataset['format']}{fps}{robot}. The source's own "
+        "licence applies to images, actions and text; see there.\n\n"
         f"Configuration `{manifest['config_hash'][:16]}`, action statistics "
         f"`{manifest['statistics_sha256'][:16]}`; everything that decided a row is in `manifest.json`.\n"
     )
@@ -118,7 +126,18 @@ def _teachers(manifest: Mapping[str, Any]) -> str:
             "not the labels made with it. Depth-Anything-V2 Small is Apache-2.0, Base and larger are "
             "CC-BY-NC-4.0.\n"
         )
+    if out_of_place(manifest):
+        text += (
+            "\n**Not for training:** the embedded teachers were trained on rendered table-top scenes, and "
+            "this is something else. Their labels only show that the pipeline works.\n"
+        )
     return text
+
+
+def out_of_place(manifest: Mapping[str, Any]) -> bool:
+    """True where the small teachers of the demo labelled other data than rendered scenes."""
+    names = [card["name"] for card in manifest["teachers"].values()]
+    return EMBEDDED in names and manifest["dataset"]["robot_type"] != SIMULATED_ROBOT
 
 
 def _rest(card: Mapping[str, str], shown: Sequence[str]) -> str:

@@ -5,19 +5,25 @@ huggingface_hub does the transfer; a file that is there and whole is not asked f
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from molmoact_data.errors import UserError, unknown_name
+from molmoact_data.hub import hub_errors
+from molmoact_data.storage import Storage
 
 PRETRAIN = "allenai/MolmoAct-Pretraining-Mixture"
 MIDTRAIN = "allenai/MolmoAct-Midtraining-Mixture"
 LIBERO = "allenai/libero"
 TOP_LEVEL_SUFFIXES = (".md", ".json", ".txt", ".yaml")
+NOTE_FILE = ".cache/molmoact/files.json"
+"""Path -> bytes of what was asked for, so that half a download is not taken for a whole one offline."""
+_THEN = "What arrived is kept: run the same command again to continue, or set HF_HUB_OFFLINE=1 to use what is there."
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ def plan_download(
     """Ask the Hub which files there are. Raises `UserError` where it cannot be reached."""
     from huggingface_hub import HfApi
 
-    with _hub_errors(download):
+    with hub_errors(f"{download.repo_id} cannot be fetched", _THEN):
         info = HfApi(endpoint=endpoint).dataset_info(
             download.repo_id, revision=revision, files_metadata=True
         )
@@ -138,7 +144,10 @@ def fetch(
     if is_offline():
         return _offline(download, folder)
     plan = plan_download(download, revision=revision, endpoint=endpoint)
-    with _hub_errors(download):
+    refuse_full_disk(plan, folder)
+    note = {**_noted(folder), **dict(plan.files)}
+    Storage(str(folder)).write_bytes(NOTE_FILE, json.dumps(note).encode())
+    with hub_errors(f"{download.repo_id} cannot be fetched", _THEN):
         snapshot_download(
             download.repo_id,
             repo_type="dataset",
@@ -155,28 +164,46 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
+def refuse_full_disk(plan: DownloadPlan, folder: Path) -> None:
+    """Raise `UserError` before the first byte where the rest does not fit."""
+    missing = sum(size for path, size in plan.files if not _is_whole(folder / path, size))
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(parent).free
+    if missing > free:
+        raise UserError(
+            f"{plan.repo_id} needs {missing / 1e9:,.1f} GB more, {parent} has {free / 1e9:,.1f} GB free. "
+            "Choose fewer sets, or another --output-path."
+        )
+
+
 def _offline(download: Download, folder: Path) -> Path:
-    paths = [p.relative_to(folder).as_posix() for p in folder.rglob("*.parquet")]
-    missing = [c for c in download.configs if not any(belongs(path, [c]) for path in paths)]
+    """The folder, if everything that was asked for is there; without a note of that, if anything is."""
+    noted = _noted(folder)
+    missing = []
+    for config in download.configs:
+        files = [p for p in noted if len(PurePosixPath(p).parts) > 1 and belongs(p, [config])]
+        lost = [path for path in files if not _is_whole(folder / path, noted[path])]
+        if lost:
+            missing.append(f"{config} ({len(lost)} of {len(files)} files, {lost[0]} for one)")
+        elif not files and not _holds_any(folder, config):
+            missing.append(config)
     if missing:
         raise UserError(
-            f"HF_HUB_OFFLINE is set and {folder} has no {', '.join(missing)}. Download it once with the "
+            f"HF_HUB_OFFLINE is set and {folder} lacks {', '.join(missing)}. Download it once with the "
             "network, or copy the folder from a machine that has it."
         )
     return folder
 
 
-@contextmanager
-def _hub_errors(download: Download) -> Iterator[None]:
-    """Turn what the Hub or the network says into one line for the user."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from requests import RequestException
+def _noted(folder: Path) -> dict[str, int]:
+    note = folder / NOTE_FILE
+    return json.loads(note.read_text()) if note.is_file() else {}
 
-    try:
-        yield
-    except (HfHubHTTPError, LocalEntryNotFoundError, RequestException) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{download.repo_id} could not be fetched: {reason}. What arrived is kept: run the same "
-            "command again to continue, or set HF_HUB_OFFLINE=1 to use what is there."
-        ) from error
+
+def _is_whole(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _holds_any(folder: Path, config: str) -> bool:
+    paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*.parquet"))
+    return any(belongs(path, [config]) for path in paths)

@@ -12,6 +12,7 @@ from typing import Any
 
 from molmoact_data import card
 from molmoact_data.errors import UserError
+from molmoact_data.hub import hub_errors
 from molmoact_data.outputs import Output
 from molmoact_data.storage import TEMPORARY_MARK
 
@@ -21,6 +22,10 @@ REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 UPLOAD_NOTES = ".cache/huggingface/upload"
 LINES_OF_A_NOTE = 8
+_THEN = (
+    "Log in with `hf auth login` as somebody who may write there, then run the same command again; what was "
+    "sent is not sent twice."
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,6 @@ def publish(
 ) -> str:
     """Upload what the plan lists; returns the address of the dataset. Run it again after any interruption."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     output = Output.open(root)
     (root / CARD_FILE).write_text(plan.card)
@@ -109,7 +113,7 @@ def publish(
     if picture is not None:
         (root / PICTURE_FILE).write_bytes(picture)
     api = HfApi(endpoint=endpoint, token=token)
-    try:
+    with hub_errors(f"{plan.repo_id} is not published", _THEN):
         url = api.create_repo(
             plan.repo_id, repo_type="dataset", private=plan.private, exist_ok=True
         )
@@ -121,11 +125,6 @@ def publish(
             allow_patterns=[path for path, _ in plan.files],
             print_report=False,
         )
-    except (HfHubHTTPError, LocalTokenNotFoundError) as error:
-        raise UserError(
-            f"the Hub refused {plan.repo_id}: {_reason(error)}. Log in with `hf auth login` as somebody who "
-            "may write there, then run the same command again; what was sent is not sent twice."
-        ) from error
     return str(url)
 
 
@@ -137,7 +136,3 @@ def drop_torn_notes(root: Path) -> None:
     for note in (root / UPLOAD_NOTES).rglob("*.metadata"):
         if len(note.read_text().splitlines()) < LINES_OF_A_NOTE:
             note.unlink()
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -28,9 +28,13 @@ class Hub:
     """Range headers of downloads."""
     before: Callable[[str, str], int | None] = lambda method, path: None
     """May answer with an error status instead."""
+    stall_after: int | None = None
+    """Bytes of a download after which nothing more is sent; None = all of it is."""
     token: str | None = None
     """The only token that may write; None = any."""
     url: str = ""
+    go_on: threading.Event = field(default_factory=threading.Event)
+    """Ends a stall, and the connection with it."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -145,7 +149,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
-        if method == "GET":
+        if method == "GET" and self.hub.stall_after is not None:
+            self.wfile.write(part[: self.hub.stall_after])
+            self.wfile.flush()
+            self.hub.go_on.wait(timeout=60)
+        elif method == "GET":
             self.wfile.write(part)
 
     def reply(self, status: int, value: dict) -> None:

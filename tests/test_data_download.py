@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
+from huggingface_hub.utils import reset_sessions
 from made_hub import RunningHub
 
 from molmoact_data.download import LIBERO, PRETRAIN, Download, belongs, choose, fetch, plan_download
 from molmoact_data.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[1]
 FILES = {
     "README.md": b"# card",
     "libero_goal/train-00000-of-00002.parquet": b"g0" * 1000,
@@ -88,20 +95,68 @@ def test_after_a_failure_the_rest_follows_and_what_arrived_stays(hub, tmp_path):
     assert len(tree(fetch(GOAL, tmp_path, endpoint=hub.url))) == 3
 
 
-def test_half_a_file_is_continued_not_begun_again(hub, tmp_path):
+def test_a_killed_download_continues_in_the_middle_of_its_file(hub, tmp_path):
+    """huggingface_hub writes 10 MiB at a time, so the file is larger than that."""
     name = "libero_goal/train-00000-of-00002.parquet"
-    from huggingface_hub._local_folder import get_local_download_paths
-
-    paths = get_local_download_paths(tmp_path / "libero", name)
-    import hashlib
-
-    etag = hashlib.sha256(FILES[name]).hexdigest()
-    paths.incomplete_path(etag).write_bytes(FILES[name][:700])
+    hub.files[name] = bytes(range(256)) * (3 * 2**20 // 64)  # 12 MiB
+    hub.stall_after = 11 * 2**20
+    code = (
+        "import sys; from pathlib import Path; from molmoact_data.download import *\n"
+        "fetch(Download(LIBERO, ('libero_goal',)), Path(sys.argv[1]), endpoint=sys.argv[2])\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), hub.url]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not any(p.stat().st_size for p in tmp_path.rglob("*.incomplete")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.kill()
+    hub.stall_after = None
+    hub.go_on.set()
 
     folder = fetch(GOAL, tmp_path, endpoint=hub.url)
 
-    assert hub.ranges == ["bytes=700-"]
-    assert (folder / name).read_bytes() == FILES[name]
+    assert hub.ranges == [f"bytes={10 * 2**20}-"]
+    assert (folder / name).read_bytes() == hub.files[name]
+    assert len(tree(folder)) == 3
+
+
+def test_half_a_download_is_not_enough_offline(hub, tmp_path, monkeypatch):
+    folder = fetch(GOAL, tmp_path, endpoint=hub.url)
+    (folder / "libero_goal/train-00001-of-00002.parquet").unlink()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"libero_goal \(1 of 2 files, libero_goal/train-00001"):
+        fetch(GOAL, tmp_path, endpoint=hub.url)
+
+
+def test_a_folder_copied_from_elsewhere_will_do_offline(tmp_path, monkeypatch):
+    (tmp_path / "libero/libero_goal").mkdir(parents=True)
+    (tmp_path / "libero/libero_goal/0.parquet").write_bytes(b"x")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert fetch(GOAL, tmp_path) == tmp_path / "libero"
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_first_byte(hub, tmp_path, monkeypatch):
+    class Disk:
+        free = 3000
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Disk)
+    with pytest.raises(UserError, match=r"needs 0.0 GB more, .* free"):
+        fetch(GOAL, tmp_path, endpoint=hub.url)
+    assert not any("/resolve/" in path for _, path in hub.log)
+
+
+def test_a_hub_that_does_not_answer_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"no answer from http://127.0.0.1:9/.*run the same") as met:
+        fetch(GOAL, tmp_path, endpoint="http://127.0.0.1:9")
+    assert "\n" not in str(met.value)
+
+
+def test_a_plan_made_offline_says_why_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    reset_sessions()
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set, so the Hub is not asked"):
+        plan_download(GOAL)
 
 
 def test_the_plan_counts_bytes_before_anything_is_fetched(hub):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -165,10 +166,45 @@ def test_a_note_torn_by_a_kill_does_not_stop_the_next_upload(make_output, hub):
 def test_a_refusal_says_what_to_do(make_output, hub):
     hub.token = "hf_other"
     out = make_output()
-    with pytest.raises(UserError, match=r"refused lab/dots.*hf auth login"):
+    with pytest.raises(
+        UserError, match=r"lab/dots is not published: the Hub refused: 401.*hf auth login"
+    ):
         publish(out, plan_publish(out, "lab/dots", private=False), endpoint=hub.url, token=TOKEN)
 
 
 def test_a_repository_name_without_an_owner_is_refused_before_anything(make_output):
     with pytest.raises(UserError, match="USER/NAME"):
         plan_publish(make_output(), "dots", private=False)
+
+
+def test_a_hub_that_does_not_answer_is_one_line(make_output, hub):
+    out = make_output()
+    plan = plan_publish(out, "lab/dots", private=False)
+    with pytest.raises(UserError, match=r"no answer from http://127.0.0.1:9/.*run the same") as met:
+        publish(out, plan, endpoint="http://127.0.0.1:9", token=TOKEN)
+    assert "\n" not in str(met.value)
+
+
+def test_embedded_labels_of_other_data_are_called_what_they_are(make_output):
+    from pipelines.teachers import Teachers
+
+    class Embedded(FakeDepth):
+        def describe(self):
+            return {"name": "embedded", "revision": "1", "licence": "Apache-2.0"}
+
+    out = make_output(teachers=Teachers(Embedded(), FakeTokenizer(), BrightestPixel()))
+    assert "**Not for training:**" in plan_publish(out, "lab/dots", private=False).card
+    assert "Not for training" not in plan_publish(make_output("b"), "lab/b", private=False).card
+
+
+@pytest.mark.parametrize(
+    ("frames", "category"),
+    [(999, "n<1K"), (1000, "1K<n<10K"), (26_300_000, "10M<n<100M"), (2 * 10**9, "n>1B")],
+)
+def test_the_size_category_is_the_hubs(make_output, frames, category):
+    out = make_output()
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["counts"]["frames"] = frames
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    text = plan_publish(out, "lab/dots", private=False).card
+    assert yaml.safe_load(text.split("---")[1])["size_categories"] == [category]

@@ -1,0 +1,43 @@
+"""What the Hub or the network says, as one line for the user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from molmoact_data.errors import UserError
+
+
+@contextmanager
+def hub_errors(what: str, then: str) -> Iterator[None]:
+    """Raise `UserError` for what goes wrong with `what` on the Hub; `then` is what to do about it."""
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
+    from requests import ConnectionError as NoConnection
+    from requests import RequestException, Timeout
+
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise UserError(
+            f"{what}: HF_HUB_OFFLINE is set, so the Hub is not asked. {then}"
+        ) from error
+    except (NoConnection, Timeout) as error:
+        where = "the Hub" if error.request is None else str(error.request.url)
+        raise UserError(f"{what}: no answer from {where}. {then}") from error
+    except (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        LocalTokenNotFoundError,
+        RequestException,
+    ) as error:
+        raise UserError(f"{what}: the Hub refused: {_first_line(error)} {then}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{(lines[0] if lines else type(error).__name__).rstrip('.')}."
