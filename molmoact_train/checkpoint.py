@@ -45,6 +45,7 @@ from torch.utils._pytree import tree_leaves
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_train.config import TrainConfig, changes_on_resume, from_json, to_json
+from molmoact_train.json_files import write_json
 from molmoact_train.metrics import METRICS_FILE, PLOT_FILE, WANDB_ID_FILE
 from molmoact_train.parallel import World
 
@@ -319,13 +320,6 @@ def _crc32(path: Path) -> int:
         while piece := file.read(_CRC_PIECE):
             value = zlib.crc32(piece, value)
     return value
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a small JSON file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    temporary.replace(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

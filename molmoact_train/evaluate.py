@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from molmoact_train.collate import MicroBatch, split_by_length
 from molmoact_train.config import TrainConfig
-from molmoact_train.dataset import PARTS, TrainingData, decode_image, shrink
+from molmoact_train.dataset import PARTS, TrainingData
 from molmoact_train.model import MolmoActForActionReasoning
 from molmoact_train.parallel import World, autocast
 from molmoact_train.predict import PredictOptions, Predictor
+from molmoact_train.rendering import decode_image, shrink
 from molmoact_train.sources import ShardSource
 
 

@@ -38,9 +38,9 @@ def merge_lora(
 
     Example: molmoact merge-lora --adapter RUN/final --output-path merged --dtype bfloat16 --verify
     """
-    from molmoact_train.export import Dtype
     from molmoact_train.merge import merge_lora as run
     from molmoact_train.merge import plan
+    from molmoact_train.model_folder import Dtype
 
     kept = chosen(dtype, "--dtype", Dtype)
     if dry_run:
@@ -75,7 +75,8 @@ def export_hf(
     Example: molmoact export-hf --checkpoint RUN/final --output-path my-model --dtype bfloat16
     """
     from molmoact_data.parsing import read_norm_stats
-    from molmoact_train.export import Dtype, export_folder, plan
+    from molmoact_train.export import export_folder, plan
+    from molmoact_train.model_folder import Dtype
 
     if dry_run:
         kept = chosen(dtype, "--dtype", Dtype)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from molmoact_train import lora
-from molmoact_train.checkpoint import save_guard, write_json
+from molmoact_train.checkpoint import save_guard
 from molmoact_train.config import TrainConfig, to_json
-from molmoact_train.export import ShardWriter, finish_folder, read_config
+from molmoact_train.json_files import write_json
+from molmoact_train.model_folder import ShardWriter, finish_folder, read_config
 from molmoact_train.optim import released_name
 from molmoact_train.parallel import BuiltModel, World, whole_tensor
 

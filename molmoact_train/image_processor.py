@@ -6,96 +6,27 @@ Legend: H, W pixels; T crops (overview first, then tiles row by row); P patches 
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from molmoact_data.errors import UserError
+from molmoact_train.image_config import CONFIG_NAME, ImageProcessorConfig
+from molmoact_train.image_scaling import (
+    resize,
+)
 
 ImageLike: TypeAlias = "Image.Image | NDArray[np.uint8]"
 ImageBatch: TypeAlias = "ImageLike | Sequence[ImageLike | Sequence[ImageLike]]"
 NO_PATCH = -1
 """In `pooled_patches_idx`: this slot of the window lies outside the picture. Also pads every batch."""
-CONFIG_NAME = "preprocessor_config.json"
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass(frozen=True)
-class ImageProcessorConfig:
-    """The fields of the released `preprocessor_config.json`; the defaults are the 7B-D ones."""
-
-    crop_mode: Literal["overlap-and-resize-c2", "resize"] = "overlap-and-resize-c2"
-    """`resize` keeps the overview crop only: for new trainings, half the visual tokens of small images."""
-    resize_mode: Literal["siglip", "default"] = "siglip"
-    """`siglip`: squash, bilinear without antialiasing, on uint8. `default`: letterbox with antialiasing."""
-    normalize_mode: Literal["siglip", "openai"] = "siglip"
-    """`siglip`: 2x - 1. `openai`: CLIP mean and standard deviation, padding included."""
-    max_crops: int = 8
-    """Most tiles of an image that is alone in its sample."""
-    max_multi_image_crops: int = 8
-    """Most tiles of each image where there are several."""
-    overlap_margins: tuple[int, int] = (4, 4)
-    """Patches that a tile shares with its left/upper and right/lower neighbour."""
-    base_image_input_size: tuple[int, int] = (378, 378)
-    """Pixels (H, W) of one crop."""
-    image_patch_size: int = 14
-    image_pooling_h: int = 2
-    image_pooling_w: int = 2
-    pad_value: float = 0.0
-    """Brightness (0..1, before normalising) of letterbox padding."""
-
-    def __post_init__(self) -> None:
-        for name, known in (
-            ("crop_mode", ("overlap-and-resize-c2", "resize")),
-            ("resize_mode", ("siglip", "default")),
-            ("normalize_mode", ("siglip", "openai")),
-        ):
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"image processor {name}={getattr(self, name)!r} is not supported: use one of {known}"
-                )
-        height, width = self.base_image_input_size
-        if height != width or height % self.image_patch_size:
-            raise UserError(
-                f"crops of {height}x{width} pixels do not divide into square grids of "
-                f"{self.image_patch_size}-pixel patches"
-            )
-
-    @property
-    def crop_patches(self) -> int:
-        """Patches along one side of a crop."""
-        return self.base_image_input_size[0] // self.image_patch_size
-
-    @property
-    def window_patches(self) -> int:
-        """Patches by which neighbouring tiles are apart."""
-        return self.crop_patches - sum(self.overlap_margins)
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"image_processor_type": "MolmoActImageProcessor"}
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> ImageProcessorConfig:
-        """Reads what it knows and leaves the rest (a released file holds class names and unused modes)."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        chosen: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in fields.items()
-            if name in known and value is not None
-        }
-        return cls(**chosen)
 
 
 @dataclass(frozen=True)
@@ -279,60 +210,6 @@ def to_patches(pixels_HWC: NDArray[np.float32], patch: int) -> NDArray[np.float3
     rows, columns = pixels_HWC.shape[0] // patch, pixels_HWC.shape[1] // patch
     split = pixels_HWC.reshape(rows, patch, columns, patch, -1).transpose(0, 2, 1, 3, 4)
     return np.ascontiguousarray(split.reshape(rows * columns, -1))
-
-
-def resize(
-    rgb_HWC: NDArray[np.uint8], size: tuple[int, int], config: ImageProcessorConfig
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The normalised picture [H, W, 3] at `size`, and a mask [H, W] that is 0 on padding."""
-    if config.resize_mode == "siglip":
-        pixels, mask = _squash(rgb_HWC, size), np.ones(size, dtype=np.float32)
-    else:
-        pixels, mask = _letterbox(rgb_HWC, size, config.pad_value)
-    if config.normalize_mode == "siglip":
-        return pixels * np.float32(2) - np.float32(1), mask
-    mean, std = np.array(CLIP_MEAN, dtype=np.float32), np.array(CLIP_STD, dtype=np.float32)
-    return (pixels - mean) / std, mask
-
-
-def _squash(rgb_HWC: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Bilinear without antialiasing, rounded to whole levels, then 0..1; the aspect ratio is not kept.
-
-    Plain numpy in fp32, columns before rows: exact ties of the rounding are common, and PyTorch's kernels break
-    them differently from one CPU to the next (up to 200 of 10^6 numbers off by a level; this one, none).
-    """
-    levels = _interpolate(rgb_HWC.astype(np.float32), size[1], axis=1)
-    return np.rint(_interpolate(levels, size[0], axis=0)) / np.float32(255)
-
-
-def _interpolate(values: NDArray[np.float32], count: int, *, axis: int) -> NDArray[np.float32]:
-    """Linear interpolation to `count` pixels along an axis, pixel centres aligned."""
-    here = values.shape[axis]
-    scale = np.float32(here) / np.float32(count)
-    half = np.float32(0.5)
-    place = np.maximum((np.arange(count, dtype=np.float32) + half) * scale - half, np.float32(0))
-    low = place.astype(np.int64)
-    weight = (place - low.astype(np.float32)).reshape([-1 if a == axis else 1 for a in range(3)])
-    lower, upper = values.take(low, axis), values.take(np.minimum(low + 1, here - 1), axis)
-    return lower * (np.float32(1) - weight) + upper * weight
-
-
-def _letterbox(
-    rgb_HWC: NDArray[np.uint8], size: tuple[int, int], pad_value: float
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Scaled to fit with antialiasing and centred; sizes are truncated, scales are float32."""
-    height, width = rgb_HWC.shape[:2]
-    scale = min(np.float32(size[0]) / np.float32(height), np.float32(size[1]) / np.float32(width))
-    inner = (int(np.float32(height) * scale), int(np.float32(width) * scale))
-    chw = torch.tensor(rgb_HWC, dtype=torch.float32).permute(2, 0, 1)[None] / 255
-    resized = F.interpolate(chw, size=inner, mode="bilinear", align_corners=False, antialias=True)
-    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
-    area = np.s_[top : top + inner[0], left : left + inner[1]]
-    pixels = np.full((*size, 3), pad_value, dtype=np.float32)
-    mask = np.zeros(size, dtype=np.float32)
-    pixels[area] = resized.clamp(0, 1)[0].permute(1, 2, 0).numpy()
-    mask[area] = 1.0
-    return pixels, mask
 
 
 def stack_padded(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -7,7 +7,6 @@ plain PEFT layout, loadable by `peft.PeftModel.from_pretrained`. Letters of shap
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from molmoact_train.config import TrainConfig
+from molmoact_train.json_files import write_json
 
 ADAPTER = "default"
 _PEFT_PREFIX = "base_model.model."
@@ -152,9 +152,5 @@ def save_adapter(
     renamed = {peft_name(n): t.contiguous() for n, t in weights.items() if is_adapter(n)}
     save_file(renamed, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     peft_config(settings, targets, base).save_pretrained(str(folder))
-    _write_json(folder / "dataset_statistics.json", statistics)
-    _write_json(folder / "train_config.json", run)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    write_json(folder / "dataset_statistics.json", statistics)
+    write_json(folder / "train_config.json", run)

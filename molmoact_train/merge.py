@@ -19,16 +19,15 @@ import torch
 from safetensors.torch import load_file
 
 from molmoact_data.errors import UserError
-from molmoact_train.export import (
+from molmoact_train.export import planned_bytes, stated_dtype
+from molmoact_train.model_folder import (
     SHARD_BYTES,
     Dtype,
     ShardWriter,
     check_free,
     finish_folder,
     new_folder,
-    planned_bytes,
     read_config,
-    stated_dtype,
     statistics_beside,
 )
 from molmoact_train.weights import WeightFiles, resolve_model_folder

@@ -16,30 +16,21 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.tokenization_utils_base import AddedToken
+from transformers import PreTrainedTokenizerBase
 
 from molmoact_data import tokens
 from molmoact_data.errors import UserError
-from molmoact_train.image_processor import (
-    CONFIG_NAME,
-    ImageBatch,
-    ImageLike,
-    ImageProcessorConfig,
-    as_samples,
-    stack_padded,
-    to_rgb,
-)
+from molmoact_train.image_config import CONFIG_NAME, ImageProcessorConfig
+from molmoact_train.image_processor import ImageBatch, ImageLike, as_samples, stack_padded, to_rgb
 from molmoact_train.image_processor import (
     MolmoActImageProcessor as MolmoActImageProcessor,
 )
 from molmoact_train.image_processor import (
     ProcessedImages as ProcessedImages,
 )
+from molmoact_train.vocabulary import extend_vocabulary, id_of, load_tokenizer
 
 PROCESSOR_NAME = "processor_config.json"
-EMBEDDING_MULTIPLE = 512
-"""The base models' embedding tables are padded to this; the released vocabulary grew in the same steps."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -80,13 +71,13 @@ class MolmoActProcessor:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.padding_side = padding_side
-        self.eos_id = _id_of(tokenizer, tokenizer.eos_token)
+        self.eos_id = id_of(tokenizer, tokenizer.eos_token)
         # Qwen has no BOS and starts with its EOS.
         self.bos_id = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.eos_id
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
         self.image_ids = ImageTokenIds(
             *(
-                _id_of(tokenizer, token)
+                id_of(tokenizer, token)
                 for token in (tokens.IM_START, tokens.IM_END, tokens.IM_PATCH, tokens.IM_COL)
             )
         )
@@ -307,55 +298,9 @@ def batch_images(samples: Sequence[ProcessedImages]) -> dict[str, NDArray[Any]]:
     }
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's own tokenizer, never one from the network, never remote code."""
-    if not list(folder.glob("tokenizer*.json")) and not (folder / "vocab.json").is_file():
-        raise UserError(
-            f"{folder} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt)"
-        )
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-
-
-def extend_vocabulary(tokenizer: PreTrainedTokenizerBase, embedding_size: int | None = None) -> int:
-    """Add depth tokens, fillers and image tokens in the released order; returns the embedding size.
-
-    Depth tokens follow the base vocabulary and are ordinary; the image tokens sit at embedding_size + 0..5.
-    A tokenizer that has them is only checked.
-    """
-    depth = [tokens.DEPTH_START, tokens.DEPTH_END, *tokens.depth_tokens()]
-    tokenizer.add_tokens([AddedToken(t, special=False) for t in depth])
-    if embedding_size is None:
-        extended = tokens.IM_START in tokenizer.get_vocab()
-        embedding_size = (
-            _id_of(tokenizer, tokens.IM_START)
-            if extended
-            else -(-len(tokenizer) // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
-        )
-    missing = embedding_size - len(tokenizer)
-    fillers = [tokens.filler_token(i) for i in range(max(0, missing))]
-    special = [
-        AddedToken(t, special=True, normalized=False) for t in [*fillers, *tokens.image_tokens()]
-    ]
-    tokenizer.add_tokens(special, special_tokens=True)
-    found = [_id_of(tokenizer, t) for t in tokens.image_tokens()]
-    if found != list(range(embedding_size, embedding_size + len(found))):
-        raise UserError(
-            f"image tokens have the ids {found}, expected {embedding_size}..{embedding_size + 5}: the vocabulary "
-            f"of {len(tokenizer)} does not fit an embedding of {embedding_size} rows"
-        )
-    return embedding_size
-
-
 def _embedding_size(folder: Path) -> int | None:
     path = folder / "config.json"
     if not path.is_file():
         return None
     config = json.loads(path.read_text(encoding="utf-8"))
     return config["llm_config"]["vocab_size"]
-
-
-def _id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    found = tokenizer.convert_tokens_to_ids(token)
-    if not isinstance(found, int) or found == tokenizer.unk_token_id:
-        raise UserError(f"the tokenizer has no {token!r}: it is not a MolmoAct tokenizer")
-    return found

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from molmoact_data import schema
-from molmoact_train.dataset import RenderSettings, max_image_side, render
+from molmoact_train.dataset import max_image_side
 from molmoact_train.processor import MolmoActProcessor
+from molmoact_train.rendering import RenderSettings, render
 from molmoact_train.sources import MIN_TRACE_POINTS, RobotRow, possible_kinds
 
 MAX_IMAGES = 2

@@ -17,7 +17,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from molmoact_data import prompts, tokens
-from molmoact_train.image_processor import ImageProcessorConfig, MolmoActImageProcessor
+from molmoact_train.image_config import ImageProcessorConfig
+from molmoact_train.image_processor import MolmoActImageProcessor
 from molmoact_train.model import (
     MolmoActAdapterConfig,
     MolmoActConfig,
@@ -25,7 +26,8 @@ from molmoact_train.model import (
     MolmoActLlmConfig,
     MolmoActVitConfig,
 )
-from molmoact_train.processor import MolmoActProcessor, extend_vocabulary
+from molmoact_train.processor import MolmoActProcessor
+from molmoact_train.vocabulary import extend_vocabulary
 
 END_OF_TEXT = "<|endoftext|>"
 SPLIT_PATTERN = (

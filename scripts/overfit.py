@@ -19,9 +19,10 @@ import numpy as np
 import torch
 
 from molmoact_train.config import resolve
-from molmoact_train.dataset import decode_image, open_training_data, shrink
+from molmoact_train.dataset import open_training_data
 from molmoact_train.model import MolmoActForActionReasoning
 from molmoact_train.predict import PredictOptions, Predictor
+from molmoact_train.rendering import decode_image, shrink
 from molmoact_train.sources import ShardSource
 from molmoact_train.tiny import TinySize, tiny_config, tiny_processor
 from molmoact_train.train import train

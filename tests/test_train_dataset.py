@@ -19,7 +19,6 @@ from molmoact_data.errors import UserError
 from molmoact_train.config import resolve
 from molmoact_train.dataset import (
     PARTS,
-    RenderSettings,
     Sample,
     TooLong,
     TrainingData,
@@ -28,12 +27,11 @@ from molmoact_train.dataset import (
     fold_equal_crops,
     open_eval_data,
     open_training_data,
-    render,
-    shrink,
 )
 from molmoact_train.debug_data import write_debug_dataset
 from molmoact_train.mixture import sample_rng
 from molmoact_train.processor import MolmoActProcessor
+from molmoact_train.rendering import RenderSettings, render, shrink
 from molmoact_train.sources import ShardSource, open_source, possible_kinds
 from molmoact_train.tiny import tiny_processor
 

@@ -21,9 +21,10 @@ from molmoact_data.errors import UserError
 from molmoact_train import lora
 from molmoact_train.checkpoint import TrainerState, save_checkpoint
 from molmoact_train.config import resolve
-from molmoact_train.export import export_folder, new_folder, unshard
+from molmoact_train.export import export_folder, unshard
 from molmoact_train.merge import merge_lora, read_adapter
 from molmoact_train.model import MolmoActForActionReasoning
+from molmoact_train.model_folder import new_folder
 from molmoact_train.parallel import World
 from molmoact_train.predict import PredictOptions, Predictor
 from molmoact_train.processor import MolmoActProcessor

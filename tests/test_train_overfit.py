@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from molmoact_train.config import resolve
-from molmoact_train.dataset import decode_image, open_training_data
+from molmoact_train.dataset import open_training_data
 from molmoact_train.debug_data import write_debug_dataset
 from molmoact_train.model import MolmoActForActionReasoning
 from molmoact_train.predict import PredictOptions, Predictor
+from molmoact_train.rendering import decode_image
 from molmoact_train.sources import ShardSource
 from molmoact_train.tiny import TinySize, tiny_config, tiny_processor
 from molmoact_train.train import train

@@ -14,12 +14,8 @@ from PIL import Image
 
 from molmoact_data import tokens
 from molmoact_data.errors import UserError
-from molmoact_train.image_processor import (
-    ImageProcessorConfig,
-    MolmoActImageProcessor,
-    cut_image,
-    select_tiling,
-)
+from molmoact_train.image_config import ImageProcessorConfig
+from molmoact_train.image_processor import MolmoActImageProcessor, cut_image, select_tiling
 from molmoact_train.processor import MolmoActProcessor
 
 ROOT = Path(__file__).resolve().parent.parent
