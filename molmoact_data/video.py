@@ -9,7 +9,7 @@ decode, close per frame) lost by a factor of 30 and more; see docs/sources.md.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ def iter_video(
     batch_size: int,
     is_depth: bool = False,
     threads: int | None = None,
-) -> Iterator[NDArray[np.generic]]:
+) -> Generator[NDArray[np.generic], None, None]:
     """Frames at `clip.start_s + timestamp_s` ([T], increasing), `batch_size` at a time.
 
     Yields uint8 [N,H,W,3] RGB, or uint16 [N,H,W] raw luma for recorded depth; T frames in all.

@@ -7,8 +7,10 @@ in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -33,9 +35,12 @@ from molmoact_data.shards import (
 from molmoact_data.traces import TraceConfig, episode_traces
 from pipelines.job import Job
 from pipelines.points import CollectedPoints, collect_points
+from pipelines.read_ahead import Event, read_ahead, read_events
 from pipelines.teachers import Teachers
 
 CountFrames = Callable[[int], None]
+READ_AHEAD = 2
+"""The columns of the next episode, and its first batch."""
 
 
 def build_shard(
@@ -45,11 +50,18 @@ def build_shard(
     written: list[tuple[int, int]] = []
     rejects: list[Reject] = []
     measured: list[quality.QualitySums] = []
-    with job.output.local_file(spec.name) as path:
+    wanted = teachers.pointer.columns if isinstance(teachers.pointer, ColumnPointer) else ()
+    reading = read_events(
+        source, spec.episodes, list(job.cameras.values()), job.labels.batch_size, wanted
+    )
+    with (
+        job.output.local_file(spec.name) as path,
+        closing(read_ahead(reading, READ_AHEAD)) as events,
+    ):
         with ShardWriter(path, job.layout.arrow_schema(_shard_metadata(job))) as writer:
-            for ref in spec.episodes:
+            for ref, of_episode in groupby(events, key=lambda event: event.ref):
                 try:
-                    sums = _label_episode(job, ref, source, teachers, writer, count)
+                    sums = _label_episode(job, ref, of_episode, teachers, writer, count)
                 except EpisodeRejected as verdict:  # noqa: PERF203 - one episode takes seconds
                     rejects.append(Reject(ref.episode_index, verdict.reason.value, verdict.detail))
                 else:
@@ -77,18 +89,17 @@ def _shard_metadata(job: Job) -> dict[bytes, bytes]:
 def _label_episode(
     job: Job,
     ref: EpisodeRef,
-    source: EpisodeSource,
+    events: Iterator[Event],
     teachers: Teachers,
     writer: ShardWriter,
     count: CountFrames,
 ) -> quality.QualitySums:
     """All rows of one episode, written only once the whole episode has proved good."""
-    wanted = teachers.pointer.columns if isinstance(teachers.pointer, ColumnPointer) else ()
-    columns = source.read_columns(ref, extra=wanted)
+    columns = next(events).columns()
     collector = collect_points(teachers.pointer, job, columns)
     depth = DepthLabels()
     with EpisodeSpool(image_schema(job.layout)) as spool:
-        for batch in source.iter_frames(ref, list(job.cameras.values()), job.labels.batch_size):
+        for batch in map(Event.frames, events):
             spool.append(encode_images(job, batch))
             rgb_NHWC = batch[job.labelled_camera].rgb_NHWC
             depth.add(ref, rgb_NHWC, teachers)

@@ -26,8 +26,15 @@ from pipelines import manifest, state
 from pipelines.job import EMBEDDED, Job, LabelConfig
 from pipelines.progress import frames_counted, show_progress
 from pipelines.runners import RunnerConfig, WorkerDied, run_pipeline
-from pipelines.statistics import OBSERVED, Gripper, describe_grippers
+from pipelines.statistics import (
+    OBSERVED,
+    Gripper,
+    describe_grippers,
+    read_numeric,
+    statistics_file,
+)
 from pipelines.teachers import Teachers, load_teachers
+from pipelines.worker import ShardWorker
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -151,7 +158,7 @@ def statistics_for(
     if config.statistics is not None:
         output.write_bytes(schema.STATISTICS_FILE, frozen_statistics(config, source))
     elif not output.exists(schema.STATISTICS_FILE):
-        run_pipeline(config.runner.single_process(), statistics_graph, config, source, output)
+        compute_statistics(config, source, output)
     content = json.loads(output.read_bytes(schema.STATISTICS_FILE))
     statistics = DatasetStatistics.from_json(content)
     observed = content[statistics.key].get(OBSERVED, {})
@@ -177,6 +184,16 @@ def frozen_statistics(config: PreprocessConfig, source: EpisodeSource) -> bytes:
     return content
 
 
+def compute_statistics(config: PreprocessConfig, source: EpisodeSource, output: Storage) -> None:
+    """Over every episode, chosen or not. Here, numbers are read faster than a Beam graph starts."""
+    if config.runner.is_cluster:
+        run_pipeline(config.runner, statistics_graph, config, source, output)
+        return
+    episodes = [read_numeric(source, ref) for ref in source.episodes]
+    content = statistics_file(episodes, key=source.info.name, gripper=config.gripper)
+    output.write_bytes(schema.STATISTICS_FILE, content)
+
+
 def statistics_graph(
     pipeline: beam.Pipeline, config: PreprocessConfig, source: EpisodeSource, output: Storage
 ) -> None:
@@ -189,7 +206,8 @@ def statistics_graph(
     pairs = [[ref.episode_index, ref.num_frames] for ref in source.episodes]
     _ = (
         pipeline
-        | "Episodes" >> beam.Create([pairs[i : i + size] for i in range(0, len(pairs), size)])
+        | "Episodes"
+        >> beam.Create([pairs[i : i + size] for i in range(0, len(pairs), size)], reshuffle=False)
         | "SpreadEpisodes" >> beam.Reshuffle()
         | "ReadNumeric" >> beam.ParDo(ReadNumeric(config.dataset_path, config.revision))
         | "Combine"
@@ -264,29 +282,38 @@ def build_missing_shards(config: PreprocessConfig, job: Job, missing: list[Shard
             if not todo:
                 return
             try:
-                run_pipeline(config.runner, shards_graph, config, job, todo)
+                build_shards(config, job, todo)
             except WorkerDied as error:
                 if attempt + 1 == attempts:
                     raise
                 logger.warning("%s; resuming what it left", error)
 
 
-def shards_graph(
-    pipeline: beam.Pipeline, config: PreprocessConfig, job: Job, specs: Sequence[ShardSpec]
-) -> None:
-    """Shard specifications -> shards. Longest first, so that no worker is left with a long one."""
+def build_shards(config: PreprocessConfig, job: Job, specs: Sequence[ShardSpec]) -> None:
+    """Longest first, so that no worker is left with a long one. A single local worker needs no engine."""
+    specs = sorted(specs, key=lambda spec: -spec.num_frames)
+    folder = None if job.output.is_remote else str(Path(job.output.root) / state.PROGRESS_DIR)
+    threads = max(1, (os.cpu_count() or 1) // config.runner.workers)
+    worker = ShardWorker(job, config.device, threads, folder)
+    if config.runner.needs_engine:
+        run_pipeline(config.runner, shards_graph, worker, specs)
+        return
+    worker.open()
+    for spec in specs:
+        worker.build(spec)
+
+
+def shards_graph(pipeline: beam.Pipeline, worker: ShardWorker, specs: Sequence[ShardSpec]) -> None:
+    """Shard specifications -> shards."""
     import apache_beam as beam
 
     from pipelines.transforms import BuildShard, spec_to_json
 
-    longest_first = sorted(specs, key=lambda spec: -spec.num_frames)
-    threads = max(1, (os.cpu_count() or 1) // config.runner.workers)
-    folder = None if job.output.is_remote else str(Path(job.output.root) / state.PROGRESS_DIR)
     _ = (
         pipeline
-        | "Shards" >> beam.Create([spec_to_json(spec) for spec in longest_first])
+        | "Shards" >> beam.Create([spec_to_json(spec) for spec in specs], reshuffle=False)
         | "SpreadShards" >> beam.Reshuffle()
-        | "BuildShard" >> beam.ParDo(BuildShard(job, config.device, threads, folder))
+        | "BuildShard" >> beam.ParDo(BuildShard(worker))
     )
 
 

@@ -1,8 +1,8 @@
 """Where a pipeline runs: this process, several local processes under a watchdog, or a cluster.
 
-The local runner is pinned to Beam's FnApiRunner: the default runner tries to download another one at
-every start. With several local workers the pipeline runs in a child process, because FnApiRunner waits
-for ever when one of its workers dies; the watchdog sees the death and ends the child instead.
+One local worker needs no engine, and no Beam. Several run on Beam's FnApiRunner, named explicitly because
+Beam's default runner tries to download another one at every start; and in a child process, because
+FnApiRunner waits for ever when one of its workers dies: the watchdog sees the death and ends the child.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,15 @@ class RunnerConfig:
         """True where a watchdog is needed."""
         return self.runner == LOCAL and self.workers > 1
 
-    def single_process(self) -> RunnerConfig:
-        """The same engine, without local worker processes: for work that is shorter than their start."""
-        return replace(self, workers=1) if self.runner == LOCAL else self
+    @property
+    def is_cluster(self) -> bool:
+        """True where the work leaves this machine."""
+        return self.runner != LOCAL
+
+    @property
+    def needs_engine(self) -> bool:
+        """False where one process of this machine does all: importing and starting Beam takes it 2 s."""
+        return self.is_cluster or self.workers > 1
 
     def arguments(self) -> list[str]:
         """Beam's command-line options."""

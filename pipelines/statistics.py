@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,15 @@ def combine(
         num_transitions=len(actions),
         num_trajectories=len(good),
     )
+
+
+def statistics_file(
+    episodes: Sequence[NumericEpisode], *, key: str, gripper: Mapping[int, Gripper]
+) -> bytes:
+    """The statistics as they are stored, with what the grippers really hold."""
+    statistics = combine(episodes, key=key, gripper=gripper)
+    entry = {**statistics.to_json()[key], OBSERVED: observe_grippers(episodes, statistics)}
+    return (json.dumps({key: entry}, indent=1) + "\n").encode()
 
 
 def observe_grippers(

@@ -6,12 +6,8 @@ the same graph runs on every runner.
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -20,20 +16,8 @@ from apache_beam.metrics import Metrics
 from molmoact_data.episodes import EpisodeRef, EpisodeSource, open_source
 from molmoact_data.shards import ShardSpec
 from molmoact_data.storage import Storage
-from molmoact_data.teachers import Teachers
-from pipelines import state
-from pipelines.build import build_shard
-from pipelines.job import Job
-from pipelines.progress import FrameCounter
-from pipelines.statistics import (
-    OBSERVED,
-    Gripper,
-    NumericEpisode,
-    combine,
-    observe_grippers,
-    read_numeric,
-)
-from pipelines.teachers import load_teachers
+from pipelines.statistics import Gripper, NumericEpisode, read_numeric, statistics_file
+from pipelines.worker import ShardWorker
 
 
 class ReadNumeric(beam.DoFn):
@@ -79,11 +63,9 @@ class CombineStatistics(beam.CombineFn):
         """Concatenate."""
         return [episode for part in accumulators for episode in part]
 
-    def extract_output(self, accumulator: list[NumericEpisode]) -> dict[str, Any]:
-        """The statistics file as plain JSON, with what the grippers really hold."""
-        statistics = combine(accumulator, key=self._key, gripper=self._gripper)
-        entry = statistics.to_json()[self._key]
-        return {self._key: {**entry, OBSERVED: observe_grippers(accumulator, statistics)}}
+    def extract_output(self, accumulator: list[NumericEpisode]) -> bytes:
+        """The content of the statistics file."""
+        return statistics_file(accumulator, key=self._key, gripper=self._gripper)
 
 
 class WriteStatistics(beam.DoFn):
@@ -93,46 +75,26 @@ class WriteStatistics(beam.DoFn):
         self._output = output
         self._name = name
 
-    def process(self, element: dict[str, Any]) -> Iterator[str]:
-        """One element: the statistics."""
-        self._output.write_bytes(self._name, (json.dumps(element, indent=1) + "\n").encode())
+    def process(self, element: bytes) -> Iterator[str]:
+        """One element: the content."""
+        self._output.write_bytes(self._name, element)
         yield self._name
 
 
 class BuildShard(beam.DoFn):
     """Shard specifications -> shards on disk; only the small record of each leaves the worker."""
 
-    def __init__(self, job: Job, device: str, threads: int, progress_folder: str | None) -> None:
-        self._job = job
-        self._device = device
-        self._threads = threads
-        self._progress_folder = progress_folder
-        self._source: EpisodeSource | None = None
-        self._teachers: Teachers | None = None
-        self._counter: FrameCounter | None = None
+    def __init__(self, worker: ShardWorker) -> None:
+        self._worker = worker
 
     def setup(self) -> None:
         """Open the dataset and load the teachers, once per process."""
-        limit_threads(self._threads)
-        self._source = open_source(
-            self._job.dataset_path,
-            revision=self._job.revision,
-            isolate=self._job.isolate_decoder,
-            threads=min(2, self._threads),
-        )
-        self._teachers = load_teachers(self._job.labels, self._device)
-        folder = Path(self._progress_folder) if self._progress_folder else None
-        self._counter = FrameCounter(folder)
+        self._worker.open()
 
     def process(self, element: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """One shard."""
-        assert self._source is not None
-        assert self._teachers is not None
-        assert self._counter is not None
-        spec = spec_from_json(element)
         Metrics.counter("shards", "started").inc()
-        record = build_shard(self._job, spec, self._source, self._teachers, self._counter.add)
-        state.write_record(self._job.output, record)
+        record = self._worker.build(spec_from_json(element))
         Metrics.counter("shards", "rows").inc(record.rows)
         yield {"name": record.name, "rows": record.rows}
 
@@ -145,13 +107,3 @@ def spec_to_json(spec: ShardSpec) -> dict[str, Any]:
 def spec_from_json(element: dict[str, Any]) -> ShardSpec:
     """A plain element as a shard specification."""
     return ShardSpec(element["name"], tuple(EpisodeRef(**ref) for ref in element["episodes"]))
-
-
-def limit_threads(threads: int) -> None:
-    """Bound the intra-op threads of the numeric libraries in this worker process."""
-    import cv2
-
-    cv2.setNumThreads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch when a teacher imports it
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from molmoact_data.storage import Storage
 from pipelines.options import nested
 from pipelines.preprocess import Summary, preprocess
 
+ROOT = Path(__file__).resolve().parents[1]
 COLUMN_POINTS = {
     "depth": "none",
     "pointer": "column",
@@ -184,6 +187,27 @@ def test_overwrite_keeps_what_is_not_ours(dataset: Path, output: Path, tmp_path:
 def test_two_workers_write_the_same_bytes(dataset: Path, output: Path, tmp_path: Path) -> None:
     run(dataset, tmp_path / "two", workers=2)
     assert files_of(tmp_path / "two") == files_of(output)
+
+
+def test_beam_in_this_process_writes_the_same_bytes(
+    dataset: Path, output: Path, tmp_path: Path
+) -> None:
+    """A single local worker runs without Beam; the graphs, statistics too, must do the same."""
+    run(dataset, tmp_path / "beam", runner="FnApiRunner")
+    assert files_of(tmp_path / "beam") == files_of(output)
+
+
+def test_a_single_worker_does_without_beam(dataset: Path, tmp_path: Path) -> None:
+    flags = json.dumps(
+        {**COLUMN_POINTS, "dataset_path": str(dataset), "output_path": str(tmp_path / "out")}
+    )
+    script = (
+        "import json, sys\nfrom pipelines.options import nested\n"
+        "from pipelines.preprocess import preprocess\n"
+        f"preprocess(nested(json.loads('{flags}')), resume=False, overwrite=False)\n"
+        "assert 'apache_beam' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
 def nan_action(root: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from made_datasets import make_dataset
 
 import pipelines.teachers
-import pipelines.transforms
+import pipelines.worker
 from molmoact_data import registry, schema
 from molmoact_data.episodes import EpisodeSource, open_source
 from molmoact_data.episodes.isolation import IsolatedSource
@@ -108,7 +108,7 @@ def test_a_file_that_kills_the_decoder_rejects_its_episode_and_not_the_worker(
         source = DeadlySource(open_source(path, **options), 1, str(pids))
         return IsolatedSource(source) if isolate else source
 
-    monkeypatch.setattr(pipelines.transforms, "open_source", deadly)
+    monkeypatch.setattr(pipelines.worker, "open_source", deadly)
     dataset = make_dataset(tmp_path / "squares", lengths=[12] * 4)
     output = tmp_path / "out"
     config = nested(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from itertools import islice
 
 import numpy as np
@@ -18,7 +18,7 @@ PASSED_THROUGH = ("JPEG", "PNG")
 
 def iter_image_batches(
     encoded: Iterable[bytes], num_frames: int, batch_size: int, *, key: str, is_depth: bool
-) -> Iterator[CameraBatch]:
+) -> Generator[CameraBatch, None, None]:
     """Batches of exactly `num_frames` images in all. Raises `EpisodeRejected`."""
     images = iter(encoded)
     size_hw: tuple[int, ...] | None = None

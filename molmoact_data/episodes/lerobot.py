@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,14 +78,21 @@ class LeRobotSource:
         """All cameras in lockstep, each decoded once; see `EpisodeSource.iter_frames`."""
         table = self.rows.read(ref.episode_index, [TIMESTAMP, FRAME_INDEX])
         _, timestamp_s = _clock(table, self.info.fps)
-        streams = [
-            self._iter_camera(ref.episode_index, self._camera(key), timestamp_s, batch_size)
-            for key in camera_keys
-        ]
-        # Every stream gives exactly the rows' frames or rejects. No name here holds on to a batch:
-        # memory that was just freed is warm, and fresh pages cost 20 % of the time.
-        for _ in range(0, len(timestamp_s), batch_size):
-            yield {key: next(stream) for key, stream in zip(camera_keys, streams, strict=True)}
+        with ExitStack() as stack:
+            streams = {
+                key: stack.enter_context(
+                    closing(
+                        self._iter_camera(
+                            ref.episode_index, self._camera(key), timestamp_s, batch_size
+                        )
+                    )
+                )
+                for key in camera_keys
+            }
+            # Every stream gives exactly the rows' frames or rejects. No name here holds on to a batch:
+            # memory that was just freed is warm, and fresh pages cost 20 % of the time.
+            for _ in range(0, len(timestamp_s), batch_size):
+                yield {key: next(stream) for key, stream in streams.items()}
 
     def _camera(self, key: str) -> CameraFeature:
         by_key = {camera.key: camera for camera in self.info.cameras}
@@ -98,7 +106,7 @@ class LeRobotSource:
         camera: CameraFeature,
         timestamp_s: NDArray[np.float32],
         batch_size: int,
-    ) -> Iterator[CameraBatch]:
+    ) -> Generator[CameraBatch, None, None]:
         if camera.storage == "image":
             return iter_image_batches(
                 self._encoded_images(episode, camera.key, len(timestamp_s), batch_size),
@@ -115,7 +123,7 @@ class LeRobotSource:
         camera: CameraFeature,
         timestamp_s: NDArray[np.float32],
         batch_size: int,
-    ) -> Iterator[CameraBatch]:
+    ) -> Generator[CameraBatch, None, None]:
         span = self.metadata.video_span(episode, camera.key)
         try:
             held = self.folder.hold(span.path)  # every decoding thread opens the file
@@ -130,7 +138,8 @@ class LeRobotSource:
                 is_depth=camera.is_depth,
                 threads=self.threads,
             )
-            yield from map(_without_bytes, frames)
+            with closing(frames):
+                yield from map(_without_bytes, frames)
 
     def _encoded_images(
         self, episode: int, key: str, num_frames: int, batch_size: int
