@@ -32,11 +32,11 @@ from molmoact_data.shards import (
     ShardWriter,
     file_sha256,
 )
+from molmoact_data.teachers import Teachers
 from molmoact_data.traces import TraceConfig, episode_traces
 from pipelines.job import Job
 from pipelines.points import CollectedPoints, collect_points
 from pipelines.read_ahead import Event, read_ahead, read_events
-from pipelines.teachers import Teachers
 
 CountFrames = Callable[[int], None]
 READ_AHEAD = 2

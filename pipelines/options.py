@@ -16,7 +16,7 @@ from pipelines.runners import RunnerConfig
 # How the run is started, not what it is.
 ACTIONS = frozenset({"config", "resume", "overwrite", "dry_run", "as_json", "camera", "preset"})
 RUNNERS = (
-    "local", "FlinkRunner", "PortableRunner", "DataflowRunner", "SparkRunner", "DirectRunner", "PrismRunner",
+    "local", "FlinkRunner", "PortableRunner", "DataflowRunner", "SparkRunner", "PrismRunner", "FnApiRunner",
 )  # fmt: skip
 RENAMED = {"beam_option": "beam_options"}
 

@@ -22,6 +22,7 @@ from molmoact_data.episodes import EpisodeRef, EpisodeSource, open_source, selec
 from molmoact_data.errors import UserError
 from molmoact_data.shards import ShardRecord, ShardSpec, plan_shards
 from molmoact_data.storage import Storage
+from molmoact_data.teachers import Teachers
 from pipelines import manifest, state
 from pipelines.job import EMBEDDED, Job, LabelConfig
 from pipelines.progress import frames_counted, show_progress
@@ -33,7 +34,7 @@ from pipelines.statistics import (
     read_numeric,
     statistics_file,
 )
-from pipelines.teachers import Teachers, load_teachers
+from pipelines.teachers import load_teachers
 from pipelines.worker import ShardWorker
 
 if TYPE_CHECKING:

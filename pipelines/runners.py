@@ -36,7 +36,7 @@ class RunnerConfig:
     """Which engine runs the graph, and how wide."""
 
     runner: str = LOCAL
-    """`local`, or a Beam runner: FlinkRunner, PortableRunner, DataflowRunner, SparkRunner."""
+    """`local`, or a Beam runner: FlinkRunner, PortableRunner, DataflowRunner, SparkRunner; FnApiRunner = Beam here."""
     workers: int = 1
     """Local processes. On a cluster the runner's own options decide."""
     beam_options: tuple[str, ...] = ()
