@@ -94,9 +94,7 @@ def open_parquet(storage: Storage, name: str) -> pq.ParquetFile:
     """A shard, local or remote; use it as a context manager."""
     if not storage.is_remote:
         return pq.ParquetFile(Path(storage.root) / name)
-    import fsspec
-
-    return pq.ParquetFile(fsspec.open(f"{storage.root}/{name}", "rb").open())
+    return pq.ParquetFile(storage.open_bytes(name))
 
 
 def _read_json(storage: Storage, name: str) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from molmoact_data.errors import UserError
+from molmoact_data.stores import must_exist, open_filesystem, store_errors
 
 TEMPORARY_MARK = ".tmp-"
 
@@ -66,24 +67,31 @@ class Storage:
         """The content of a file; `FileNotFoundError` where there is none."""
         if not self.is_remote:
             return self._local(name).read_bytes()
-        filesystem, base = self._filesystem()
-        return filesystem.cat_file(f"{base}/{name}")
+        with self._remote() as (filesystem, base):
+            return filesystem.cat_file(f"{base}/{name}")
+
+    def open_bytes(self, name: str) -> BinaryIO:
+        """The file to read from; `FileNotFoundError` where there is none. Close it."""
+        if not self.is_remote:
+            return self._local(name).open("rb")
+        with self._remote() as (filesystem, base):
+            return filesystem.open(f"{base}/{name}", "rb")
 
     def exists(self, name: str) -> bool:
         """True where the file is complete."""
         if not self.is_remote:
             return self._local(name).exists()
-        filesystem, base = self._filesystem()
-        filesystem.invalidate_cache()
-        return filesystem.exists(f"{base}/{name}")
+        with self._remote() as (filesystem, base):
+            filesystem.invalidate_cache()
+            return filesystem.exists(f"{base}/{name}")
 
     def list(self, folder: str = "") -> list[str]:
         """Names of the complete files below `folder`, sorted; empty where it does not exist."""
         if self.is_remote:
-            filesystem, base = self._filesystem()
-            filesystem.invalidate_cache()
-            prefix = f"{base}/{folder}".rstrip("/")
-            found = filesystem.find(prefix) if filesystem.exists(prefix) else []
+            with self._remote() as (filesystem, base):
+                filesystem.invalidate_cache()
+                prefix = f"{base}/{folder}".rstrip("/")
+                found = filesystem.find(prefix) if filesystem.exists(prefix) else []
             return sorted(path[len(base) + 1 :] for path in found)
         top = self._local(folder)
         files = (p for p in top.rglob("*") if p.is_file() and TEMPORARY_MARK not in p.name)
@@ -92,9 +100,9 @@ class Storage:
     def delete(self, name: str) -> None:
         """Remove a file or a folder; nothing happens where there is none."""
         if self.is_remote:
-            filesystem, base = self._filesystem()
-            if filesystem.exists(f"{base}/{name}"):
-                filesystem.rm(f"{base}/{name}", recursive=True)
+            with self._remote() as (filesystem, base):
+                if filesystem.exists(f"{base}/{name}"):
+                    filesystem.rm(f"{base}/{name}", recursive=True)
             return
         path = self._local(name)
         if path.is_dir():
@@ -110,8 +118,8 @@ class Storage:
 
     def _commit(self, temporary: Path, name: str) -> None:
         if self.is_remote:
-            filesystem, base = self._filesystem()
-            filesystem.put_file(str(temporary), f"{base}/{name}")
+            with must_exist(self.root), self._remote() as (filesystem, base):
+                filesystem.put_file(str(temporary), f"{base}/{name}")
             return
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -120,11 +128,12 @@ class Storage:
     def _local(self, name: str) -> Path:
         return Path(self.root) / name
 
-    def _filesystem(self) -> tuple[Any, str]:
-        import fsspec
-
-        filesystem, base = fsspec.core.url_to_fs(self.root)
-        return filesystem, base.rstrip("/")
+    @contextmanager
+    def _remote(self) -> Iterator[tuple[Any, str]]:
+        """fsspec's file system and our root in it; what it raises is told as one line."""
+        with store_errors(self.root):
+            filesystem, base = open_filesystem(self.root)
+            yield filesystem, base.rstrip("/")
 
     def _no_space(self, name: str) -> UserError:
         return UserError(

@@ -86,3 +86,18 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield "s3://robots"
     s3fs.S3FileSystem.clear_instance_cache()
     fsspec.filesystem("s3").rm("robots", recursive=True)
+
+
+@pytest.fixture
+def no_credentials(bucket: str, tmp_path: Path) -> Iterator[None]:
+    """Nobody is logged in while the test runs."""
+    import s3fs
+
+    with pytest.MonkeyPatch.context() as nobody:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+            nobody.delenv(name, raising=False)
+        for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+            nobody.setenv(name, str(tmp_path / "none"))
+        nobody.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield

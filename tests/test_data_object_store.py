@@ -8,6 +8,7 @@ import pytest
 from made_outputs import DotSource, source_statistics, write_output
 
 from molmoact_data import schema
+from molmoact_data.errors import UserError
 from molmoact_data.exporters import ExportOptions, export
 from molmoact_data.outputs import Output
 from molmoact_data.storage import Storage
@@ -93,3 +94,29 @@ def test_preprocess_writes_to_s3_and_resumes_there(bucket):
     assert again.shards_built == 1
     assert validate(f"{bucket}/demo").passed
     assert storage.exists(schema.REPORT_FILE)
+
+
+@pytest.mark.parametrize("ask", ["exists", "read_bytes", "list", "delete", "open_bytes"])
+def test_an_output_that_may_not_be_read_is_one_line(bucket, no_credentials, ask):
+    with pytest.raises(UserError, match=r"s3://robots/out: Unable to locate.*AWS_PROFILE") as met:
+        getattr(Storage(f"{bucket}/out"), ask)("manifest.json")
+    assert "\n" not in str(met.value)
+
+
+def test_an_output_that_may_not_be_written_is_one_line(bucket, no_credentials):
+    with pytest.raises(UserError, match="Unable to locate credentials"):
+        Storage(f"{bucket}/out").write_bytes("manifest.json", b"{}")
+
+
+def test_an_output_in_no_bucket_is_one_line(bucket):
+    with pytest.raises(UserError, match=r"bucket does not exist.*Check the bucket"):
+        Storage("s3://no-such-bucket/out").write_bytes("manifest.json", b"{}")
+
+
+def test_a_mistyped_address_of_an_output_is_exit_code_2(molmoact, bucket, tmp_path):
+    for address in (f"{bucket}/nothing-here", "s3://no-such-bucket/out", "teleport://robots/out"):
+        code, stdout, stderr = molmoact(
+            *("export", address, "--format", "conversations", "--output-path", tmp_path / "x")
+        )
+        assert (code, stdout) == (2, "")
+        assert stderr.count("\n") == 1, stderr

@@ -182,6 +182,18 @@ def test_changed_content_is_another_revision_and_is_read(
     assert len(after.read_columns(after.episodes[0]).action) == 9
 
 
+def test_a_large_lerobot_dataset_is_opened_from_a_few_rows(
+    bucket: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "GATHERED_BYTES", 0)
+    local = make_dataset(tmp_path / "squares", lengths=(9,) * 6)
+    remote = open_source(upload(local, f"{bucket}/squares"))
+
+    assert len([name for name in cached(cache) if name.endswith(".parquet")]) == 3
+    assert remote.info.revision.startswith("listing:")
+    assert everything(remote, [FRONT]) == everything(open_source(local), [FRONT])
+
+
 @pytest.fixture(params=[False, True], ids=["plain", "gzip"])
 def rlds(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Six episodes in three shards."""
@@ -259,18 +271,9 @@ def test_a_revision_of_a_bucket_is_a_mistake(bucket: str) -> None:
         open_source(f"{bucket}/squares", revision="main")
 
 
-def test_no_credentials_says_so(bucket: str, cache: Path, tmp_path: Path) -> None:
-    import s3fs
-
-    with pytest.MonkeyPatch.context() as nobody:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
-            nobody.delenv(name, raising=False)
-        for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
-            nobody.setenv(name, str(tmp_path / "none"))
-        nobody.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        s3fs.S3FileSystem.clear_instance_cache()
-        with pytest.raises(UserError, match=r"Unable to locate credentials.*AWS_PROFILE"):
-            open_source(f"{bucket}/squares")
+def test_no_credentials_says_so(bucket: str, cache: Path, no_credentials: None) -> None:
+    with pytest.raises(UserError, match=r"Unable to locate credentials.*AWS_PROFILE"):
+        open_source(f"{bucket}/squares")
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,11 @@ it; a file is downloaded when it is asked for, at its version, and goes when the
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,14 +24,14 @@ from molmoact_data.episodes.file_cache import (
 )
 from molmoact_data.episodes.storage import Folder, LocalFolder, fingerprint
 from molmoact_data.errors import UserError
+from molmoact_data.stores import must_exist, open_filesystem, store_errors
 
 GATHERED_BYTES = 2**30
 """Up to this much of rows or records is fetched when a dataset is opened, to be looked at."""
 PINNED_FILES = 4
 """So many files that were asked for last stay, for whoever was given their paths to open them."""
 PARALLEL_DOWNLOADS = 8
-EXTRAS = {"s3": "s3", "s3a": "s3"}
-
+_RESUME = "What is written is safe, and --resume continues."
 _VERSION_KEYS = (
     "ETag",
     "etag",
@@ -43,15 +41,6 @@ _VERSION_KEYS = (
     "mtime",
     "LastModified",
     "created",
-)
-# What the drivers raise when a store cannot be reached or says no, beside OSError.
-_DRIVER_ERRORS = (
-    ("botocore.exceptions", "BotoCoreError"),
-    ("botocore.exceptions", "ClientError"),
-    ("gcsfs.retry", "HttpError"),
-    ("google.auth.exceptions", "GoogleAuthError"),
-    ("azure.core.exceptions", "AzureError"),
-    ("aiohttp", "ClientError"),
 )
 
 
@@ -129,12 +118,19 @@ class ObjectStoreFolder:
         def download(part: Path) -> None:
             self._download(path, stored.size, part)
 
-        with _driver_errors(f"{self.url}/{path}", f" {_RESUME}"):
-            return self.cache.get(key, PurePosixPath(path).name, stored.size, download)
+        url = f"{self.url}/{path}"
+        try:
+            with store_errors(url, _RESUME), must_exist(url, _RESUME):
+                return self.cache.get(key, PurePosixPath(path).name, stored.size, download)
+        except OSError as error:  # the disk is full
+            raise UserError(
+                f"no space left to fetch {url}. Point {CACHE_VARIABLE} to a larger disk, or set "
+                f"{LIMIT_VARIABLE} lower than it is. {_RESUME}"
+            ) from error
 
     def _download(self, path: str, size: int, part: Path) -> None:
         url = f"{self.url}/{path}"
-        filesystem, where = _filesystem(url)
+        filesystem, where = open_filesystem(url)
         filesystem.get_file(where, str(part))
         found = part.stat().st_size
         if found != size:
@@ -147,8 +143,8 @@ class ObjectStoreFolder:
 def open_object_store(url: str) -> Folder:
     """The dataset below `url`: list it, download nothing. A `file://` URL is a local folder."""
     url = url.rstrip("/")
-    with _driver_errors(url):
-        filesystem, base = _filesystem(url)
+    with store_errors(url), must_exist(url):
+        filesystem, base = open_filesystem(url)
         if "file" in _protocols(filesystem):
             return _local(url, Path(base))
         filesystem.invalidate_cache()
@@ -171,23 +167,6 @@ def _local(url: str, root: Path) -> LocalFolder:
     return LocalFolder(root.resolve(), root.resolve().name)
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
-    """(fsspec's file system, the path in it). fsspec keeps one instance per process and settings."""
-    protocol = url.partition("://")[0]
-    try:
-        import fsspec
-
-        return fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        extra = EXTRAS.get(protocol)
-        install = f"`pip install 'molmoact[{extra}]'`." if extra else _reason(error)
-        raise UserError(f"{url} needs a driver that is not installed: {install}") from error
-    except ValueError as error:
-        raise UserError(
-            f"{url}: {error}. Known to fsspec are s3://, gs://, az:// and more."
-        ) from error
-
-
 def _protocols(filesystem: Any) -> tuple[str, ...]:
     protocol = filesystem.protocol
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
@@ -195,42 +174,3 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
 
 def _version(entry: Mapping[str, Any]) -> str:
     return next((f"{key}={entry[key]}" for key in _VERSION_KEYS if entry.get(key)), "")
-
-
-_RESUME = "What is written is safe, and --resume continues."
-_ADVICE = (
-    " Check credentials and endpoint (for S3: AWS_PROFILE or AWS_ACCESS_KEY_ID and "
-    "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)."
-)
-
-
-@contextmanager
-def _driver_errors(url: str, then: str = "") -> Iterator[None]:
-    """One line for the user; none of these is an episode's fault, so none becomes a reject."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        advice = " Check the bucket and the path."
-        raise UserError(f"{url}: {_reason(error)}{advice}{then}") from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(
-                f"no space left to fetch {url}. Point {CACHE_VARIABLE} to a larger disk, or set "
-                f"{LIMIT_VARIABLE} lower than it is.{then}"
-            ) from error
-        raise UserError(f"{url} cannot be read: {_reason(error)}{_ADVICE}{then}") from error
-    except _driver_error_types() as error:
-        raise UserError(f"{url} cannot be read: {_reason(error)}{_ADVICE}{then}") from error
-
-
-def _driver_error_types() -> tuple[type[Exception], ...]:
-    """Of the drivers that are loaded: nothing else can have raised."""
-    loaded = ((sys.modules.get(module), name) for module, name in _DRIVER_ERRORS)
-    return tuple(getattr(module, name) for module, name in loaded if module is not None)
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{(lines[0] if lines else type(error).__name__).rstrip('.')}."

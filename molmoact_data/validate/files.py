@@ -115,10 +115,8 @@ def shard_sha256(storage: Storage, name: str) -> str:
         from pathlib import Path
 
         return file_sha256(Path(storage.root) / name)
-    import fsspec
-
     digest = hashlib.sha256()
-    with fsspec.open(f"{storage.root}/{name}", "rb") as file:
+    with storage.open_bytes(name) as file:
         while piece := file.read(REMOTE_PIECE):
             digest.update(piece)
     return digest.hexdigest()
