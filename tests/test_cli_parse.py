@@ -1,19 +1,15 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from golden import GOLDEN, needs_golden
 from made_commands import Molmoact
 
 from molmoact_data.prompts import answer
-
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = Path(os.environ.get("MOLMOACT_GOLDEN", ROOT.parent / "shared" / "golden"))
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden answers at {GOLDEN}")
 
 ENTRY = {"action": {"q01": [-1.0, 0.0], "q99": [1.0, 2.0], "mask": [True, True]}}
 

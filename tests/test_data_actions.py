@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from golden import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -27,10 +26,6 @@ from molmoact_data.actions import (
 )
 from molmoact_data.errors import UserError
 from molmoact_data.statistics import FEATURE_FIELDS, feature_statistics, resolve_key
-
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = Path(os.environ.get("MOLMOACT_GOLDEN", ROOT.parent / "shared" / "golden"))
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden answers at {GOLDEN}")
 
 
 def statistics_of(

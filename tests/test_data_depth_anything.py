@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden import GOLDEN, needs_golden
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from molmoact_data.adapters.depth_anything import DepthAnythingV2, network_size, preprocess
@@ -15,24 +15,16 @@ from molmoact_data.adapters.depth_anything_weights import convert_name, infer_co
 from molmoact_data.depth import DepthEstimator, scale_to_u8
 from molmoact_data.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = (
-    Path(os.environ.get("MOLMOACT_GOLDEN", ROOT.parent / "shared" / "golden")) / "depth_anything"
-)
-needs_golden = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="golden/depth_anything is not here; set MOLMOACT_GOLDEN"
-)
-
 
 @pytest.fixture(scope="module")
 def tiny() -> DepthAnythingV2:
-    checkpoint = GOLDEN / "depth_anything_v2_tiny.pth"
+    checkpoint = GOLDEN / "depth_anything" / "depth_anything_v2_tiny.pth"
     return DepthAnythingV2("vits", str(checkpoint), device="cpu")
 
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / "io.npz") as file:
+    with np.load(GOLDEN / "depth_anything" / "io.npz") as file:
         return dict(file)
 
 
@@ -61,7 +53,9 @@ def test_depth_does_not_depend_on_the_grouping(tiny: DepthAnythingV2, golden: di
 @needs_golden
 def test_last_batch_is_filled_up(golden: dict) -> None:
     """With batches of two, three frames are two passes of two; the filler's answer is dropped."""
-    tiny = DepthAnythingV2("vits", str(GOLDEN / "depth_anything_v2_tiny.pth"), device="cpu")
+    tiny = DepthAnythingV2(
+        "vits", str(GOLDEN / "depth_anything" / "depth_anything_v2_tiny.pth"), device="cpu"
+    )
     tiny.batch_size = 2
     frames = np.repeat(golden["rgb_c"][None], 3, axis=0)
     depth = tiny.estimate(frames)
@@ -102,7 +96,7 @@ def test_preprocess_is_rgb_and_normalised() -> None:
 
 @needs_golden
 def test_geometry_comes_from_the_weights() -> None:
-    state = torch.load(GOLDEN / "depth_anything_v2_tiny.pth", weights_only=True)
+    state = torch.load(GOLDEN / "depth_anything" / "depth_anything_v2_tiny.pth", weights_only=True)
     config = infer_config(state)
     backbone = config.backbone_config
     assert (backbone.hidden_size, backbone.num_hidden_layers) == (48, 12)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from golden import GOLDEN, SHARED_DATA
 from made_outputs import DotSource
 
 from molmoact_data import schema
@@ -16,9 +16,6 @@ from molmoact_data.errors import UserError
 from molmoact_data.exporters import ExportOptions, export
 from molmoact_data.outputs import Output
 from molmoact_data.prompts import parse
-
-ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = Path(os.environ.get("MOLMOACT_GOLDEN", ROOT.parent / "shared" / "golden"))
 
 
 def exported(root: Path, target: Path, format_name: str, **options) -> Path:
@@ -189,9 +186,6 @@ def test_an_export_never_overwrites_and_a_failed_one_leaves_nothing(make_output,
 def test_an_unknown_format_names_the_nearest(make_output, tmp_path):
     with pytest.raises(UserError, match="Did you mean 'lerobot'"):
         exported(make_output(), tmp_path / "x", "lerobott")
-
-
-SHARED_DATA = Path(os.environ.get("MOLMOACT_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
 
 def output_of(root: Path, dataset: Path) -> Path:

@@ -1,21 +1,17 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from golden import GOLDEN, needs_golden
 
 from molmoact_data import tokens
 from molmoact_data.actions import bin_centers, unnormalize_reference
 from molmoact_data.errors import UserError
 from molmoact_data.prompts import answer, format_actions, parse, question
-
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = Path(os.environ.get("MOLMOACT_GOLDEN", ROOT.parent / "shared" / "golden"))
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden answers at {GOLDEN}")
 
 CODES = [k % 128 for k in range(100)]
 TRACE = [[153, 91], [43, 17]]

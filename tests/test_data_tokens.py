@@ -2,19 +2,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import unicodedata
-from pathlib import Path
 
 import pytest
+from golden import GOLDEN, ROOT, needs_golden
 
 from molmoact_data import tokens
-
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = Path(os.environ.get("MOLMOACT_GOLDEN", ROOT.parent / "shared" / "golden"))
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden answers at {GOLDEN}")
 
 
 def test_action_table_is_the_published_one() -> None:

@@ -1,21 +1,16 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from golden import GOLDEN, needs_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from molmoact_data.pointing import GripperPoints
 from molmoact_data.traces import TraceConfig, episode_traces, from_grid, subsample, to_grid
-
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = Path(os.environ.get("MOLMOACT_GOLDEN", ROOT.parent / "shared" / "golden"))
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden answers at {GOLDEN}")
 
 
 def points_of(xy_TA2: NDArray[np.floating]) -> GripperPoints:

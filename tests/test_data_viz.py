@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from golden import GOLDEN, needs_golden
 from made_commands import Molmoact
 
 from molmoact_data.errors import UserError
@@ -23,10 +23,6 @@ from molmoact_data.viz import (
     to_height,
     write_video,
 )
-
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = Path(os.environ.get("MOLMOACT_GOLDEN", ROOT.parent / "shared" / "golden"))
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden answers at {GOLDEN}")
 
 MakeOutput = Callable[..., Path]
 

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from golden import SHARED_DATA, needs_shared_data
 
 from molmoact_data import schema
 from molmoact_data.images import decode_image
 from pipelines.options import nested
 from pipelines.preprocess import Summary, preprocess
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("MOLMOACT_SHARED_DATA", ROOT.parent / "shared" / "data"))
 EMBEDDED = {"depth": "embedded", "vqvae": "embedded", "pointer": "embedded"}
 
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no shared data at {DATA}")
+pytestmark = needs_shared_data
 
 
 def run(name: str, output: Path, **more: object) -> tuple[Summary, pa.Table]:
-    values = {"dataset_path": str(DATA / name), "output_path": str(output), **EMBEDDED, **more}
+    values = {
+        "dataset_path": str(SHARED_DATA / name),
+        "output_path": str(output),
+        **EMBEDDED,
+        **more,
+    }
     summary = preprocess(nested(values), resume=False, overwrite=False)
     files = sorted((output / schema.DATA_DIR).glob("*.parquet"))
     return summary, pa.concat_tables([pq.read_table(f) for f in files])

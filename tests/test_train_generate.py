@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from golden import GOLDEN, needs_golden
 from PIL import Image
 
 from molmoact_data import overlay, prompts, tokens
@@ -29,11 +29,6 @@ from molmoact_train.predict import (
 from molmoact_train.processor import MolmoActProcessor
 from molmoact_train.tiny import tiny_processor, write_tiny_checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = Path(os.environ.get("MOLMOACT_GOLDEN", ROOT.parent / "shared" / "golden"))
-needs_golden = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="golden answers of the reference are not here (set MOLMOACT_GOLDEN)"
-)
 STATS = {"robot": {"action": {"q01": [-1.0, -2.0], "q99": [1.0, 2.0], "mask": [True, True]}}}
 SMALL = AnswerShape(action_dim=2, chunk_size=2, depth_codes=100, num_images=1)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from golden import GOLDEN, needs_golden
 from safetensors import safe_open
 from torch import Tensor
 
@@ -23,11 +23,6 @@ from molmoact_train.model.crops import distinct_crops, every_slot
 from molmoact_train.processor import MolmoActProcessor
 from molmoact_train.tiny import tiny_config, tiny_processor
 
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = Path(os.environ.get("MOLMOACT_GOLDEN", ROOT.parent / "shared" / "golden"))
-needs_golden = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="golden answers of the reference are not here (set MOLMOACT_GOLDEN)"
-)
 PLAIN = Savings(deduplicate_crops=False, loss_rows_only=False, loss_chunk_rows=None)
 INPUTS = ("input_ids", "images", "pooled_patches_idx", "image_masks", "attention_mask")
 

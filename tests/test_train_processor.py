@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from golden import GOLDEN, needs_golden
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -18,11 +18,6 @@ from molmoact_train.image_config import ImageProcessorConfig
 from molmoact_train.image_processor import MolmoActImageProcessor, cut_image, select_tiling
 from molmoact_train.processor import MolmoActProcessor
 
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = Path(os.environ.get("MOLMOACT_GOLDEN", ROOT.parent / "shared" / "golden"))
-needs_golden = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="golden answers of the reference are not here (set MOLMOACT_GOLDEN)"
-)
 # Stored as fp16: half a unit in the last place of numbers below 1.
 F16 = 2.5e-4
 PROCESSOR_CASES = ["one_256", "one_320x240", "one_640x480", "two_256", "two_mixed"]

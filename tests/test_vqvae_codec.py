@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden import GOLDEN, needs_golden
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -20,10 +21,6 @@ from vqvae.checkpoint import Checkpoint
 from vqvae.codec import VQVAECodec
 from vqvae.model import VQVAE, Geometry, nearest_code
 from vqvae.recipe import REFERENCE, RELEASED, Recipe, encoder_input, from_encoder_range, resize_u8
-
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = Path(os.environ.get("MOLMOACT_GOLDEN", ROOT.parent / "shared" / "golden")) / "vqvae"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden answers at {GOLDEN}")
 
 TINY = Geometry(
     image_size=32, grid_size=4, codebook_size=16, code_dim=8, hidden_dim=4, num_res_blocks=1
@@ -55,8 +52,10 @@ def depth() -> np.ndarray:
 @needs_golden
 @pytest.mark.parametrize("value_range", ["signed", "unit"])
 def test_codes_and_reconstructions_equal_the_reference(value_range: str) -> None:
-    golden = np.load(GOLDEN / "io.npz")
-    codec = VQVAECodec(GOLDEN / "vae-final.pt", recipe=Recipe(range=value_range), batch_size=5)
+    golden = np.load(GOLDEN / "vqvae" / "io.npz")
+    codec = VQVAECodec(
+        GOLDEN / "vqvae" / "vae-final.pt", recipe=Recipe(range=value_range), batch_size=5
+    )
     codes = codec.encode(golden["depth"])
     decided = golden[f"margin_{value_range}"].reshape(12, 100) > 1e-3
     expected = golden[f"codes_{value_range}"].reshape(12, 100)
@@ -74,10 +73,10 @@ def test_released_file_defaults_to_the_range_of_its_training(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        codec = VQVAECodec(GOLDEN / "vae-final.pt")
+        codec = VQVAECodec(GOLDEN / "vqvae" / "vae-final.pt")
         assert codec.recipe == RELEASED
         assert not caplog.records
-        wrong = VQVAECodec(GOLDEN / "vae-final.pt", recipe="reference")
+        wrong = VQVAECodec(GOLDEN / "vqvae" / "vae-final.pt", recipe="reference")
     assert wrong.recipe == REFERENCE
     assert "THE DEPTH RANGE LOOKS WRONG" in caplog.text
     assert codec.geometry == Geometry(), "the released geometry is the default one"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from golden import GOLDEN, ROOT, needs_golden
 from typer.testing import CliRunner
 
 import cli
@@ -23,8 +23,6 @@ from vqvae.codec import VQVAECodec
 from vqvae.model import VQVAE, Geometry
 from vqvae.recipe import REFERENCE, RELEASED
 
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = Path(os.environ.get("MOLMOACT_GOLDEN", ROOT.parent / "shared" / "golden")) / "vqvae"
 EMBEDDED = ROOT / "molmoact_data" / "adapters" / "weights" / "embedded_vqvae.safetensors"
 
 
@@ -51,15 +49,15 @@ def depth() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (2, 30, 40), dtype=np.uint8)
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden answers at {GOLDEN}")
+@needs_golden
 @pytest.mark.parametrize(
     ("flag", "value_range"), [([], "signed"), (["--input-range", "unit"], "unit")]
 )
 def test_encode_equals_the_reference(tmp_path: Path, flag: list[str], value_range: str) -> None:
-    golden = np.load(GOLDEN / "io.npz")
+    golden = np.load(GOLDEN / "vqvae" / "io.npz")
     np.save(tmp_path / "depth.npy", golden["depth"])
     invoke(
-        "encode", "--checkpoint", GOLDEN / "vae-final.pt", "--input", tmp_path / "depth.npy",
+        "encode", "--checkpoint", GOLDEN / "vqvae" / "vae-final.pt", "--input", tmp_path / "depth.npy",
         "--output", tmp_path / "codes.npy", *flag,
     )  # fmt: skip
     codes = np.load(tmp_path / "codes.npy").reshape(12, 10, 10)
@@ -67,12 +65,18 @@ def test_encode_equals_the_reference(tmp_path: Path, flag: list[str], value_rang
     np.testing.assert_array_equal(codes[decided], golden[f"codes_{value_range}"][decided])
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden answers at {GOLDEN}")
+@needs_golden
 def test_conversion_both_ways_keeps_the_codes_of_a_released_file(tmp_path: Path) -> None:
-    invoke("convert", "--input", GOLDEN / "vae-final.pt", "--output", tmp_path / "a.safetensors")
+    invoke(
+        "convert",
+        "--input",
+        GOLDEN / "vqvae" / "vae-final.pt",
+        "--output",
+        tmp_path / "a.safetensors",
+    )
     invoke("convert", "--input", tmp_path / "a.safetensors", "--output", tmp_path / "b.pt")
-    depth = np.load(GOLDEN / "io.npz")["depth"][:4]
-    paths = (GOLDEN / "vae-final.pt", tmp_path / "a.safetensors", tmp_path / "b.pt")
+    depth = np.load(GOLDEN / "vqvae" / "io.npz")["depth"][:4]
+    paths = (GOLDEN / "vqvae" / "vae-final.pt", tmp_path / "a.safetensors", tmp_path / "b.pt")
     original, ours, back = (VQVAECodec(path).encode(depth) for path in paths)
     np.testing.assert_array_equal(original, ours)
     np.testing.assert_array_equal(original, back)
