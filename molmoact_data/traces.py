@@ -185,26 +185,19 @@ def _arm_traces(
     xy_T2: NDArray[np.float32], confidence_T: NDArray[np.float32], config: TraceConfig
 ) -> _ArmTraces:
     num_frames = len(xy_T2)
-    found_T = ~np.isnan(xy_T2).any(axis=1)
-    inside_T = found_T & ((xy_T2 >= 0) & (xy_T2 <= 1)).all(axis=1)
+    found_T = np.all(~np.isnan(xy_T2), axis=1)
+    inside_T = found_T & np.all((xy_T2 >= 0) & (xy_T2 <= 1), axis=1)
     found = np.flatnonzero(inside_T)
     judged = judge_points(xy_T2[found], found, config.outliers)
     kept_T = np.zeros(num_frames, dtype=bool)
     kept_T[found[judged.kept_N] if config.filter else found] = True
-    left_T = np.cumsum(kept_T[::-1])[::-1]
-    coverage_T = left_T / np.arange(num_frames, 0, -1)
-
-    reason_T = np.zeros(num_frames, dtype=np.int8)
+    coverage_T = np.cumsum(kept_T[::-1])[::-1] / np.arange(num_frames, 0, -1)
     if config.filter:
-        reason_T[coverage_T < config.min_future_coverage] = _CODE[
-            TraceRejectReason.TOO_FEW_POINTS_LEFT
-        ]
-        for verdict, code in _CODE_OF_VERDICT.items():
-            reason_T[found[judged.verdict_N == verdict]] = code
-        reason_T[found_T & ~inside_T] = _CODE[TraceRejectReason.OUT_OF_FRAME]
-        reason_T[~found_T] = _CODE[TraceRejectReason.NO_POINT_NOW]
+        verdict_T = np.full(num_frames, Verdict.KEPT)
+        verdict_T[found] = judged.verdict_N
+        reason_T = _reasons(found_T, inside_T, verdict_T, coverage_T, config.min_future_coverage)
     else:
-        reason_T[left_T == 0] = _CODE[TraceRejectReason.NO_POINT_LEFT]
+        reason_T = np.where(coverage_T == 0, _CODE[TraceRejectReason.NO_POINT_LEFT], 0)
 
     quality_T = np.zeros(num_frames)
     quality_T[found] = judged.agreement_N
@@ -221,9 +214,26 @@ def _arm_traces(
         frame_P=np.flatnonzero(kept_T)[index_P],
         counts_T=counts_T,
         quality_T=quality_T.astype(np.float32),
-        reason_code_T=reason_T,
+        reason_code_T=reason_T.astype(np.int8),
         kept_T=kept_T,
     )
+
+
+def _reasons(
+    found_T: NDArray[np.bool_],
+    inside_T: NDArray[np.bool_],
+    verdict_T: NDArray[np.integer],
+    coverage_T: NDArray[np.floating],
+    min_future_coverage: float,
+) -> NDArray[np.int64]:
+    """Why a frame has no trace, 0 = it has one; what is wrong with the point of *now* comes first."""
+    reason_T = np.zeros(len(found_T), dtype=np.int64)
+    reason_T[coverage_T < min_future_coverage] = _CODE[TraceRejectReason.TOO_FEW_POINTS_LEFT]
+    for verdict, code in _CODE_OF_VERDICT.items():
+        reason_T[verdict_T == verdict] = code
+    reason_T[found_T & ~inside_T] = _CODE[TraceRejectReason.OUT_OF_FRAME]
+    reason_T[~found_T] = _CODE[TraceRejectReason.NO_POINT_NOW]
+    return reason_T
 
 
 def _evenly_by_count(
