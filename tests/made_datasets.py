@@ -6,12 +6,15 @@ import json
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from molmoact_data.episodes import EpisodeSource
 
 FRONT = "observation.images.front"
 WRIST = "observation.images.wrist"
@@ -192,3 +195,14 @@ def _camera_feature(size: int) -> dict:
             "has_audio": False,
         },
     }
+
+
+def everything(source: EpisodeSource, keys: list[str]) -> list[Any]:
+    """Rows and pixels of every episode, as plain values that can be compared."""
+    found: list[Any] = []
+    for ref in source.episodes:
+        columns = source.read_columns(ref)
+        found.append((ref, columns.action.tolist(), columns.timestamp_s.tolist()))
+        for batch in source.iter_frames(ref, keys, 8):
+            found += [(batch[k].rgb_NHWC.tobytes(), batch[k].encoded) for k in keys]
+    return found

@@ -15,10 +15,10 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from made_datasets import FRONT, make_dataset, make_v3_dataset
+from made_datasets import FRONT, everything, make_dataset, make_v3_dataset
 from test_data_episodes_rlds import COMMON, SHAPES, episode, serialize, write
 
-from molmoact_data.episodes import EpisodeSource, object_store, open_source
+from molmoact_data.episodes import object_store, open_source
 from molmoact_data.errors import EpisodeRejected, UserError
 from pipelines.options import nested
 from pipelines.preprocess import preprocess
@@ -58,17 +58,6 @@ def shards(dataset: str | Path, output: Path, **settings: Any) -> dict[str, byte
     return {p.name: p.read_bytes() for p in (output / "data").iterdir()}
 
 
-def everything(source: EpisodeSource, keys: list[str]) -> list[Any]:
-    """Rows and pixels of every episode, as plain values that can be compared."""
-    found: list[Any] = []
-    for ref in source.episodes:
-        columns = source.read_columns(ref)
-        found.append((ref, columns.action.tolist(), columns.timestamp_s.tolist()))
-        for batch in source.iter_frames(ref, keys, 8):
-            found += [(batch[k].rgb_NHWC.tobytes(), batch[k].encoded) for k in keys]
-    return found
-
-
 @pytest.mark.parametrize("make", [make_dataset, make_v3_dataset], ids=["v2.1", "v3.0"])
 def test_a_lerobot_dataset_on_s3_gives_the_shards_of_its_local_copy(
     make: Any, bucket: str, cache: Path, tmp_path: Path
@@ -84,7 +73,8 @@ def test_a_lerobot_dataset_on_s3_gives_the_shards_of_its_local_copy(
 
 WORKER = """
 import hashlib, sys
-from test_data_object_store_sources import FRONT, everything, open_source
+from made_datasets import FRONT, everything
+from molmoact_data.episodes import open_source
 source = open_source(sys.argv[1], isolate=True)
 print(hashlib.sha256(repr(everything(source, [FRONT])).encode()).hexdigest())
 """

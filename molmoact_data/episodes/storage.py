@@ -168,12 +168,9 @@ def open_hub(repo_id: str, revision: str | None) -> HubFolder:
         RevisionNotFoundError,
     )
 
-    files: frozenset[str] | None = None
-    commit: str | None = None
+    info = None
     try:
         info = HfApi().dataset_info(repo_id, revision=revision, timeout=30)
-        files = frozenset(sibling.rfilename for sibling in info.siblings or [])
-        commit = info.sha
     except GatedRepoError as error:
         raise UserError(
             f"Hub dataset {repo_id!r} is gated: accept its terms on its page, then `hf auth login`"
@@ -188,16 +185,21 @@ def open_hub(repo_id: str, revision: str | None) -> HubFolder:
     except (HfHubHTTPError, OSError):
         logger.warning("the Hub cannot be reached; using what is cached of %s", repo_id)
     try:
+        # By the name that was asked for: only so does the cache remember, for offline, what it meant.
         snapshot = snapshot_download(
             repo_id,
             repo_type="dataset",
-            revision=commit or revision,
+            revision=revision,
             allow_patterns=["meta/**"],
-            local_files_only=files is None,
+            local_files_only=info is None,
         )
     except LocalEntryNotFoundError as error:
         raise _offline_error(repo_id, "meta/") from error
-    return HubFolder(repo_id, commit or Path(snapshot).name, Path(snapshot), files)
+    commit = Path(snapshot).name
+    if info is not None and info.sha != commit:  # somebody pushed in between
+        info = HfApi().dataset_info(repo_id, revision=commit, timeout=30)
+    files = None if info is None else frozenset(s.rfilename for s in info.siblings or [])
+    return HubFolder(repo_id, commit, Path(snapshot), files)
 
 
 def _offline_error(repo_id: str, path: str) -> UserError:
