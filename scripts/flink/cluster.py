@@ -233,7 +233,9 @@ class FlinkCluster:
 
 def main() -> None:
     """Keep a cluster up until interrupted, and print the flags that send a pipeline there."""
-    config = ClusterConfig.from_distribution(fetch(default_cache()), Path.cwd() / "flink-cluster")
+    config = ClusterConfig.from_distribution(
+        fetch(default_cache()), Path.cwd() / "out" / "flink-cluster"
+    )
     with FlinkCluster(config) as cluster:
         print(f"{cluster.overview()}\nWeb interface: http://localhost:{cluster.rest_port}")
         runner, *options = cluster.pipeline_flags(parallelism=config.task_managers)
