@@ -25,6 +25,7 @@ from molmoact_train.checkpoint import TrainerState
 from molmoact_train.collate import MicroBatch, StepBatch, check_batch_arithmetic, step_batches
 from molmoact_train.config import TrainConfig
 from molmoact_train.dataset import TrainingData, open_eval_data, open_training_data
+from molmoact_train.json_files import write_json
 from molmoact_train.metrics import MetricsLog
 from molmoact_train.model import MolmoActForActionReasoning
 from molmoact_train.optim import (
@@ -70,7 +71,7 @@ def train(
         statistics = norm_stats.merged(config, model_folder, data.sources)
         resume_from = _claim(run, config, world, resume=resume, overwrite=overwrite)
         if world.is_main:
-            checkpoint.write_json(run / schema.STATISTICS_FILE, statistics)
+            write_json(run / schema.STATISTICS_FILE, statistics)
 
         # Model and optimiser.
         built = build_model(config, model_folder, world)
