@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from molmoact_data.errors import EpisodeRejected, RejectReason
 from molmoact_data.video_file import OpenVideo, naming_decoder_errors, open_video, write_luma
 
-AHEAD_BYTES = 64 * 2**20
-"""Decoded and not yet taken: 340 frames of 256x256. Long stretches are cheap: a seek costs some frames."""
+AHEAD_BYTES = 32 * 2**20
+"""Decoded and not yet taken: 170 frames of 256x256. Long stretches are cheap: a seek costs some frames."""
 
 Batch = NDArray[Any]
 

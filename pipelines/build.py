@@ -7,7 +7,7 @@ in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from molmoact_data import quality, schema
 from molmoact_data.actions import bin_actions, chunk, normalize
 from molmoact_data.depth import scale_to_u8
-from molmoact_data.episodes import CameraBatch, EpisodeColumns, EpisodeRef, EpisodeSource
+from molmoact_data.episodes import EpisodeColumns, EpisodeRef, EpisodeSource
 from molmoact_data.errors import EpisodeRejected, RejectReason
-from molmoact_data.images import encode_jpeg
 from molmoact_data.pointing import ColumnPointer
 from molmoact_data.records import EpisodeLabels, label_columns
 from molmoact_data.shards import (
@@ -36,7 +35,7 @@ from molmoact_data.teachers import Teachers
 from molmoact_data.traces import TraceConfig, episode_traces
 from pipelines.job import Job
 from pipelines.points import CollectedPoints, collect_points
-from pipelines.read_ahead import Event, read_ahead, read_events
+from pipelines.reading import Event, image_schema, read_ahead, read_events
 
 CountFrames = Callable[[int], None]
 READ_AHEAD = 2
@@ -51,9 +50,7 @@ def build_shard(
     rejects: list[Reject] = []
     measured: list[quality.QualitySums] = []
     wanted = teachers.pointer.columns if isinstance(teachers.pointer, ColumnPointer) else ()
-    reading = read_events(
-        source, spec.episodes, list(job.cameras.values()), job.labels.batch_size, wanted
-    )
+    reading = read_events(job, source, spec.episodes, wanted)
     with (
         job.output.local_file(spec.name) as path,
         closing(read_ahead(reading, READ_AHEAD)) as events,
@@ -100,11 +97,10 @@ def _label_episode(
     depth = DepthLabels()
     with EpisodeSpool(image_schema(job.layout)) as spool:
         for batch in map(Event.frames, events):
-            spool.append(encode_images(job, batch))
-            rgb_NHWC = batch[job.labelled_camera].rgb_NHWC
-            depth.add(ref, rgb_NHWC, teachers)
-            collector.push(rgb_NHWC)
-            count(len(rgb_NHWC))
+            spool.append(batch.images)
+            depth.add(ref, batch.rgb_NHWC, teachers)
+            collector.push(batch.rgb_NHWC)
+            count(len(batch.rgb_NHWC))
         collected = collector.finish()
         labels = episode_labels(job, columns, depth, collected)
         _write_rows(job, columns, labels, spool, writer)
@@ -114,25 +110,6 @@ def _label_episode(
         codebook_size=job.layout.codebook_size,
         disagreement_TA=collected.disagreement_TA if collected else None,
     )
-
-
-def image_schema(layout: schema.RecordLayout) -> pa.Schema:
-    """The image columns alone: what waits on disk."""
-    return pa.schema([(schema.image_column(role), schema.IMAGE_TYPE) for role in layout.cameras])
-
-
-def encode_images(job: Job, batch: Mapping[str, CameraBatch]) -> pa.RecordBatch:
-    """One decoded batch as stored bytes; the source's own bytes where it has them."""
-    arrays = []
-    for key in job.cameras.values():
-        frames = batch[key]
-        encoded = frames.encoded or [
-            encode_jpeg(rgb, job.labels.jpeg_quality) for rgb in frames.rgb_NHWC
-        ]
-        paths = pa.nulls(len(encoded), pa.string())
-        columns = [pa.array(encoded, pa.binary()), paths]
-        arrays.append(pa.StructArray.from_arrays(columns, fields=list(schema.IMAGE_TYPE)))
-    return pa.RecordBatch.from_arrays(arrays, schema=image_schema(job.layout))
 
 
 @dataclass

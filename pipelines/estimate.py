@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from molmoact_data.episodes import EpisodeRef, EpisodeSource, open_source
 from molmoact_data.shards import plan_shards
 from molmoact_data.teachers import Teachers
-from pipelines.build import DepthLabels, encode_images
+from pipelines.build import DepthLabels
 from pipelines.job import Job
 from pipelines.points import collect_points
 from pipelines.preprocess import (
@@ -18,6 +18,7 @@ from pipelines.preprocess import (
     make_job,
     warn_about_embedded,
 )
+from pipelines.reading import read_frames
 from pipelines.teachers import load_teachers
 
 
@@ -77,14 +78,10 @@ def _label_one_batch(
     collector = collect_points(teachers.pointer, job, columns)
     measured = (0.0, 0, 0)
     started = time.monotonic()
-    for number, batch in enumerate(
-        source.iter_frames(ref, list(job.cameras.values()), job.labels.batch_size)
-    ):
-        rgb_NHWC = batch[job.labelled_camera].rgb_NHWC
-        size = encode_images(job, batch).nbytes
-        DepthLabels().add(ref, rgb_NHWC, teachers)
-        collector.push(rgb_NHWC)
-        measured = (time.monotonic() - started, size, len(rgb_NHWC))
+    for number, batch in enumerate(read_frames(job, source, ref)):
+        DepthLabels().add(ref, batch.rgb_NHWC, teachers)
+        collector.push(batch.rgb_NHWC)
+        measured = (time.monotonic() - started, batch.images.nbytes, len(batch.rgb_NHWC))
         if number == 1:
             break
         started = time.monotonic()
