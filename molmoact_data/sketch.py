@@ -88,6 +88,12 @@ def sketched_statistics(sketch: FeatureSketch) -> FeatureStatistics:
     )
 
 
+def quantile_table(sketch: FeatureSketch, num_rows: int = 2001) -> NDArray[np.float32]:
+    """Evenly spaced quantiles [num_rows, D], smallest and largest value included: the shape of each column."""
+    ranks = np.linspace(0, 1, num_rows).tolist()
+    return np.array([_load(data).get_quantiles(ranks) for data in sketch.kll_D], np.float32).T
+
+
 def _each(sketches: list[Any], ask: Any) -> NDArray[np.float32]:
     return np.array([ask(sketch) for sketch in sketches], dtype=np.float32)
 

@@ -27,13 +27,8 @@ from pipelines import manifest, state
 from pipelines.job import EMBEDDED, Job, LabelConfig
 from pipelines.progress import frames_counted, show_progress
 from pipelines.runners import RunnerConfig, WorkerDied, run_pipeline
-from pipelines.statistics import (
-    OBSERVED,
-    Gripper,
-    describe_grippers,
-    read_numeric,
-    statistics_file,
-)
+from pipelines.sketched_statistics import numbers_for
+from pipelines.statistics import OBSERVED, Gripper, describe_grippers, read_numeric
 from pipelines.teachers import load_teachers
 from pipelines.worker import ShardWorker
 
@@ -190,9 +185,17 @@ def compute_statistics(config: PreprocessConfig, source: EpisodeSource, output: 
     if config.runner.is_cluster:
         run_pipeline(config.runner, statistics_graph, config, source, output)
         return
-    episodes = [read_numeric(source, ref) for ref in source.episodes]
-    content = statistics_file(episodes, key=source.info.name, gripper=config.gripper)
+    numbers = numbers_for(source)
+    for refs in handfuls(source.episodes):
+        numbers.add([read_numeric(source, ref) for ref in refs])
+    content = numbers.statistics_file(key=source.info.name, gripper=config.gripper)
     output.write_bytes(schema.STATISTICS_FILE, content)
+
+
+def handfuls(episodes: Sequence[EpisodeRef]) -> list[Sequence[EpisodeRef]]:
+    """Episodes whose numbers are read together."""
+    size = EPISODES_PER_STATISTICS_ELEMENT
+    return [episodes[i : i + size] for i in range(0, len(episodes), size)]
 
 
 def statistics_graph(
@@ -203,16 +206,16 @@ def statistics_graph(
 
     from pipelines.transforms import CombineStatistics, ReadNumeric, WriteStatistics
 
-    size = EPISODES_PER_STATISTICS_ELEMENT
-    pairs = [[ref.episode_index, ref.num_frames] for ref in source.episodes]
+    pairs = [
+        [[ref.episode_index, ref.num_frames] for ref in refs] for refs in handfuls(source.episodes)
+    ]
+    combine = CombineStatistics(numbers_for(source), source.info.name, dict(config.gripper))
     _ = (
         pipeline
-        | "Episodes"
-        >> beam.Create([pairs[i : i + size] for i in range(0, len(pairs), size)], reshuffle=False)
+        | "Episodes" >> beam.Create(pairs, reshuffle=False)
         | "SpreadEpisodes" >> beam.Reshuffle()
         | "ReadNumeric" >> beam.ParDo(ReadNumeric(config.dataset_path, config.revision))
-        | "Combine"
-        >> beam.CombineGlobally(CombineStatistics(source.info.name, dict(config.gripper)))
+        | "Combine" >> beam.CombineGlobally(combine)
         | "WriteStatistics" >> beam.ParDo(WriteStatistics(output, schema.STATISTICS_FILE))
     )
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,45 +66,50 @@ def action_spec(action_dim: int, gripper: Mapping[int, Gripper]) -> ActionSpec:
     )
 
 
-def combine(
-    episodes: Iterable[NumericEpisode], *, key: str, gripper: Mapping[int, Gripper]
-) -> DatasetStatistics:
-    """Exact statistics; independent of the order in which the episodes arrive."""
-    ordered = sorted(episodes, key=lambda e: e.episode_index)
-    good = [e for e in ordered if e.action_TD is not None]
-    if not good:
-        raise UserError(_nothing_usable(ordered))
-    actions = np.concatenate([e.action_TD for e in good if e.action_TD is not None])
-    states = [e.state_TS for e in good if e.state_TS is not None]
-    return DatasetStatistics(
-        key=key,
-        action=feature_statistics(actions),
-        spec=action_spec(actions.shape[1], gripper),
-        state=feature_statistics(np.concatenate(states)) if states else None,
-        num_transitions=len(actions),
-        num_trajectories=len(good),
-    )
+@dataclass
+class ExactNumbers:
+    """Every number of the episodes added so far; the order in which they arrive does not matter."""
+
+    episodes: list[NumericEpisode] = field(default_factory=list)
+
+    def add(self, episodes: Sequence[NumericEpisode]) -> None:
+        """Keep the values: exact quantiles need them all."""
+        self.episodes.extend(episodes)
+
+    def merge(self, other: ExactNumbers) -> None:
+        """Add what another worker gathered."""
+        self.add(other.episodes)
+
+    def statistics_file(self, *, key: str, gripper: Mapping[int, Gripper]) -> bytes:
+        """The content of `dataset_statistics.json`. Raises `UserError` where no episode is usable."""
+        ordered = sorted(self.episodes, key=lambda e: e.episode_index)
+        actions = [e.action_TD for e in ordered if e.action_TD is not None]
+        states = [e.state_TS for e in ordered if e.state_TS is not None]
+        if not actions:
+            raise nothing_usable(Counter(e.reject for e in ordered if e.reject is not None))
+        action_ND = np.concatenate(actions)
+        statistics = DatasetStatistics(
+            key=key,
+            action=feature_statistics(action_ND),
+            spec=action_spec(action_ND.shape[1], gripper),
+            state=feature_statistics(np.concatenate(states)) if states else None,
+            num_transitions=len(action_ND),
+            num_trajectories=len(actions),
+        )
+        return statistics_json(statistics, action_ND, {})
 
 
-def statistics_file(
-    episodes: Sequence[NumericEpisode], *, key: str, gripper: Mapping[int, Gripper]
+def statistics_json(
+    statistics: DatasetStatistics, action_ND: NDArray[np.floating], more: Mapping[str, Any]
 ) -> bytes:
-    """The statistics as they are stored, with what the grippers really hold."""
-    statistics = combine(episodes, key=key, gripper=gripper)
-    entry = {**statistics.to_json()[key], OBSERVED: observe_grippers(episodes, statistics)}
-    return (json.dumps({key: entry}, indent=1) + "\n").encode()
-
-
-def observe_grippers(
-    episodes: Iterable[NumericEpisode], statistics: DatasetStatistics
-) -> dict[str, str]:
-    """Action dimension -> what its gripper really holds, in words, since datasets disagree."""
-    actions = np.concatenate([e.action_TD for e in episodes if e.action_TD is not None])
-    return {
-        str(d): observe_gripper(actions, d).words
+    """The statistics as they are stored, with what the grippers really hold in these actions."""
+    observed = {
+        str(d): observe_gripper(action_ND, d).words
         for d, spec in enumerate(statistics.spec.dimensions)
         if spec.gripper
     }
+    entry = {**statistics.to_json()[statistics.key], OBSERVED: observed, **more}
+    return (json.dumps({statistics.key: entry}, indent=1) + "\n").encode()
 
 
 def describe_grippers(statistics: DatasetStatistics, observed: Mapping[str, str]) -> list[str]:
@@ -117,11 +122,13 @@ def describe_grippers(statistics: DatasetStatistics, observed: Mapping[str, str]
     ]
 
 
-def _nothing_usable(episodes: Sequence[NumericEpisode]) -> str:
-    reasons = Counter((e.reject or "").partition(":")[0] for e in episodes)
-    listed = ", ".join(f"{reason} ({n})" for reason, n in reasons.most_common(5))
-    first = next((e.reject for e in episodes if e.reject), "the dataset has no episodes")
-    return (
-        f"none of the {len(episodes)} episodes has usable rows: {listed or 'no episodes'}. "
-        f"The first: {first}"
+def nothing_usable(rejects: Counter[str]) -> UserError:
+    """No episode has numbers: the reasons, the most frequent first, and one of them in full."""
+    kinds: Counter[str] = Counter()
+    for text, episodes in rejects.items():
+        kinds[text.partition(":")[0]] += episodes
+    listed = ", ".join(f"{kind} ({n})" for kind, n in kinds.most_common(5)) or "no episodes"
+    example = next(iter(rejects), "the dataset has no episodes")
+    return UserError(
+        f"none of the {rejects.total()} episodes has usable rows: {listed}. The first: {example}"
     )

@@ -6,7 +6,8 @@ the same graph runs on every runner.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
 
@@ -16,12 +17,15 @@ from apache_beam.metrics import Metrics
 from molmoact_data.episodes import EpisodeRef, EpisodeSource, open_source
 from molmoact_data.shards import ShardSpec
 from molmoact_data.storage import Storage
-from pipelines.statistics import Gripper, NumericEpisode, read_numeric, statistics_file
+from pipelines.sketched_statistics import SketchedNumbers
+from pipelines.statistics import ExactNumbers, Gripper, NumericEpisode, read_numeric
 from pipelines.worker import ShardWorker
+
+Numbers = ExactNumbers | SketchedNumbers
 
 
 class ReadNumeric(beam.DoFn):
-    """Episode references -> their numbers, from the numeric columns alone."""
+    """Handfuls of episode references -> their numbers, from the numeric columns alone."""
 
     def __init__(self, dataset_path: str, revision: str | None) -> None:
         self._dataset_path = dataset_path
@@ -32,40 +36,40 @@ class ReadNumeric(beam.DoFn):
         """Open the dataset once per worker."""
         self._source = open_source(self._dataset_path, revision=self._revision)
 
-    def process(self, element: list[list[int]]) -> Iterator[NumericEpisode]:
+    def process(self, element: list[list[int]]) -> Iterator[list[NumericEpisode]]:
         """A handful of [episode_index, num_frames]."""
         assert self._source is not None
-        for episode_index, num_frames in element:
-            numeric = read_numeric(self._source, EpisodeRef(episode_index, num_frames))
-            Metrics.counter("statistics", "episodes").inc()
-            yield numeric
+        yield [read_numeric(self._source, EpisodeRef(*pair)) for pair in element]
+        Metrics.counter("statistics", "episodes").inc(len(element))
 
 
 class CombineStatistics(beam.CombineFn):
-    """All numbers of the dataset -> exact statistics, whatever the order of arrival."""
+    """All numbers of the dataset -> the statistics file, whatever the order of arrival."""
 
-    def __init__(self, key: str, gripper: Mapping[int, Gripper]) -> None:
+    def __init__(self, empty: Numbers, key: str, gripper: Mapping[int, Gripper]) -> None:
+        self._empty = empty
         self._key = key
         self._gripper = gripper
 
-    def create_accumulator(self) -> list[NumericEpisode]:
+    def create_accumulator(self) -> Numbers:
         """Nothing read yet."""
-        return []
+        return deepcopy(self._empty)
 
-    def add_input(
-        self, accumulator: list[NumericEpisode], element: NumericEpisode
-    ) -> list[NumericEpisode]:
-        """Keep the values: exact quantiles need them all."""
-        accumulator.append(element)
+    def add_input(self, accumulator: Numbers, element: list[NumericEpisode]) -> Numbers:
+        """A handful of episodes more."""
+        accumulator.add(element)
         return accumulator
 
-    def merge_accumulators(self, accumulators: list[list[NumericEpisode]]) -> list[NumericEpisode]:
-        """Concatenate."""
-        return [episode for part in accumulators for episode in part]
+    def merge_accumulators(self, accumulators: Iterable[Any]) -> Numbers:
+        """Those of several workers."""
+        whole: Any = self.create_accumulator()
+        for part in accumulators:
+            whole.merge(part)
+        return whole
 
-    def extract_output(self, accumulator: list[NumericEpisode]) -> bytes:
+    def extract_output(self, accumulator: Numbers) -> bytes:
         """The content of the statistics file."""
-        return statistics_file(accumulator, key=self._key, gripper=self._gripper)
+        return accumulator.statistics_file(key=self._key, gripper=self._gripper)
 
 
 class WriteStatistics(beam.DoFn):
