@@ -88,7 +88,10 @@ def _header(manifest: Mapping[str, Any]) -> str:
     cards = [
         (f"{counts['episodes']:,}", "episodes"),
         (f"{frames:,}", "frames"),
-        (_size(counts["bytes"]), f"in {counts['shards']} shards"),
+        (
+            _size(counts["bytes"]),
+            f"in {counts['shards']:,} shard" + ("s" if counts["shards"] != 1 else ""),
+        ),
     ]
     if dataset["fps"]:
         minutes = f"{frames / dataset['fps'] / 60:,.1f} <small>min</small>"
@@ -121,7 +124,7 @@ def _header(manifest: Mapping[str, Any]) -> str:
 
 def _findings(data: ReportData) -> str:
     items = "".join(
-        f'<li class="{f.verdict}"><b>{escape(f.headline)}.</b> {escape(f.meaning)}</li>'
+        f'<li class="{f.verdict}"><b>{escape(f.headline)}:</b> {escape(f.meaning)}</li>'
         for f in findings(data)
     )
     return f'<ul class="findings">{items}</ul>'
@@ -236,12 +239,13 @@ def _frames(data: ReportData, pictures: Mapping[FrameRef, Picture]) -> str:
     if data.best:
         note = (
             "The cyan line is what the model is asked to predict and what is drawn in trajectory-conditioned "
-            "samples. The red dot is where the pointer sees the gripper now."
+            "samples. The red dot is where the pointer sees the gripper now. Under a picture: episode · frame, and "
+            "the trace's quality."
         )
         parts.append(section("Good frames", note, _gallery(data.best, pictures)))
     if data.worst:
-        note = "The least sure traces that are still in the output, least sure first."
-        title = f"The worst {len(data.worst)} frames"
+        note = "Traces of the lowest quality that are still in the output, lowest first."
+        title = f"The {len(data.worst)} least sure frames"
         parts.append(section(title, note, _gallery(data.worst, pictures)))
     if data.rejected:
         groups = "".join(

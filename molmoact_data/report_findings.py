@@ -98,7 +98,7 @@ def _codes(quality: Any) -> Iterator[Finding]:
     used, size = quality["codes_used"], quality["codebook_size"]
     yield Finding(
         _low_is_bad(quality["code_perplexity"] / size, CODE_LIMITS),
-        f"{used} of {size} depth codes are used, {quality['code_perplexity']:.0f} as if evenly",
+        f"{used} of {size} depth codes are used, as evenly as {quality['code_perplexity']:.0f} would be",
         "depth that falls on few codes tells the model little about the scene",
     )
     change = quality["code_change_rate"]

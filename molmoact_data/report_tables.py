@@ -89,8 +89,8 @@ def _action_cell(data: ReportData, d: int) -> str:
         ticks=[(0, f"{low:.3g}"), (1, f"{high:.3g}")],
     )
     name = f"dimension {d}" + (" · gripper" if spec.gripper else "")
-    how = "scaled by quantiles" if spec.normalize else "kept as is"
-    how += ", inverted" if spec.invert else ""
+    how = "scaled by quantiles" if spec.normalize else "not scaled"
+    how += ", stored as 1 - a" if spec.invert else ""
     clipped = f"; {percent(float(data.clipped_D[d]))} clipped" if spec.normalize else ""
     return f'<div class="card"><h3>{name}</h3>{chart}<div class="label">{how}{clipped}.</div></div>'
 

@@ -25,7 +25,8 @@ from molmoact_data.tokens import decode_depth
 Rgb = NDArray[np.uint8]
 
 ROW_HEIGHT = 256
-CAPTION_HEIGHT = 22
+WORDS_HEIGHT = 22
+CODES_NAME = "depth from codes"
 PAPER_RGB = (22, 30, 37)
 INK_RGB = (230, 237, 243)
 VIDEO_SUFFIX = ".mp4"
@@ -61,10 +62,19 @@ def to_height(rgb_HWC: Rgb, height: int = ROW_HEIGHT) -> Rgb:
     return cv2.resize(rgb_HWC, (width, height), interpolation=method).astype(np.uint8, copy=False)
 
 
-def side_by_side(pictures: Sequence[Rgb], caption: str) -> Rgb:
-    """Pictures of one frame in a row, with a caption under them."""
-    row = np.concatenate([to_height(p) for p in pictures], axis=1)
-    return np.concatenate([row, _caption(caption, row.shape[1])], axis=0)
+def side_by_side(pictures: Mapping[str, Rgb], caption: str) -> Rgb:
+    """Pictures of one frame in a row, their names above them and a caption below."""
+    shown = {name: to_height(picture) for name, picture in pictures.items()}
+    names = [_words(name, picture.shape[1]) for name, picture in shown.items()]
+    row = np.concatenate(list(shown.values()), axis=1)
+    return np.concatenate(
+        [np.concatenate(names, axis=1), row, _words(caption, row.shape[1])], axis=0
+    )
+
+
+def frame_name(episode: int, frame: int) -> str:
+    """How every picture for people names a frame."""
+    return f"episode {episode}, frame {frame}"
 
 
 def contact_sheet(tiles: Sequence[Rgb], columns: int) -> Rgb:
@@ -107,21 +117,21 @@ def frame_tile(
     row: Mapping[str, Any], cameras: Sequence[str], tokenizer: DepthTokenizer | None
 ) -> Rgb:
     """One record as a captioned picture."""
-    pictures = [decode_image(row[schema.image_column(role)]["bytes"]) for role in cameras]
-    pictures[0] = draw_labels(
-        pictures[0],
+    pictures = {role: decode_image(row[schema.image_column(role)]["bytes"]) for role in cameras}
+    pictures[cameras[0]] = draw_labels(
+        pictures[cameras[0]],
         traces=row.get(schema.TRACE) or [],
         points=row.get(schema.GRIPPER_POINTS) or [],
     )
     if tokenizer is not None:
         if schema.DEPTH_CODES not in row:
             raise UserError("this output has no depth codes, so there is no depth to show")
-        pictures.append(codes_picture(row[schema.DEPTH_CODES], tokenizer))
-    words = f"{row[schema.EPISODE_INDEX]} . {row[schema.FRAME_INDEX]}"
+        pictures[CODES_NAME] = codes_picture(row[schema.DEPTH_CODES], tokenizer)
+    words = [frame_name(row[schema.EPISODE_INDEX], row[schema.FRAME_INDEX])]
     if schema.TRACE_QUALITY in row:
         reason = row[schema.TRACE_REJECT_REASON]
-        words += f"  {reason or format(row[schema.TRACE_QUALITY], '.2f')}"
-    return side_by_side(pictures, f"{words}  {row[schema.INSTRUCTION]}")
+        words.append(f"no trace: {reason}" if reason else f"trace {row[schema.TRACE_QUALITY]:.2f}")
+    return side_by_side(pictures, "   ".join([*words, row[schema.INSTRUCTION]]))
 
 
 def write_picture(path: Path, rgb_HWC: Rgb) -> None:
@@ -215,10 +225,10 @@ def _find(output: Output, episode: int) -> tuple[str, int]:
     )
 
 
-def _caption(text: str, width: int) -> Rgb:
+def _words(text: str, width: int) -> Rgb:
     import cv2
 
-    strip = np.full((CAPTION_HEIGHT, width, 3), PAPER_RGB, dtype=np.uint8)
+    strip = np.full((WORDS_HEIGHT, width, 3), PAPER_RGB, dtype=np.uint8)
     plain = text.encode("ascii", "replace").decode()  # OpenCV's fonts know ASCII only
     cv2.putText(strip, plain, (6, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, INK_RGB, 1, cv2.LINE_AA)
     return strip

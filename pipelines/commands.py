@@ -228,11 +228,15 @@ def demo(
 
 def finish_preprocess(summary: Summary, *, as_json: bool) -> None:
     """Say what was done; a limit that the result breaks is exit code 3."""
+    from molmoact_data.schema import REPORT_FILE
+
     if as_json:
         emit_json(asdict(summary))
     else:
+        shards = f"{summary.shards} shard" + ("s" if summary.shards != 1 else "")
         say(
-            f"{summary.frames} frames of {summary.episodes} episodes in {summary.shards} shards; see {summary.output}"
+            f"{summary.frames} frames of {summary.episodes} episodes in {shards}; "
+            f"look at {summary.output.rstrip('/')}/{REPORT_FILE}"
         )
     if summary.exceeded is not None:
         raise LimitExceeded(summary.exceeded)

@@ -20,7 +20,14 @@ from molmoact_data.pointing import ColumnPointer, GripperPoints
 from molmoact_data.report_pictures import draw_labels
 from molmoact_data.teachers import Teachers
 from molmoact_data.traces import subsample, to_grid
-from molmoact_data.viz import Rgb, contact_sheet, depth_picture, side_by_side
+from molmoact_data.viz import (
+    CODES_NAME,
+    Rgb,
+    contact_sheet,
+    depth_picture,
+    frame_name,
+    side_by_side,
+)
 from pipelines.preprocess import PreprocessConfig, announced_cameras, chosen_episodes
 from pipelines.teachers import load_teachers
 
@@ -88,14 +95,17 @@ def show_episode(
     depth = show_depth(teachers, first)
     tiles, found = [], 0
     for i, frame in enumerate(wanted.tolist()):
-        pictures = [rgb[key][i] for key in cameras.values()]
-        words = f"{ref.episode_index} . {frame}"
+        pictures = {role: rgb[key][i] for role, key in cameras.items()}
+        words = [frame_name(ref.episode_index, frame)]
         if points is not None:
-            pictures[0] = mark(pictures[0], points, i)
+            labelled = next(iter(cameras))
+            pictures[labelled] = mark(pictures[labelled], points, i)
             seen = bool(np.isfinite(points.xy_NA2[i]).all())
             found += seen
-            words += f"  confidence {points.confidence_NA[i].min():.2f}" if seen else "  not found"
-        tiles.append(side_by_side(pictures + depth[i], f"{words}  {episode.instructions[frame]}"))
+            sure = f"confidence {points.confidence_NA[i].min():.2f}"
+            words.append(sure if seen else "gripper not found")
+        words.append(episode.instructions[frame])
+        tiles.append(side_by_side(pictures | depth[i], "   ".join(words)))
     return tiles, found if points is not None else len(tiles)
 
 
@@ -142,13 +152,13 @@ def mark(rgb_HWC: Rgb, points: GripperPoints, index: int) -> Rgb:
     return draw_labels(rgb_HWC, traces=arms, points=now)
 
 
-def show_depth(teachers: Teachers, rgb_NHWC: NDArray[np.uint8]) -> list[list[Rgb]]:
+def show_depth(teachers: Teachers, rgb_NHWC: NDArray[np.uint8]) -> list[dict[str, Rgb]]:
     """Per frame: the estimated depth, and what its codes keep of it; nothing without a depth teacher."""
     if teachers.depth is None or teachers.tokenizer is None:
-        return [[] for _ in rgb_NHWC]
+        return [{} for _ in rgb_NHWC]
     depth_u8_NHW, _ = scale_to_u8(teachers.depth.estimate(rgb_NHWC))
     decoded_NHW = teachers.tokenizer.decode(teachers.tokenizer.encode(depth_u8_NHW))
     return [
-        [depth_picture(depth.astype(np.float32)), depth_picture(decoded)]
+        {"depth": depth_picture(depth.astype(np.float32)), CODES_NAME: depth_picture(decoded)}
         for depth, decoded in zip(depth_u8_NHW, decoded_NHW, strict=True)
     ]

@@ -192,8 +192,9 @@ def test_preview_command(
     result: dict[str, Any] = json.loads(out)
     assert result == {"output": str(sheet), "frames": 8, "found": 8, "rejected": {}}
     picture = cv2.imread(str(sheet))
-    # Four rows of two tiles: two cameras and the depth at 4:3, the codes' square picture, 8 of paper.
-    assert picture.shape == (4 * (256 + 22 + 8), 2 * (3 * 341 + 256 + 8), 3)
+    # Four rows of two tiles: two cameras and the depth at 4:3, the codes' square picture, words
+    # above and below, 8 of paper.
+    assert picture.shape == (4 * (22 + 256 + 22 + 8), 2 * (3 * 341 + 256 + 8), 3)
     code, _, stderr = molmoact(*command)
     assert code == 2
     assert "--overwrite" in stderr
