@@ -126,13 +126,15 @@ def plot(results: Sequence[Measured], path: Path) -> None:
 
     figure, (time_axes, memory_axes) = plt.subplots(1, 2, figsize=(9, 3.2))
     frames = [r.frames for r in results]
-    time_axes.plot(frames, [r.cpu_s for r in results], "o-")
-    time_axes.set(xlabel="frames", ylabel="CPU seconds", title="time")
+    time_axes.plot(frames, [r.wall_s for r in results], "o-", label="wall")
+    time_axes.plot(frames, [r.cpu_s for r in results], "s--", label="CPU")
+    time_axes.set(xlabel="frames", ylabel="seconds", title="time")
+    time_axes.legend()
     memory_axes.plot(frames, [r.peak_MiB for r in results], "o-")
     memory_axes.set(xlabel="frames", ylabel="peak resident MiB", title="memory")
     for axes in (time_axes, memory_axes):
         axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * axes.dataLim.ymax)
         axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
