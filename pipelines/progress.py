@@ -70,13 +70,13 @@ def _watch_bar(total: int, frames_done: Callable[[], int], stop: threading.Event
         finished = False
         while not finished:
             finished = stop.wait(0.3)
-            done = frames_done()
+            done = min(total, frames_done())  # what a lost worker had labelled is labelled again
             bar.update(task, completed=done, rate=done / (time.monotonic() - start))
 
 
 def _watch_lines(total: int, frames_done: Callable[[], int], stop: threading.Event) -> None:
     start = time.monotonic()
     while not stop.wait(SECONDS_BETWEEN_LINES):
-        done, elapsed = frames_done(), time.monotonic() - start
+        done, elapsed = min(total, frames_done()), time.monotonic() - start
         left = f", {elapsed / done * (total - done):.0f} s left" if done else ""
         sys.stderr.write(f"{done}/{total} frames, {done / elapsed:.1f} frames/s{left}\n")
