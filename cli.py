@@ -27,6 +27,10 @@ from pipelines import lifecycle_commands as output_lifecycle
 from vqvae import commands as codebooks
 
 OURS = ("molmoact_data", "molmoact_train", "vqvae", "pipelines")
+EXTRAS = (
+    "'molmoact[data]' for datasets and labels, 'molmoact[train]' for models, 'molmoact[all]' for "
+    "everything"
+)
 
 
 def version() -> None:
@@ -132,6 +136,13 @@ def main() -> None:
             raise
         typer.secho(f"error: {error}", fg="red", err=True)
         raise SystemExit(2 if isinstance(error, UserError) else 3) from None
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package in (*OURS, "cli") or os.environ.get("MOLMOACT_TRACEBACK"):
+            raise
+        message = f"the Python package {package!r} is not installed. pip install {EXTRAS}."
+        typer.secho(f"error: {message}", fg="red", err=True)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pipelines.preprocess import Summary
 
 DEMO_DATASET = Path(__file__).parent.parent / "examples" / "demo_dataset"
+INSTALLED_DEMO_DATASET = Path(__file__).parent / "demo_dataset"
+"""The same folder in an installed package; pyproject.toml puts it there."""
 
 
 def preprocess(
@@ -210,13 +212,9 @@ def demo(
     from pipelines.options import preprocess_config
     from pipelines.preprocess import preprocess as run
 
-    if not DEMO_DATASET.is_dir():
-        raise UserError(
-            "the demo's episodes ship with the repository, not with the installed package. "
-            "Run this from a checkout, or give your own data to molmoact preprocess."
-        )
+    dataset = DEMO_DATASET if DEMO_DATASET.is_dir() else INSTALLED_DEMO_DATASET
     flags = {
-        "dataset_path": str(DEMO_DATASET),
+        "dataset_path": str(dataset),
         "output_path": str(output_path),
         "preset": "embedded",
         "workers": workers,

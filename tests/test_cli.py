@@ -237,3 +237,25 @@ def test_a_checkout_that_is_not_installed_says_so(
     code, out, err = molmoact("version")
     assert (code, out) == (2, "")
     assert "not installed" in err
+
+
+def test_a_missing_package_is_one_line_that_names_the_extras() -> None:
+    command = ["vqvae", "encode", "--checkpoint", "x", "--input", "y", "--output", "z"]
+    code = (
+        f"import sys; sys.modules['torch'] = None; sys.argv[1:] = {command}; import cli; cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the Python package 'torch' is not installed.")
+    assert "pip install 'molmoact[data]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_missing_module_of_our_own_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, molmoact: Molmoact
+) -> None:
+    monkeypatch.setitem(sys.modules, "molmoact_data.validate", None)
+    with pytest.raises(ModuleNotFoundError):
+        molmoact("validate", "out")

@@ -233,6 +233,3 @@ def convert(
         input_path, output_path, input_range=input_range, resize=resize, overwrite=overwrite
     )
     emit_json(result) if as_json else say(f"wrote {output_path}")
-
-
-DEMO_DATASET = Path(__file__).parent / "examples" / "demo_dataset"
