@@ -157,7 +157,9 @@ def _choose_presentation_times(
     try:
         nearest = match_frames(ticks.astype(np.float64) * tick_s, wanted_s, tolerance_s)
     except EpisodeRejected as rejected:
-        raise _explained(rejected, video.stream.frames, len(ticks), clip) from rejected
+        from_the_start = clip.end_s is None and wanted_s[0] <= tolerance_s
+        promised = video.stream.frames if from_the_start else 0
+        raise _explained(rejected, promised, len(ticks), clip) from rejected
     if clip.end_s is None and ticks[-1] * tick_s > wanted_s[-1] + tolerance_s:
         raise EpisodeRejected(
             RejectReason.VIDEO_LONGER_THAN_ROWS,
@@ -172,7 +174,7 @@ def _explained(
 ) -> EpisodeRejected:
     """A file whose header promises more frames than it holds was cut off, it is not short."""
     short = rejected.reason is RejectReason.VIDEO_SHORTER_THAN_ROWS
-    if short and promised > found and clip.end_s is None:
+    if short and promised > found:
         return EpisodeRejected(
             RejectReason.VIDEO_UNDECODABLE,
             f"{clip.path.name} is truncated: {found} of {promised} frames are left",

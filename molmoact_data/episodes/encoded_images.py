@@ -8,12 +8,14 @@ from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from molmoact_data.episodes.base import CameraBatch
 from molmoact_data.errors import EpisodeRejected, RejectReason
 
 PASSED_THROUGH = ("JPEG", "PNG")
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")
+UPRIGHT = 1
 
 
 def iter_image_batches(
@@ -64,7 +66,15 @@ def _decode(
         with Image.open(io.BytesIO(data)) as image:
             if is_depth:
                 return _depth_pixels(image), False
+            if image.mode not in EIGHT_BIT_MODES:  # converting would clip it, mostly to white
+                raise EpisodeRejected(
+                    RejectReason.IMAGE_UNDECODABLE,
+                    f"{key}, frame {frame}: {image.format} of mode {image.mode!r}, not 8-bit colour",
+                )
             plain = image.mode == "RGB" and image.format in PASSED_THROUGH
+            orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+            if orientation != UPRIGHT:  # most readers turn it, some do not: store it turned
+                return np.asarray(ImageOps.exif_transpose(image).convert("RGB")), False
             return np.asarray(image.convert("RGB")), plain
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise EpisodeRejected(

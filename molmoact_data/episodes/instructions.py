@@ -45,11 +45,12 @@ def frame_instructions(
 def text_columns(schema: pa.Schema) -> list[str]:
     """Names of the columns that may hold an instruction, best first."""
     return [
-        name
-        for name in TEXT_COLUMNS
-        if name in schema.names
-        and (
-            pa.types.is_string(schema.field(name).type)
-            or pa.types.is_large_string(schema.field(name).type)
-        )
+        name for name in TEXT_COLUMNS if name in schema.names and is_text(schema.field(name).type)
     ]
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """True for strings, categorical ones included."""
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)

@@ -21,7 +21,7 @@ from molmoact_data.episodes.base import (
 from molmoact_data.episodes.encoded_images import iter_image_batches
 from molmoact_data.episodes.instructions import frame_instructions, text_columns
 from molmoact_data.episodes.lerobot_metadata import LeRobotMetadata
-from molmoact_data.episodes.lerobot_rows import RaggedColumnError, RowReader, dense
+from molmoact_data.episodes.lerobot_rows import RaggedColumnError, RowReader, dense, numbers
 from molmoact_data.episodes.storage import Folder
 from molmoact_data.errors import EpisodeRejected, RejectReason, unknown_name
 from molmoact_data.video import VideoClip, iter_video
@@ -124,8 +124,8 @@ class LeRobotSource:
         timestamp_s: NDArray[np.float32],
         batch_size: int,
     ) -> Generator[CameraBatch, None, None]:
-        span = self.metadata.video_span(episode, camera.key)
         try:
+            span = self.metadata.video_span(episode, camera.key)
             held = self.folder.hold(span.path)  # every decoding thread opens the file
         except FileNotFoundError as error:
             raise EpisodeRejected(RejectReason.VIDEO_MISSING, f"no such file: {error}") from error
@@ -155,9 +155,11 @@ class LeRobotSource:
                 frame += 1
 
     def _image_cell(self, episode: int, key: str, frame: int, cell: Any) -> bytes:
-        """One image of a Parquet column: bare bytes, or a struct of bytes and path."""
+        """One image of a Parquet column: bare bytes or path, or a struct of both."""
         if isinstance(cell, bytes):
             return cell
+        if isinstance(cell, str):
+            return self._image_file(episode, key, cell)
         if isinstance(cell, dict) and cell.get("bytes"):
             return cell["bytes"]
         if isinstance(cell, dict) and cell.get("path"):
@@ -178,7 +180,8 @@ class LeRobotSource:
             raise EpisodeRejected(RejectReason.IMAGE_MISSING, f"no such file: {error}") from error
 
     def _instructions(self, episode: int, table: pa.Table, texts: Sequence[str]) -> tuple[str, ...]:
-        task_index = dense(table[TASK_INDEX]) if TASK_INDEX in table.column_names else None
+        has_index = TASK_INDEX in table.column_names
+        task_index = numbers(table, TASK_INDEX) if has_index else None
         if task_index is not None and task_index.dtype.kind == "f":  # nulls: no task there
             task_index = np.nan_to_num(task_index, nan=-1).astype(np.int64)
         return frame_instructions(
@@ -213,7 +216,7 @@ def _clock(table: pa.Table, fps: float) -> tuple[NDArray[np.int32], NDArray[np.f
     """Frame indices [T] and seconds from the start [T]; rows must be 0, 1, 2, ... in time."""
     counted = np.arange(len(table), dtype=np.int32)
     names = table.column_names
-    frame_index = dense(table[FRAME_INDEX]).reshape(-1) if FRAME_INDEX in names else counted
+    frame_index = numbers(table, FRAME_INDEX) if FRAME_INDEX in names else counted
     if not np.array_equal(frame_index, counted):
         row = int(np.flatnonzero(frame_index != counted)[0])
         raise EpisodeRejected(
@@ -221,7 +224,7 @@ def _clock(table: pa.Table, fps: float) -> tuple[NDArray[np.int32], NDArray[np.f
         )
     if TIMESTAMP not in names:
         return counted, (counted / fps).astype(np.float32)
-    timestamp_s = dense(table[TIMESTAMP]).reshape(-1).astype(np.float32)
+    timestamp_s = numbers(table, TIMESTAMP).astype(np.float32)
     late = np.flatnonzero(~(np.diff(timestamp_s) > 0))
     if len(late) or not np.isfinite(timestamp_s).all():
         row = int(late[0]) + 1 if len(late) else 0
@@ -240,7 +243,8 @@ def _vectors(
         values = dense(column)
     except (RaggedColumnError, TypeError) as error:
         raise EpisodeRejected(differs, f"{error}; the dataset has {dim}") from error
-    values = values.reshape(len(values), -1).astype(np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, and rejected below
+        values = values.reshape(len(values), -1).astype(np.float32)
     if values.shape[1] != dim:
         raise EpisodeRejected(differs, f"{values.shape[1]} values, the dataset has {dim}")
     bad = np.argwhere(~np.isfinite(values))

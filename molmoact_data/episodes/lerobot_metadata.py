@@ -6,9 +6,8 @@ v3.0: `meta/episodes/**.parquet`, `meta/tasks.parquet`, many episodes per Parque
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,19 +15,26 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from molmoact_data.episodes.base import CameraFeature
+from molmoact_data.episodes.instructions import is_text
+from molmoact_data.episodes.lerobot_info import (
+    declared_cameras,
+    integer,
+    json_lines,
+    path_template,
+    read_info,
+)
 from molmoact_data.episodes.storage import Folder
 from molmoact_data.errors import UserError
 
-SUPPORTED_VERSIONS = ("v2.0", "v2.1", "v3.0")
-INFO_FILE = "meta/info.json"
 _V2_DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 _V2_VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
 _V3_DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _V3_VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+_FILE, _SPAN = ("chunk_index", "file_index"), ("from_timestamp", "to_timestamp")
 
 
 @dataclass(frozen=True)
@@ -67,13 +73,13 @@ class LeRobotMetadata:
         return self.episodes["episode_index"].to_numpy()
 
     def data_file(self, episode_index: int) -> str:
-        """Relative path of the Parquet file with the episode's rows."""
+        """Relative path of the Parquet file with the episode's rows.
+
+        Raises `FileNotFoundError` where the metadata does not say, like `video_span`.
+        """
         if not self.is_v3:
             return self.data_path.format(**self._v2_names(episode_index))
-        return self.data_path.format(
-            chunk_index=self._value(episode_index, "data/chunk_index"),
-            file_index=self._value(episode_index, "data/file_index"),
-        )
+        return self.data_path.format(**self._v3_names(episode_index, "data"))
 
     def video_span(self, episode_index: int, key: str) -> VideoSpan:
         """Relative path and time span of the episode's video."""
@@ -81,27 +87,33 @@ class LeRobotMetadata:
             names = self._v2_names(episode_index)
             return VideoSpan(self.video_path.format(video_key=key, **names), 0.0, None)
         field = f"videos/{key}"
-        path = self.video_path.format(
-            video_key=key,
-            chunk_index=self._value(episode_index, f"{field}/chunk_index"),
-            file_index=self._value(episode_index, f"{field}/file_index"),
-        )
-        start = self._value(episode_index, f"{field}/from_timestamp")
-        return VideoSpan(path, start, self._value(episode_index, f"{field}/to_timestamp"))
+        names = self._v3_names(episode_index, field)
+        start, end = (self._value(episode_index, f"{field}/{name}") for name in _SPAN)
+        if start is None:
+            raise FileNotFoundError(f"the metadata has no {field}/{_SPAN[0]}")
+        return VideoSpan(self.video_path.format(video_key=key, **names), start, end)
 
     def episode_tasks(self, episode_index: int) -> tuple[str, ...]:
         """Task texts that the episode's own metadata lists, without blanks."""
-        if "tasks" not in self.episodes.column_names:
-            return ()
         texts = self._value(episode_index, "tasks") or ()
         texts = (texts,) if isinstance(texts, str) else texts
         return tuple(text for text in texts if isinstance(text, str) and text.strip())
 
     def _v2_names(self, episode_index: int) -> dict[str, int]:
-        chunk = episode_index // int(self.info.get("chunks_size") or 1000)
+        chunk = episode_index // (int(self.info.get("chunks_size") or 0) or 1000)
         return {"episode_chunk": chunk, "episode_index": episode_index}
 
+    def _v3_names(self, episode_index: int, field: str) -> dict[str, int]:
+        names = {name: self._value(episode_index, f"{field}/{name}") for name in _FILE}
+        for name, value in names.items():
+            if value is None:
+                raise FileNotFoundError(f"the metadata has no {field}/{name}")
+        return names
+
     def _value(self, episode_index: int, column: str) -> Any:
+        """None where the column is missing or null."""
+        if column not in self.episodes.column_names:
+            return None
         row = int(np.searchsorted(self.episode_index, episode_index))
         return self.episodes[column][row].as_py()
 
@@ -110,77 +122,34 @@ def read_metadata(folder: Folder) -> LeRobotMetadata:
     """Read and check `meta/`. Raises `UserError` where it is not metadata that we know."""
     info = read_info(folder)
     version = info["codebase_version"]
-    if version == "v3.0":
-        episodes, data_path, video_path = _v3_episodes(folder), _V3_DATA_PATH, _V3_VIDEO_PATH
-    else:
-        data_path = info.get("data_path") or _V2_DATA_PATH
-        episodes, video_path = _v2_episodes(folder, data_path), _V2_VIDEO_PATH
+    is_v3 = version == "v3.0"
+    data_path = path_template(folder, info, "data_path", _V3_DATA_PATH if is_v3 else _V2_DATA_PATH)
+    video_path = path_template(
+        folder, info, "video_path", _V3_VIDEO_PATH if is_v3 else _V2_VIDEO_PATH
+    )
+    episodes = _v3_episodes(folder, info) if is_v3 else _v2_episodes(folder, data_path)
     if not len(episodes):
         raise UserError(f"dataset {folder.name!r} has no episodes: neither metadata nor rows")
     return LeRobotMetadata(
         version=version,
         info=info,
-        tasks=_v3_tasks(folder) if version == "v3.0" else _v2_tasks(folder),
+        tasks=_v3_tasks(folder) if is_v3 else _v2_tasks(folder),
         episodes=episodes.sort_by("episode_index"),
-        data_path=info.get("data_path") or data_path,
-        video_path=info.get("video_path") or video_path,
+        data_path=data_path,
+        video_path=video_path,
     )
-
-
-def read_info(folder: Folder) -> dict[str, Any]:
-    """`meta/info.json`, with the keys everything else needs."""
-    info = _json_object(folder.fetch(INFO_FILE))
-    for key in ("codebase_version", "features"):
-        if key not in info:
-            raise UserError(f"{INFO_FILE} of {folder.name!r} has no {key!r}: not a LeRobot dataset")
-    version = str(info["codebase_version"])
-    info["codebase_version"] = version if version.startswith("v") else f"v{version}"
-    if info["codebase_version"] not in SUPPORTED_VERSIONS:
-        raise UserError(
-            f"dataset {folder.name!r} is LeRobot {version}; {', '.join(SUPPORTED_VERSIONS)} can be read. "
-            "LeRobot's own converters bring older datasets up"
-        )
-    return info
-
-
-def declared_cameras(features: Mapping[str, Any]) -> tuple[CameraFeature, ...]:
-    """Image and video features, recorded depth included, in declared order."""
-    return tuple(
-        CameraFeature(key, *_height_width(feature), feature["dtype"], _is_depth(key, feature))
-        for key, feature in features.items()
-        if feature.get("dtype") in ("video", "image")
-    )
-
-
-def _height_width(feature: Mapping[str, Any]) -> tuple[int, int]:
-    """Shapes are written as HWC or CHW; the channel axis is named, or is the short one."""
-    shape = [int(n) for n in feature.get("shape") or (0, 0, 0)]
-    names = [str(n).lower() for n in feature.get("names") or ()]
-    if len(names) == len(shape) == 3 and {"height", "width"} <= set(names):
-        return shape[names.index("height")], shape[names.index("width")]
-    if len(shape) == 2:
-        return shape[0], shape[1]
-    return (shape[1], shape[2]) if shape[0] <= 4 else (shape[0], shape[1])
-
-
-def _is_depth(key: str, feature: Mapping[str, Any]) -> bool:
-    info = feature.get("info") or feature.get("video_info") or {}
-    flags = [info.get(name) for name in ("video.is_depth_map", "is_depth_map")]
-    return True in flags or "depth" in re.split(r"[^a-z]+", key.lower())
 
 
 def _v2_episodes(folder: Folder, data_path: str) -> pa.Table:
     """Declared episodes, and those that only have a Parquet file: rows count more than metadata."""
-    rows = _json_lines(folder, "meta/episodes.jsonl")
     declared: dict[int, tuple[int, list[str]]] = {}
-    for row in rows:
-        tasks = row.get("tasks") or []
-        texts = [tasks] if isinstance(tasks, str) else [t for t in tasks if isinstance(t, str)]
-        declared.setdefault(int(row["episode_index"]), (int(row.get("length") or 0), texts))
+    for where, row in json_lines(folder, "meta/episodes.jsonl"):
+        length = integer(row, "length", where) if row.get("length") is not None else 0
+        declared.setdefault(integer(row, "episode_index", where), (length, _texts(row)))
     for path in folder.listing(data_path.partition("/")[0], ".parquet"):
         number = re.search(r"(\d+)\.parquet$", path)
         if number and int(number[1]) not in declared:
-            declared[int(number[1])] = (pq.read_metadata(folder.fetch(path)).num_rows, [])
+            declared[int(number[1])] = (_num_rows(folder.fetch(path)), [])
     return pa.table(
         {
             "episode_index": pa.array(declared, pa.int64()),
@@ -190,12 +159,26 @@ def _v2_episodes(folder: Folder, data_path: str) -> pa.Table:
     )
 
 
+def _texts(row: Mapping[str, Any]) -> list[str]:
+    tasks = row.get("tasks")
+    listed = tasks if isinstance(tasks, list) else [tasks]
+    return [text for text in listed if isinstance(text, str)]
+
+
+def _num_rows(path: Path) -> int:
+    """0 where the file is damaged: its episode is rejected, by name, when its turn comes."""
+    try:
+        return pq.read_metadata(path).num_rows
+    except (pa.ArrowInvalid, OSError):
+        return 0
+
+
 def _v2_tasks(folder: Folder) -> dict[int, str]:
-    rows = _json_lines(folder, "meta/tasks.jsonl")
-    return {int(row["task_index"]): str(row.get("task") or "") for row in rows}
+    rows = json_lines(folder, "meta/tasks.jsonl")
+    return {integer(row, "task_index", where): str(row.get("task") or "") for where, row in rows}
 
 
-def _v3_episodes(folder: Folder) -> pa.Table:
+def _v3_episodes(folder: Folder, info: Mapping[str, Any]) -> pa.Table:
     paths = folder.listing("meta/episodes", ".parquet")
     if not paths:
         raise UserError(
@@ -203,7 +186,40 @@ def _v3_episodes(folder: Folder) -> pa.Table:
             "where each episode's rows and frames are"
         )
     tables = [_without_statistics(folder.fetch(path)) for path in paths]
-    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    where = f"meta/episodes of {folder.name!r}"
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    except pa.ArrowException as error:
+        raise UserError(f"the files of {where} do not fit together: {error}") from error
+    return _typed_episodes(table, where, [c.key for c in declared_cameras(info["features"])])
+
+
+def _typed_episodes(table: pa.Table, where: str, cameras: Sequence[str]) -> pa.Table:
+    """Whole numbers and seconds in the types that the lookups rely on; every episode once."""
+    types = {"episode_index": pa.int64(), "length": pa.int64()}
+    types |= {f"data/{name}": pa.int64() for name in _FILE}
+    for name in types:
+        if name not in table.column_names:
+            raise UserError(f"{where} has no column {name!r}, has {table.column_names}")
+    types |= {f"videos/{key}/{name}": pa.int64() for key in cameras for name in _FILE}
+    types |= {f"videos/{key}/{name}": pa.float64() for key in cameras for name in _SPAN}
+    for name, kind in types.items():
+        if name in table.column_names:
+            column = _cast(table[name], kind, f"{where}, column {name!r},")
+            table = table.set_column(table.column_names.index(name), name, column)
+    counts = pc.value_counts(table["episode_index"]).to_pylist()
+    wrong = [c["values"] for c in counts if c["values"] is None or c["counts"] > 1]
+    if wrong:
+        what = "an episode without a number" if wrong[0] is None else f"episode {wrong[0]} twice"
+        raise UserError(f"{where} lists {what}; each must be there once, with its number")
+    return table
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType, where: str) -> pa.ChunkedArray:
+    try:
+        return column.cast(kind)
+    except pa.ArrowException as error:
+        raise UserError(f"{where} must be {kind}, is {column.type}: {error}") from error
 
 
 def _without_statistics(path: Path) -> pa.Table:
@@ -217,17 +233,16 @@ def _v3_tasks(folder: Folder) -> dict[int, str]:
         return {}
     path = folder.fetch("meta/tasks.parquet")
     schema = _parquet_schema(path)
-    texts = [
-        f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
-    ]
+    texts = [field.name for field in schema if is_text(field.type)]
     if "task_index" not in schema.names or not texts:
         raise UserError(
             f"{path.name} of {folder.name!r} needs `task_index` and a text column, has {schema.names}"
         )
     text = next((n for n in ("task", "__index_level_0__") if n in texts), texts[0])
     table = pq.read_table(path, columns=["task_index", text])
-    indices, tasks = table["task_index"].to_pylist(), table[text].to_pylist()
-    return {int(i): task or "" for i, task in zip(indices, tasks, strict=True)}
+    column = _cast(table["task_index"], pa.int64(), f"{path.name} of {folder.name!r}, task_index")
+    rows = zip(column.to_pylist(), table[text].to_pylist(), strict=True)
+    return {index: task or "" for index, task in rows if index is not None}
 
 
 def _parquet_schema(path: Path) -> pa.Schema:
@@ -235,31 +250,3 @@ def _parquet_schema(path: Path) -> pa.Schema:
         return pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"metadata file {path} cannot be read as Parquet: {error}") from error
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"metadata file {path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"metadata file {path} must hold one JSON object")
-    return content
-
-
-def _json_lines(folder: Folder, path: str) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; none where the file does not exist."""
-    if not folder.exists(path):
-        return []
-    rows = []
-    lines = folder.fetch(path).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(
-                f"{path} of {folder.name!r}, line {number} is not JSON: {error}"
-            ) from error
-    return rows

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from molmoact_data.episodes.base import CameraFeature, EpisodeRef, SourceInfo
 from molmoact_data.episodes.lerobot import TIMESTAMP, LeRobotSource
-from molmoact_data.episodes.lerobot_metadata import (
-    LeRobotMetadata,
-    declared_cameras,
-    read_metadata,
-)
+from molmoact_data.episodes.lerobot_info import declared_cameras
+from molmoact_data.episodes.lerobot_metadata import LeRobotMetadata, read_metadata
 from molmoact_data.episodes.lerobot_rows import (
     EPISODE_INDEX,
     RaggedColumnError,
     RowReader,
     dense,
     is_numeric,
+    numbers,
 )
 from molmoact_data.episodes.storage import Folder, HubFolder
 from molmoact_data.errors import EpisodeRejected, UserError
@@ -120,6 +119,15 @@ class _Probe:
             )
         return cls(schemas, tables, reader.folder.name)
 
+    def steps_s(self) -> NDArray[np.float64]:
+        """Seconds from row to row, of all probed episodes; what is no number is left out."""
+        found = [np.empty(0)]
+        for table in self.tables:
+            with suppress(EpisodeRejected):
+                found.append(np.diff(numbers(table, TIMESTAMP).astype(np.float64)))
+        steps = np.concatenate(found)
+        return steps[np.isfinite(steps)]
+
     def widths(self, column: str) -> list[int]:
         """Values per row in each probed episode where they are uniform."""
         found = []
@@ -155,24 +163,24 @@ def _present_cameras(
     present: list[CameraFeature] = []
     missing: list[CameraFeature] = []
     for camera in declared_cameras(metadata.features):
-        paths: Iterable[str] = ()
-        if camera.storage == "video":
-            episodes = metadata.episode_index.tolist()
-            paths = (metadata.video_span(e, camera.key).path for e in episodes)
-        found = camera.storage == "image" or any(folder.exists(p) for p in paths)
+        found = camera.storage == "image" or _has_a_file(folder, metadata, camera.key)
         (present if found else missing).append(camera)
     return tuple(present), tuple(camera.key for camera in missing)
+
+
+def _has_a_file(folder: Folder, metadata: LeRobotMetadata, key: str) -> bool:
+    for episode in metadata.episode_index.tolist():
+        with suppress(FileNotFoundError):  # no place of it in the metadata
+            if folder.exists(metadata.video_span(episode, key).path):
+                return True
+    return False
 
 
 def _fps(metadata: LeRobotMetadata, probe: _Probe) -> tuple[float, list[str]]:
     """Frames per second by the rows' clock where that disagrees with the metadata."""
     declared = metadata.info.get("fps")
-    steps = [
-        np.diff(dense(t[TIMESTAMP]).reshape(-1).astype(np.float64))
-        for t in probe.tables
-        if TIMESTAMP in t.column_names
-    ]
-    step = float(np.median(np.concatenate(steps))) if steps and len(np.concatenate(steps)) else 0.0
+    steps = probe.steps_s()
+    step = float(np.median(steps)) if len(steps) else 0.0
     if step <= 0 and not declared:
         raise UserError(
             "neither meta/info.json nor the rows' timestamps tell the frame rate (`fps`)"
@@ -180,7 +188,7 @@ def _fps(metadata: LeRobotMetadata, probe: _Probe) -> tuple[float, list[str]]:
     if step <= 0 or (declared and abs(float(declared) * step - 1) <= FPS_TOLERANCE):
         return float(declared or 0), []
     measured = round(1 / step, 3)
-    return measured, [f"metadata says {declared} fps, the rows' clock runs at {measured:g}"]
+    return measured, [f"metadata says {declared:g} fps, the rows' clock runs at {measured:g}"]
 
 
 def _dimension(metadata: LeRobotMetadata, probe: _Probe, column: str) -> tuple[int, list[str]]:
@@ -228,11 +236,11 @@ def _count_warnings(
     if counted is None:
         return warnings
     index = metadata.episode_index.tolist()
-    differ = [(i, int(n)) for i, n in zip(index, lengths, strict=True) if counted.get(i, n) != n]
+    differ = [(i, n) for i, n in zip(index, lengths, strict=True) if counted.get(i, n) != n]
     if differ:
         first, length = differ[0]
         warnings.append(
-            f"{len(differ)} episode lengths are wrong, first: episode {first} declares {length} "
+            f"{len(differ)} episode lengths are wrong, first: episode {first} declares {length:g} "
             f"frames and has {counted[first]} rows"
         )
     if unknown := sorted(set(counted) - set(index)):
@@ -264,6 +272,8 @@ def _v3_rows_per_episode(folder: Folder, paths: list[str]) -> dict[int, int]:
         if footer is None or EPISODE_INDEX not in footer.schema.to_arrow_schema().names:
             continue
         column = pq.read_table(folder.fetch(path), columns=[EPISODE_INDEX])[EPISODE_INDEX]
+        if not pa.types.is_integer(column.type):
+            continue  # its episodes are rejected when they are read
         for entry in pc.value_counts(column).to_pylist():
             counted[entry["values"]] = counted.get(entry["values"], 0) + entry["counts"]
     return counted

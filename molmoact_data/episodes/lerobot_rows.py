@@ -83,9 +83,8 @@ class RowReader:
                     yield rows[column].combine_chunks()
 
     def _open(self, episode_index: int) -> tuple[Path, pq.FileMetaData, pa.Schema]:
-        relative = self.metadata.data_file(episode_index)
         try:
-            path = self.folder.fetch(relative)
+            path = self.folder.fetch(self.metadata.data_file(episode_index))
         except FileNotFoundError as error:
             raise EpisodeRejected(RejectReason.ROWS_MISSING, f"no such file: {error}") from error
         if self._footer is None or self._footer[0] != path:
@@ -126,6 +125,22 @@ def dense(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
     return array.to_numpy(zero_copy_only=False)
 
 
+def numbers(table: pa.Table, name: str) -> NDArray[Any]:
+    """A column of one number per row as [T], however it is wrapped. Raises `EpisodeRejected`."""
+    if name not in table.column_names:
+        raise EpisodeRejected(RejectReason.COLUMN_MISSING, f"no column {name!r}")
+    try:
+        values = dense(table[name])
+    except (RaggedColumnError, TypeError) as error:
+        raise EpisodeRejected(RejectReason.ROWS_UNREADABLE, f"column {name!r}: {error}") from error
+    if values.size != len(table):
+        raise EpisodeRejected(
+            RejectReason.ROWS_UNREADABLE,
+            f"column {name!r} has {values.size} numbers in {len(table)} rows",
+        )
+    return values.reshape(-1)
+
+
 def is_numeric(kind: pa.DataType) -> bool:
     """True for numbers and nested lists of numbers: what `dense` can take."""
     if isinstance(kind, pa.ExtensionType):
@@ -160,6 +175,11 @@ def _row_groups(footer: pq.FileMetaData, schema: pa.Schema, episode_index: int) 
     if EPISODE_INDEX not in schema.names:
         raise EpisodeRejected(
             RejectReason.COLUMN_MISSING, f"no column {EPISODE_INDEX!r} in a file shared by episodes"
+        )
+    if not pa.types.is_integer(schema.field(EPISODE_INDEX).type):
+        kind = schema.field(EPISODE_INDEX).type
+        raise EpisodeRejected(
+            RejectReason.ROWS_UNREADABLE, f"column {EPISODE_INDEX!r} is {kind}, not whole numbers"
         )
     leaves = [footer.schema.column(i).path for i in range(footer.num_columns)]
     leaf = leaves.index(EPISODE_INDEX)
