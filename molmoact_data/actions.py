@@ -242,7 +242,6 @@ class GripperObservation:
     dimension: int
     low: float
     high: float
-    distinct_values: int
     words: str
 
 
@@ -262,7 +261,6 @@ def observe_gripper(action_ND: NDArray[np.floating], dimension: int = -1) -> Gri
         dimension=int(np.arange(action_ND.shape[1])[dimension]),
         low=low,
         high=high,
-        distinct_values=len(distinct),
         words=words,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from molmoact_data.episodes.base import CameraFeature, SourceInfo
+from molmoact_data.episodes.base import SourceInfo
 from molmoact_data.errors import UserError, unknown_name
 
 PRIMARY = "primary"
@@ -93,8 +93,3 @@ def _missing_message(info: SourceInfo, keys: Sequence[str]) -> str:
         "video files exists. Fetch them (for Git: `git lfs pull`; for the Hub: download videos/ too) "
         "or choose another camera"
     )
-
-
-def cameras_by_key(info: SourceInfo) -> dict[str, CameraFeature]:
-    """The dataset's cameras, depth included, by key."""
-    return {camera.key: camera for camera in info.cameras}

@@ -83,6 +83,28 @@ def render(storage: Storage, manifest: Mapping[str, Any] | None = None) -> str:
 
 
 def _header(manifest: Mapping[str, Any]) -> str:
+    dataset = manifest["dataset"]
+    numbers = "".join(
+        f'<div class="card"><div class="number">{n}</div><div class="label">{escape(text)}</div></div>'
+        for n, text in _cards(manifest)
+    )
+    facts = {
+        "revision": dataset["revision"][:19],
+        "format": dataset["format"],
+        "robot": dataset["robot_type"] or "not named",
+        "labelled camera": next(iter(manifest["cameras"].items()))[1],
+        "schema": manifest["schema_version"],
+    }
+    meta = "".join(f"<span>{escape(k)} <b>{escape(str(v))}</b></span>" for k, v in facts.items())
+    return (
+        '<header><div class="eyebrow">Label report</div>'
+        f'<h1>{escape(dataset["name"])}</h1><div class="meta">{meta}</div>'
+        f'<div class="cards">{numbers}</div></header>'
+    )
+
+
+def _cards(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The first numbers of the page, as HTML, each with its words."""
     dataset, counts, quality = manifest["dataset"], manifest["counts"], manifest["quality"]
     frames = counts["frames"]
     cards = [
@@ -103,23 +125,7 @@ def _header(manifest: Mapping[str, Any]) -> str:
         used = f"{quality['codes_used']} <small>of {quality['codebook_size']}</small>"
         cards.append((used, "depth codes used"))
     cards.append((f"{counts['rejected_episodes']:,}", "rejected episodes"))
-    numbers = "".join(
-        f'<div class="card"><div class="number">{n}</div><div class="label">{escape(text)}</div></div>'
-        for n, text in cards
-    )
-    facts = {
-        "revision": dataset["revision"][:19],
-        "format": dataset["format"],
-        "robot": dataset["robot_type"] or "not named",
-        "labelled camera": next(iter(manifest["cameras"].items()))[1],
-        "schema": manifest["schema_version"],
-    }
-    meta = "".join(f"<span>{escape(k)} <b>{escape(str(v))}</b></span>" for k, v in facts.items())
-    return (
-        '<header><div class="eyebrow">Label report</div>'
-        f'<h1>{escape(dataset["name"])}</h1><div class="meta">{meta}</div>'
-        f'<div class="cards">{numbers}</div></header>'
-    )
+    return cards
 
 
 def _findings(data: ReportData) -> str:
@@ -142,28 +148,6 @@ def _coverage(data: ReportData, sums: QualitySums, heat: str) -> str:
         f'<i style="background:var(--c{css[1:]})"></i>{escape(name.replace("_", " "))} {percent(share)}</span>'
         for name, share, css in shares
     )
-    rows = [
-        ("pointer found the gripper", quality["point_coverage"]),
-        ("found points that the filter removed", quality["filtered_share"]),
-        ("steps that jump, before the filter", quality["jump_rate"]),
-        ("moving steps that reverse, before the filter", quality["reversal_rate"]),
-        ("tracked points that agree both ways", quality["forward_backward_agreement"]),
-    ]
-    table = "".join(
-        f"<tr><td>{escape(name)}</td><td>{percent(value)}</td></tr>"
-        for name, value in rows
-        if value is not None
-    )
-    lengths = bar_chart(
-        sums.trace_lengths,
-        title="Traces by their number of points",
-        height=190,
-        text=16,
-        names=[f"{n} points: {count:,}" for n, count in enumerate(sums.trace_lengths)],
-        ticks=[
-            ((n + 0.5) / len(sums.trace_lengths), str(n)) for n in range(len(sums.trace_lengths))
-        ],
-    )
     chart = stacked_bar(shares, title="Share of frames with a trace, and why not")
     return section(
         "Coverage",
@@ -171,8 +155,35 @@ def _coverage(data: ReportData, sums: QualitySums, heat: str) -> str:
         "and says why.",
         f'<div class="card stack">{chart}<div class="legend">{legend}</div></div>'
         '<div class="two" style="margin-top:14px">'
-        f'<div class="card scroll"><h3>The pointer</h3><table>{table}</table>'
-        f'<h3 style="margin-top:22px">Points per trace</h3>{lengths}</div>{heat}</div>',
+        f'<div class="card scroll"><h3>The pointer</h3><table>{_pointer_rows(quality)}</table>'
+        f'<h3 style="margin-top:22px">Points per trace</h3>{_trace_lengths(sums.trace_lengths)}</div>{heat}</div>',
+    )
+
+
+def _pointer_rows(quality: Mapping[str, Any]) -> str:
+    rows = [
+        ("pointer found the gripper", quality["point_coverage"]),
+        ("found points that the filter removed", quality["filtered_share"]),
+        ("steps that jump, before the filter", quality["jump_rate"]),
+        ("moving steps that reverse, before the filter", quality["reversal_rate"]),
+        ("tracked points that agree both ways", quality["forward_backward_agreement"]),
+    ]
+    return "".join(
+        f"<tr><td>{escape(name)}</td><td>{percent(value)}</td></tr>"
+        for name, value in rows
+        if value is not None
+    )
+
+
+def _trace_lengths(counts: Sequence[int]) -> str:
+    """`counts[n]` = traces of n points."""
+    return bar_chart(
+        counts,
+        title="Traces by their number of points",
+        height=190,
+        text=16,
+        names=[f"{n} points: {count:,}" for n, count in enumerate(counts)],
+        ticks=[((n + 0.5) / len(counts), str(n)) for n in range(len(counts))],
     )
 
 

@@ -298,22 +298,6 @@ def load_checkpoint(
     return state
 
 
-def load_weights_only(folder: Path) -> dict[str, torch.Tensor]:
-    """Whole weights of a checkpoint on the CPU by their own names, without a model or other processes."""
-    from torch.distributed.checkpoint import FileSystemReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-
-    verify_checkpoint(folder)
-    metadata = FileSystemReader(folder / STATE_DIR).read_metadata().state_dict_metadata
-    wanted: dict[str, Any] = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in metadata.items()
-        if name.startswith("model.") and isinstance(entry, TensorStorageMetadata)
-    }
-    dcp.load(wanted, checkpoint_id=folder / STATE_DIR, no_dist=True)
-    return {name.removeprefix("model."): tensor for name, tensor in wanted.items()}
-
-
 def _crc32(path: Path) -> int:
     value = 0
     with path.open("rb") as file:

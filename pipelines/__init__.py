@@ -1,1 +1,1 @@
-"""Apache Beam pipelines: the only package that imports Beam, and only in `transforms` and `runners`."""
+"""Apache Beam pipelines: the only package that imports Beam; at import, only `transforms` does."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from saved_weights import saved_weights
 from torch import nn
 
 from molmoact_data.errors import UserError
@@ -17,7 +18,6 @@ from molmoact_train.checkpoint import (
     claim_run,
     complete_checkpoints,
     load_checkpoint,
-    load_weights_only,
     save_checkpoint,
     verify_checkpoint,
 )
@@ -70,7 +70,7 @@ def test_weights_moments_and_position_come_back(tmp_path: Path) -> None:
 
 def test_weights_can_be_read_without_a_model(tmp_path: Path) -> None:
     net = save(tmp_path, 1)
-    found = load_weights_only(complete_checkpoints(tmp_path)[0])
+    found = saved_weights(complete_checkpoints(tmp_path)[0])
     assert set(found) == set(net.state_dict())
     assert all(torch.equal(found[k], v) for k, v in net.state_dict().items())
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from saved_weights import saved_weights
 
 from molmoact_data.errors import UserError
 from molmoact_train import train as loop
@@ -82,9 +83,7 @@ def test_a_run_leaves_everything_it_promises(base: Path, whole_run: Path) -> Non
 
 def test_the_final_export_is_the_trained_model(base: Path, whole_run: Path) -> None:
     """The independent answer is the checkpoint, read without the model."""
-    from molmoact_train.checkpoint import load_weights_only
-
-    weights = load_weights_only(whole_run / "step00000006")
+    weights = saved_weights(whole_run / "step00000006")
     exported = load_file(whole_run / "final" / "model.safetensors")
     start = load_file(base / "checkpoint" / "model.safetensors")
     assert set(exported) == set(weights) == set(start)

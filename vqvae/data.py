@@ -132,11 +132,6 @@ class DepthSet:
         """Names, sorted."""
         return tuple(sorted({dataset for dataset, _ in self.keys}))
 
-    def indices_of(self, dataset: str) -> NDArray[np.int64]:
-        """The maps of one dataset."""
-        mine = np.array([d == dataset for d, _ in self.keys])
-        return np.flatnonzero(mine[self.episode_N])
-
     def split(self, hold_out_fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Indices (training, held out). Whole episodes are held out, chosen by a hash of their key, so
         that the choice survives new episodes; of a single episode, the last frames."""

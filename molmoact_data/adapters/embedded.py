@@ -1,7 +1,7 @@
 """The teachers that ship inside the package: small networks trained on rendered table-top scenes.
 
 For the demo, for tests and for a first look without network. They know one simulated robot; on real
-video their output is not a label. `RENDERED_SCENES_ONLY` is the sentence a caller shows.
+video their output is not a label.
 """
 
 from __future__ import annotations
@@ -21,10 +21,6 @@ from molmoact_data.adapters.embedded_networks import DepthNetwork, PointerNetwor
 from molmoact_data.device import pick_device
 from molmoact_data.pointing import GripperPoints
 
-RENDERED_SCENES_ONLY = (
-    "the embedded teachers were trained on rendered table-top scenes only; on anything else their "
-    "depth and points are not labels. Use depth-anything-v2 and molmo for real data."
-)
 ZOOM = 0.5
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 DEPTH_WEIGHTS = WEIGHTS_DIR / "embedded_depth.safetensors"

@@ -34,10 +34,6 @@ class Task:
     turn_rad: float = 0.0
     """`turn` only: seen from above, positive is to the left."""
 
-    @property
-    def has_target(self) -> bool:
-        return self.family not in ("lift", "turn")
-
 
 def sample_task(rng: np.random.Generator, split: Split, family: Family | None = None) -> Task:
     family = family or FAMILIES[int(rng.integers(len(FAMILIES)))]
