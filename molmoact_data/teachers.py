@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from molmoact_data.depth import DepthEstimator, DepthTokenizer
+from molmoact_data.episodes import SourceInfo
+from molmoact_data.errors import unknown_name
 from molmoact_data.pointing import ColumnPointer, GripperPointer
 
 
@@ -24,3 +26,9 @@ class Teachers:
             "gripper_pointer": self.pointer,
         }
         return {role: teacher.describe() for role, teacher in roles.items() if teacher is not None}
+
+    def check_source(self, info: SourceInfo) -> None:
+        """Raises `UserError` where a pointer reads a column that the dataset does not have."""
+        for name in self.pointer.columns if isinstance(self.pointer, ColumnPointer) else ():
+            if name not in info.columns:
+                raise unknown_name("column for the gripper pointer", name, info.columns)

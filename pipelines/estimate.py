@@ -50,6 +50,7 @@ def estimate(config: PreprocessConfig) -> Estimate:
     cameras = announced_cameras(config, source)
     warn_about_embedded(config.labels, source)
     teachers = load_teachers(config.labels, config.device)
+    teachers.check_source(source.info)
     job = make_job(config, source, cameras, teachers, None)
     seconds, num_bytes, measured = _label_one_batch(job, episodes[0], source, teachers)
     frames = sum(ref.num_frames for ref in episodes)

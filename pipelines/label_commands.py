@@ -101,8 +101,9 @@ def evaluate_labels(
     source = open_source(dataset_path)
     chosen = select_episodes(episodes, source.episodes)
     check_truth(source, settings.truth, with_depth=labels.depth != NONE)
-    prepare_folder(output_path, overwrite=overwrite)
     teachers = load_teachers(labels, device)
+    teachers.check_source(source.info)
+    prepare_folder(output_path, overwrite=overwrite)
     for result in evaluate_labels(source, chosen, teachers, settings):
         say(f"{result.episodes} of {len(chosen)} episodes, {result.frames} frames")
     write_results(output_path, result)

@@ -116,6 +116,7 @@ def preprocess(config: PreprocessConfig, *, resume: bool, overwrite: bool) -> Su
     teachers = load_teachers(
         config.labels, config.device
     )  # what is missing is missed before any work
+    teachers.check_source(source.info)
     state.claim_output(output, resume=resume, overwrite=overwrite)
     output.remove_temporary_files()
     statistics = statistics_for(config, source, output)

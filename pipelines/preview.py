@@ -53,6 +53,7 @@ def preview(config: PreprocessConfig, *, frames: int, columns: int = 2) -> Previ
     source = open_source(config.dataset_path, revision=config.revision)
     cameras = announced_cameras(config, source)
     teachers = load_teachers(config.labels, config.device)
+    teachers.check_source(source.info)
     tiles: list[Rgb] = []
     rejected: dict[int, str] = {}
     found = 0

@@ -12,6 +12,7 @@ DEMO = str(ROOT / "examples/demo_dataset")
 CODEBOOK = str(ROOT / "molmoact_data/adapters/weights/embedded_vqvae.safetensors")
 
 PREPROCESS = f"preprocess --dataset-path {DEMO} --output-path out --depth none --pointer none"
+COLUMN = "--pointer column --pointer-column observation.griper_pixel"
 QUALITY = f"evaluate-labels --dataset-path {DEMO} --output-path out"
 TRAIN = "train --stage debug --checkpoint c --data d --save-folder out"
 CODEBOOK_RUN = "vqvae train --output-path out --preset debug"
@@ -24,6 +25,10 @@ NEAREST = {
     f"{PREPROCESS} --depth-encoder vit --depth depth-anything-v2 --vqvae embedded": "vits",
     f"{PREPROCESS} --pointer colunm": "column",
     f"{PREPROCESS} --pointer-units pixel": "pixels",
+    f"{PREPROCESS} {COLUMN}": "observation.gripper_pixel",
+    f"{PREPROCESS} {COLUMN} --dry-run": "observation.gripper_pixel",
+    f"preview --dataset-path {DEMO} --output-path s.png --depth none {COLUMN}": "observation.gripper_pixel",
+    f"{QUALITY} --depth none {COLUMN}": "observation.gripper_pixel",
     f"{PREPROCESS} --depth-recipe refrence": "reference",
     f"{PREPROCESS} --gripper 6=invrt": "invert",
     f"{PREPROCESS} --camera primary=observation.images.frnt": "observation.images.front",
