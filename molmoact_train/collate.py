@@ -150,7 +150,7 @@ def step_batches(
     """The batches of `steps` (0-based). Workers decode ahead; what they yield depends on positions alone."""
     share = global_batch_size // world_size
     loader = DataLoader(
-        data,  # type: ignore[arg-type]
+        data,
         sampler=_Positions(steps, global_batch_size, rank, world_size),
         batch_size=1,
         collate_fn=_single,

@@ -1,7 +1,7 @@
 """`molmoact preprocess`: demonstrations in, Action Reasoning shards out.
 
-Statistics first, then shards, each stage a small Beam graph; the manifest is written last and means
-that the output is complete.
+Statistics first, then shards: a plain loop where one local process does it all, else a small Beam graph.
+The manifest is written last and means that the output is complete.
 """
 
 from __future__ import annotations
@@ -113,9 +113,8 @@ def preprocess(config: PreprocessConfig, *, resume: bool, overwrite: bool) -> Su
     episodes = chosen_episodes(config, source)
     cameras = announced_cameras(config, source)
     warn_about_embedded(config.labels, source)
-    teachers = load_teachers(
-        config.labels, config.device
-    )  # what is missing is missed before any work
+    # Here too, although workers load their own: what is missing is missed before any work.
+    teachers = load_teachers(config.labels, config.device)
     teachers.check_source(source.info)
     state.claim_output(output, resume=resume, overwrite=overwrite)
     output.remove_temporary_files()

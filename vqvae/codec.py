@@ -136,7 +136,7 @@ def range_errors(model: VQVAE, recipe: Recipe) -> dict[str, float]:
     errors = {}
     with exact_inference():
         for name in ("signed", "unit"):
-            tried = dataclasses.replace(recipe, range=name)  # type: ignore[arg-type]
+            tried = dataclasses.replace(recipe, range=name)
             x = torch.from_numpy(to_encoder_range(depth_u8[:, None], tried)).to(device)
             out = model.decode(model.encode(x)).cpu().numpy()
             error = from_encoder_range(out, tried)[:, 0] - depth_u8.astype(np.float32) / 255

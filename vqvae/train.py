@@ -96,7 +96,7 @@ class Trainer:
         self.config, self.world = config, world
         learner = Learner(config.geometry, config.quantizer, distributed=world.size > 1)
         # channels-last: twice as fast on a CPU, and what tensor cores want.
-        self.learner = learner.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.learner = learner.to(world.device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(
             self.learner.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
