@@ -23,6 +23,7 @@ import errno
 import json
 import re
 import shutil
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -167,7 +168,8 @@ def save_checkpoint(
     with save_guard(run, final, temporary, world):
         tensors = _state_dict(model, optimizer, only_trained=config.lora)
         _check_space(run, tensors)
-        dcp.save(tensors, checkpoint_id=temporary / STATE_DIR, no_dist=not world.is_sharded)
+        with no_remarks():
+            dcp.save(tensors, checkpoint_id=temporary / STATE_DIR, no_dist=not world.is_sharded)
         if world.is_main:
             _write_beside(temporary, state, config, statistics)
     if world.is_main:
@@ -176,6 +178,15 @@ def save_checkpoint(
         _forget_old(run, config.keep)
     world.barrier()
     return final
+
+
+@contextmanager
+def no_remarks() -> Iterator[None]:
+    """Silences what torch.distributed.checkpoint says of one process and of its own storage classes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
+        yield
 
 
 @contextmanager
@@ -291,7 +302,8 @@ def load_checkpoint(
     world.barrier()
     state = load_trainer_state(folder)
     tensors = _state_dict(model, optimizer, only_trained=config.lora)
-    dcp.load(tensors, checkpoint_id=folder / STATE_DIR, no_dist=not world.is_sharded)
+    with no_remarks():
+        dcp.load(tensors, checkpoint_id=folder / STATE_DIR, no_dist=not world.is_sharded)
     options = StateDictOptions(strict=not config.lora, ignore_frozen_params=config.lora)
     set_model_state_dict(model, tensors["model"], options=options)
     set_optimizer_state_dict(model, optimizer, tensors["optim"], options=options)

@@ -19,7 +19,13 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from molmoact_data.errors import UserError
 from molmoact_train import lora
-from molmoact_train.checkpoint import STATE_DIR, TRAINER_FILE, load_config, verify_checkpoint
+from molmoact_train.checkpoint import (
+    STATE_DIR,
+    TRAINER_FILE,
+    load_config,
+    no_remarks,
+    verify_checkpoint,
+)
 from molmoact_train.config import TrainConfig, to_json
 from molmoact_train.json_files import write_json
 from molmoact_train.model_folder import (
@@ -207,6 +213,7 @@ def _stored_weights(checkpoint: Path) -> list[tuple[str, TensorStorageMetadata]]
 
 
 def _load(batch: dict[str, Any], state: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    dcp.load(batch, checkpoint_id=state, no_dist=True)
+    with no_remarks():
+        dcp.load(batch, checkpoint_id=state, no_dist=True)
     for name, tensor in batch.items():
         yield name.removeprefix("model."), tensor
