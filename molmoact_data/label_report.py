@@ -22,9 +22,9 @@ border-bottom:1px solid #eaeef2} td:first-child,th:first-child{text-align:left}
 figure{display:inline-block;margin:.5rem 1rem .5rem 0} figcaption{font-size:.85rem;color:#57606a}
 .note{color:#57606a;font-size:.9rem} svg text{font:11px system-ui,sans-serif;fill:#57606a}
 """
+RIGHT = 20
+"""Pixels right of a chart, for half of its last number."""
 _COLOURS = ("#0969da", "#bf3989", "#1a7f37", "#9a6700")
-
-
 RESULT_FILE = "labels.json"
 REPORT_FILE = "labels.html"
 
@@ -98,7 +98,8 @@ def _depth(result: LabelEvaluation) -> str:
 
 def _pointing(groups: Mapping[str, PointScores]) -> str:
     note = (
-        '<p class="note">Not found is wrong. In <i>out_of_frame</i>, found points are invented.</p>'
+        '<p class="note">A point that is not found counts as wrong. In frames of <i>out_of_frame</i> every found '
+        "point is invented.</p>"
     )
     curves = {
         name: [(float(px), scores.pck[str(px)]) for px in PCK_PX]
@@ -212,12 +213,12 @@ def chart(
         return ""
     width, height, left, bottom = 380, 210, 42, 28
     xs = sorted({px for points in shown.values() for px, _ in points})
-    y_top = top if top is not None else 1.1 * max(y for p in shown.values() for _, y in p) or 1.0
+    y_top = top if top is not None else round_up(max(y for p in shown.values() for _, y in p))
 
     def place(px: float, py: float) -> tuple[float, float]:
         low, high, at = (math.log(v) if log_x else v for v in (xs[0], xs[-1], px))
         across = (at - low) / (high - low) if high > low else 0.5
-        return left + across * (width - left - 12), 8 + (1 - py / y_top) * (height - bottom - 8)
+        return left + across * (width - left - RIGHT), 8 + (1 - py / y_top) * (height - bottom - 8)
 
     parts = [_grid(width, height, left, bottom, y_top)]
     ticks = xs if log_x else [xs[0], xs[-1]]
@@ -232,7 +233,7 @@ def chart(
         dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>' for a, b in placed)
         parts.append(
             f'<g fill="{colour}" stroke="{colour}"><polyline points="{line}" fill="none"/>{dots}</g>'
-            f'<text x="{width - 12}" y="{height - bottom - 8 - 14 * i}" text-anchor="end" '
+            f'<text x="{width - RIGHT}" y="{height - bottom - 8 - 14 * i}" text-anchor="end" '
             f'style="fill:{colour}">{html.escape(name)}</text>'
         )
     parts.append(f'<text x="{width / 2}" y="{height}" text-anchor="middle">{html.escape(x)}</text>')
@@ -240,12 +241,20 @@ def chart(
     return f"<figure><figcaption>{html.escape(title)}</figcaption>{svg}</figure>"
 
 
+def round_up(value: float) -> float:
+    """The end of an axis in four equal steps that are short to write."""
+    if value <= 0:
+        return 1.0
+    power = 10 ** math.floor(math.log10(value))
+    return next(step * power for step in (1, 2, 4, 8, 10) if step * power >= value)
+
+
 def _grid(width: int, height: int, left: int, bottom: int, y_top: float) -> str:
     lines = []
     for i in range(5):
         y = 8 + (1 - i / 4) * (height - bottom - 8)
         lines.append(
-            f'<line x1="{left}" x2="{width - 12}" y1="{y:.1f}" y2="{y:.1f}" stroke="#eaeef2"/>'
+            f'<line x1="{left}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#eaeef2"/>'
             f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{y_top * i / 4:.3g}</text>'
         )
     return "".join(lines)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,14 @@ from molmoact_train.config import TrainConfig, to_json
 METRICS_FILE, PLOT_FILE = "metrics.jsonl", "metrics.png"
 WANDB_ID_FILE = "wandb_id.txt"
 """So that a resumed run continues the same W&B run."""
+PANELS = {
+    "loss": r"(train|eval)/loss",
+    "accuracy": r"(train|eval)/.*accuracy",
+    "learning rate": r"lr/",
+    "trace error, grid units": r"eval/trace_.*_error",
+    "action error, the robot's units": r"eval/action_error",
+}
+"""Title of a panel of the picture -> beginning of the names in it."""
 
 
 class MetricsLog:
@@ -78,8 +87,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def panels(names: Iterable[str]) -> dict[str, list[str]]:
+    """Title -> the numbers drawn under it; what a run does not have gets no panel."""
+    every = sorted(names)
+    drawn = {title: [n for n in every if re.match(pattern, n)] for title, pattern in PANELS.items()}
+    return {title: found for title, found in drawn.items() if found} or {"loss": []}
+
+
 def plot_metrics(source: Path, target: Path) -> None:
-    """Loss curves (training and held-out, by part) and learning rates over steps."""
+    """Training and held-out numbers, by part, and learning rates over steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -89,14 +105,14 @@ def plot_metrics(source: Path, target: Path) -> None:
             if name != "step":
                 series[name][0].append(line["step"])
                 series[name][1].append(value)
-    panels = {"loss": "/loss", "accuracy": "accuracy", "learning rate": "lr/", "errors": "_error"}
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    shown = panels(series)
+    rows = -(-len(shown) // 2)
+    figure = Figure(figsize=(11, 3.5 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (title, marker) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
-        axes.set_title(title)
-        axes.set_xlabel("step")
-        for name in sorted(n for n in series if marker in n):
+    for i, (title, names) in enumerate(shown.items()):
+        axes = figure.add_subplot(rows, min(2, len(shown)), i + 1, title=title, xlabel="step")
+        for name in names:
             axes.plot(*series[name], label=name, marker="." if len(series[name][0]) < 30 else None)
-        if axes.lines:
+        if names:
             axes.legend(fontsize=7)
     figure.savefig(target, dpi=110)

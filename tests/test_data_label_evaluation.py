@@ -34,7 +34,7 @@ from molmoact_data.label_evaluation import (
     evaluate_labels,
     parse_point_every,
 )
-from molmoact_data.label_report import render_report
+from molmoact_data.label_report import render_report, round_up
 from molmoact_data.pointing import GripperPoints
 from molmoact_data.teachers import Teachers
 
@@ -313,3 +313,8 @@ def test_command_help_names_the_teachers() -> None:
     done = CliRunner().invoke(cli.app, ["evaluate-labels", "--help"], terminal_width=200)
     assert done.exit_code == 0
     assert "--point-every" in done.stdout
+
+
+@pytest.mark.parametrize(("largest", "end"), [(0, 1), (0.7, 0.8), (1, 1), (3.1, 4), (81, 100)])
+def test_axes_end_at_a_number_that_four_steps_divide(largest: float, end: float) -> None:
+    assert round_up(largest) == pytest.approx(end)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from molmoact_train.config import TrainConfig, resolve
-from molmoact_train.metrics import MetricsLog, plot_metrics, read_metrics
+from molmoact_train.metrics import MetricsLog, panels, plot_metrics, read_metrics
 
 
 def config(**changes: Any) -> TrainConfig:
@@ -36,6 +36,15 @@ def test_a_resumed_run_rewrites_what_comes_after_its_checkpoint(tmp_path: Path) 
 def test_an_empty_log_still_has_a_picture(tmp_path: Path) -> None:
     plot_metrics(tmp_path / "none.jsonl", tmp_path / "p.png")
     assert (tmp_path / "p.png").exists()
+
+
+def test_a_panel_has_numbers_of_one_unit_and_is_left_out_without_any() -> None:
+    assert panels(["train/loss", "batch/loss_tokens", "eval/loss_depth", "lr/llm"]) == {
+        "loss": ["eval/loss_depth", "train/loss"],
+        "learning rate": ["lr/llm"],
+    }
+    errors = ["eval/trace_distance_error", "eval/action_error", "eval/action_error_dim0"]
+    assert list(panels(errors).values()) == [errors[:1], errors[1:]]
 
 
 def _report_and_fail(run: Path, settings: TrainConfig) -> None:
