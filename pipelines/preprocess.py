@@ -1,19 +1,16 @@
 """`molmoact preprocess`: demonstrations in, Action Reasoning shards out.
 
-Statistics first, then shards: a plain loop where one local process does it all, else a small Beam graph.
-The manifest is written last and means that the output is complete.
+Statistics first, then shards (`stages`); the manifest is written last and means that the output is complete.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from molmoact_data import registry, schema
 from molmoact_data.actions import DatasetStatistics, spec_warnings
@@ -25,19 +22,13 @@ from molmoact_data.storage import Storage
 from molmoact_data.teachers import Teachers
 from pipelines import manifest, state
 from pipelines.job import EMBEDDED, Job, LabelConfig
-from pipelines.progress import frames_counted, show_progress
-from pipelines.runners import RunnerConfig, WorkerDied, run_pipeline
-from pipelines.sketched_statistics import numbers_for
-from pipelines.statistics import OBSERVED, Gripper, describe_grippers, read_numeric
+from pipelines.runners import RunnerConfig
+from pipelines.stages import build_missing_shards, compute_statistics
+from pipelines.statistics import OBSERVED, Gripper, describe_grippers
 from pipelines.teachers import load_teachers
-from pipelines.worker import ShardWorker
-
-if TYPE_CHECKING:
-    import apache_beam as beam
 
 logger = logging.getLogger(__name__)
 
-EPISODES_PER_STATISTICS_ELEMENT = 64
 SLOW_POINTERS = ("molmo", "server")
 
 
@@ -180,46 +171,6 @@ def frozen_statistics(config: PreprocessConfig, source: EpisodeSource) -> bytes:
     return content
 
 
-def compute_statistics(config: PreprocessConfig, source: EpisodeSource, output: Storage) -> None:
-    """Over every episode, chosen or not. Here, numbers are read faster than a Beam graph starts."""
-    if config.runner.is_cluster:
-        run_pipeline(config.runner, statistics_graph, config, source, output)
-        return
-    numbers = numbers_for(source)
-    for refs in handfuls(source.episodes):
-        numbers.add([read_numeric(source, ref) for ref in refs])
-    content = numbers.statistics_file(key=source.info.name, gripper=config.gripper)
-    output.write_bytes(schema.STATISTICS_FILE, content)
-
-
-def handfuls(episodes: Sequence[EpisodeRef]) -> list[Sequence[EpisodeRef]]:
-    """Episodes whose numbers are read together."""
-    size = EPISODES_PER_STATISTICS_ELEMENT
-    return [episodes[i : i + size] for i in range(0, len(episodes), size)]
-
-
-def statistics_graph(
-    pipeline: beam.Pipeline, config: PreprocessConfig, source: EpisodeSource, output: Storage
-) -> None:
-    """Numeric columns of the whole dataset -> one statistics file."""
-    import apache_beam as beam
-
-    from pipelines.transforms import CombineStatistics, ReadNumeric, WriteStatistics
-
-    pairs = [
-        [[ref.episode_index, ref.num_frames] for ref in refs] for refs in handfuls(source.episodes)
-    ]
-    combine = CombineStatistics(numbers_for(source), source.info.name, dict(config.gripper))
-    _ = (
-        pipeline
-        | "Episodes" >> beam.Create(pairs, reshuffle=False)
-        | "SpreadEpisodes" >> beam.Reshuffle()
-        | "ReadNumeric" >> beam.ParDo(ReadNumeric(config.dataset_path, config.revision))
-        | "Combine" >> beam.CombineGlobally(combine)
-        | "WriteStatistics" >> beam.ParDo(WriteStatistics(output, schema.STATISTICS_FILE))
-    )
-
-
 def make_job(
     config: PreprocessConfig,
     source: EpisodeSource,
@@ -272,53 +223,6 @@ def warn_about_embedded(labels: LabelConfig, source: EpisodeSource) -> None:
             "and --pointer for real labels.",
             source.info.name,
         )
-
-
-def build_missing_shards(config: PreprocessConfig, job: Job, missing: list[ShardSpec]) -> None:
-    """Build shards until none is missing; a dead worker process is replaced a few times."""
-    folder = None if job.output.is_remote else Path(job.output.root) / state.PROGRESS_DIR
-    total = sum(spec.num_frames for spec in missing)
-    attempts = config.worker_retries + 1
-    with show_progress(total, lambda: frames_counted(folder) if folder else 0):
-        for attempt in range(attempts):
-            done = state.finished_records(job.output, missing)
-            todo = [spec for spec in missing if spec.name not in done]
-            if not todo:
-                return
-            try:
-                build_shards(config, job, todo)
-            except WorkerDied as error:
-                if attempt + 1 == attempts:
-                    raise
-                logger.warning("%s; resuming what it left", error)
-
-
-def build_shards(config: PreprocessConfig, job: Job, specs: Sequence[ShardSpec]) -> None:
-    """Longest first, so that no worker is left with a long one. A single local worker needs no engine."""
-    specs = sorted(specs, key=lambda spec: -spec.num_frames)
-    folder = None if job.output.is_remote else str(Path(job.output.root) / state.PROGRESS_DIR)
-    threads = max(1, (os.cpu_count() or 1) // config.runner.workers)
-    worker = ShardWorker(job, config.device, threads, folder)
-    if config.runner.needs_engine:
-        run_pipeline(config.runner, shards_graph, worker, specs)
-        return
-    worker.open()
-    for spec in specs:
-        worker.build(spec)
-
-
-def shards_graph(pipeline: beam.Pipeline, worker: ShardWorker, specs: Sequence[ShardSpec]) -> None:
-    """Shard specifications -> shards."""
-    import apache_beam as beam
-
-    from pipelines.transforms import BuildShard, spec_to_json
-
-    _ = (
-        pipeline
-        | "Shards" >> beam.Create([spec_to_json(spec) for spec in specs], reshuffle=False)
-        | "SpreadShards" >> beam.Reshuffle()
-        | "BuildShard" >> beam.ParDo(BuildShard(worker))
-    )
 
 
 def complete_records(output: Storage, specs: Sequence[ShardSpec]) -> list[ShardRecord]:
