@@ -41,6 +41,16 @@ from molmoact_train.weights import resolve_model_folder
 
 logger = logging.getLogger(__name__)
 
+WATCHED = (
+    "train/loss",
+    "train/accuracy",
+    "grad_norm/llm",
+    "lr/llm",
+    "speed/samples_per_second",
+    "memory/peak_gib",
+)
+"""Of the numbers in metrics.jsonl, those that are logged too, beside all of `eval/`."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -295,12 +305,13 @@ class _Report:
         self.last: dict[str, float] = {}
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of numbers."""
+        """All numbers to the file; those that a person watches to the log."""
         self.last = {**self.last, **values}
         if self.log is None:
             return
         self.log.write(step, values)
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        watched = {n: v for n, v in values.items() if n in WATCHED or n.startswith("eval/")}
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in watched.items())
         logger.info("[step %d/%d] %s", step, self.duration, shown)
 
 
