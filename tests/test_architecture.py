@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,19 @@ def test_base_needs_numpy_and_pyarrow_alone() -> None:
     present = [m for m in light if list((ROOT / BASE).glob(f"{m}*"))]
     code = "\n".join(f"import molmoact_data.{m}" for m in present)
     assert not modules_loaded_by(code) & heavy
+
+
+def test_an_install_with_extras_has_everything_that_is_imported() -> None:
+    """What only tests and benchmarks import, `lerobot` for one, belongs to `dev`."""
+    text = (ROOT / "pyproject.toml").read_text().partition("\ndev = [")[0]
+    declared = {name.lower() for name in re.findall(r'"([\w-]+)(?:[><=\[][^"]*)?"', text)}
+    files = [
+        ROOT / "cli.py",
+        *(p for root in (BASE, *SIBLINGS) for p in (ROOT / root).rglob("*.py")),
+    ]
+    imported = set().union(*map(imported_packages, files))
+    imported -= {*sys.stdlib_module_names, BASE, *SIBLINGS, "tokenizers"}  # with transformers
+    distributions = packages_distributions()
+    missing = {name for name in imported if not {d.lower() for d in distributions[name]} & declared}
+    assert not missing
+    assert "lerobot" not in imported | declared
