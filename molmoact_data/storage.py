@@ -44,7 +44,7 @@ class Storage:
         Where nothing was written to it, nothing is made.
         """
         folder = Path(tempfile.gettempdir()) if self.is_remote else self._local(name).parent
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder)
         stamp = f"{socket.gethostname()}-{os.getpid()}-{time.monotonic_ns()}"
         temporary = folder / f".{Path(name).name}{TEMPORARY_MARK}{stamp}"
         try:
@@ -110,6 +110,11 @@ class Storage:
         else:
             path.unlink(missing_ok=True)
 
+    def delete_empty(self, folder: str) -> None:
+        """Remove a folder without files, which only local folders can be."""
+        if not self.is_remote and self._local(folder).is_dir() and not self.list(folder):
+            shutil.rmtree(self._local(folder))
+
     def remove_temporary_files(self) -> None:
         """Remove what a killed writer left; call it only while no writer runs."""
         if not self.is_remote:
@@ -140,3 +145,14 @@ class Storage:
             f"no space left while writing {name} in {self.root}; complete shards are safe. "
             "Free some space and run the same command again with --resume."
         )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"{error.filename} is a file, so nothing can be written in {folder}."
+        ) from error
+    except PermissionError as error:
+        raise UserError(f"cannot write in {folder}: permission denied.") from error

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from molmoact_data.errors import UserError
+from molmoact_data.folders import check_free, new_folder
 from molmoact_train import lora
 from molmoact_train.checkpoint import (
     STATE_DIR,
@@ -32,9 +33,7 @@ from molmoact_train.model_folder import (
     SHARD_BYTES,
     Dtype,
     ShardWriter,
-    check_free,
     finish_folder,
-    new_folder,
     read_config,
     statistics_beside,
 )
@@ -56,8 +55,8 @@ def plan(
     checkpoint: str, output: Path, *, dtype: Dtype = "keep", overwrite: bool = False
 ) -> Exported:
     """What `export_folder` or `unshard` would write, from headers alone."""
-    check_free(output, overwrite=overwrite)
     folder = Path(checkpoint)
+    check_free(output, overwrite=overwrite, inputs=[folder])
     if (folder / TRAINER_FILE).is_file():
         sizes = [
             (math.prod(entry.size), entry.properties.dtype.itemsize)
@@ -103,7 +102,7 @@ def export_folder(
         )
     base = resolve_model_folder(checkpoint)
     files = WeightFiles(base)
-    with new_folder(output, overwrite=overwrite) as temporary:
+    with new_folder(output, overwrite=overwrite, inputs=[base]) as temporary:
         writer = ShardWriter(temporary, dtype, shard_bytes)
         for name in files.names():
             writer.add(name, files.read(name))
@@ -133,7 +132,7 @@ def unshard(
         return _export_training_checkpoint(
             checkpoint, output, "keep", {}, overwrite=overwrite, shard_bytes=shard_bytes
         )
-    with new_folder(output, overwrite=overwrite) as temporary:
+    with new_folder(output, overwrite=overwrite, inputs=[checkpoint]) as temporary:
         weights = {lora.plain_name(n): t for n, t in stream_weights(checkpoint, shard_bytes)}
         targets = sorted({n.split(".lora_")[0].rpartition(".")[2] for n in weights})
         lora.save_adapter(
@@ -165,7 +164,7 @@ def _export_training_checkpoint(
             "a whole model with `molmoact merge-lora`."
         )
     base = resolve_model_folder(run.checkpoint)
-    with new_folder(output, overwrite=overwrite) as temporary:
+    with new_folder(output, overwrite=overwrite, inputs=[checkpoint, base]) as temporary:
         writer = ShardWriter(temporary, dtype, shard_bytes)
         for name, tensor in stream_weights(checkpoint, shard_bytes):
             writer.add(released_name(name), tensor)

@@ -19,14 +19,13 @@ import torch
 from safetensors.torch import load_file
 
 from molmoact_data.errors import UserError
+from molmoact_data.folders import check_free, new_folder
 from molmoact_train.export import planned_bytes, stated_dtype
 from molmoact_train.model_folder import (
     SHARD_BYTES,
     Dtype,
     ShardWriter,
-    check_free,
     finish_folder,
-    new_folder,
     read_config,
     statistics_beside,
 )
@@ -173,7 +172,7 @@ def merge_lora(
     adapter, files = _matched(adapter_folder, base)
     base_folder = files.folder
     largest = 0.0
-    with new_folder(output, overwrite=overwrite) as temporary:
+    with new_folder(output, overwrite=overwrite, inputs=[adapter_folder, base_folder]) as temporary:
         writer = ShardWriter(temporary, dtype, shard_bytes)
         for name in files.names():
             tensor = files.read(name)
@@ -201,8 +200,8 @@ def plan(
     overwrite: bool = False,
 ) -> Merged:
     """All checks of `merge_lora`, and what it would write."""
-    check_free(output, overwrite=overwrite)
     adapter, files = _matched(adapter_folder, base)
+    check_free(output, overwrite=overwrite, inputs=[adapter_folder, files.folder])
     sizes = [(math.prod(files.shape(n)), files.item_bytes(n)) for n in files.names()]
     largest = max(float(adapter.delta(name).abs().max()) for name in adapter.matrices)
     return Merged(

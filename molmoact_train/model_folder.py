@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,31 +25,6 @@ CODE_REPOSITORY = {"D": "allenai/MolmoAct-7B-D-0812", "O": "allenai/MolmoAct-7B-
 """Where the released modelling code lives; `auto_map` points there unless the folder brings its own."""
 _SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.py")
 _NOT_COPIED = ("config.json", INDEX, "train_config.json", "files.json", TRAINER_FILE)
-
-
-def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Nothing is replaced unasked."""
-    if folder.exists() and not overwrite:
-        raise UserError(
-            f"{folder} exists. Add --overwrite to replace it, or choose another --output-path."
-        )
-
-
-@contextmanager
-def new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` when all went well; nothing is left otherwise."""
-    check_free(folder, overwrite=overwrite)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @dataclass

@@ -56,7 +56,8 @@ def merge(sources: Sequence[Output], output: Storage, *, resume: bool, overwrite
         for record in map(ShardRecord.from_json, source.manifest["shards"])
     ]
     specs = [part.spec for part in parts]
-    state.claim_output(output, resume=resume, overwrite=overwrite)
+    inputs = [source.storage.root for source in sources]
+    state.claim_output(output, resume=resume, overwrite=overwrite, inputs=inputs)
     if sources[0].statistics is not None:
         statistics = sources[0].storage.read_bytes(schema.STATISTICS_FILE)
         output.write_bytes(schema.STATISTICS_FILE, statistics)

@@ -107,7 +107,7 @@ def preprocess(config: PreprocessConfig, *, resume: bool, overwrite: bool) -> Su
     # Here too, although workers load their own: what is missing is missed before any work.
     teachers = load_teachers(config.labels, config.device)
     teachers.check_source(source.info)
-    state.claim_output(output, resume=resume, overwrite=overwrite)
+    state.claim_output(output, resume=resume, overwrite=overwrite, inputs=[config.dataset_path])
     output.remove_temporary_files()
     statistics = statistics_for(config, source, output)
     job = make_job(config, source, cameras, teachers, statistics)

@@ -68,7 +68,8 @@ def retokenize(
 ) -> Retokenized:
     """Write a new output beside the old one; resumable like `preprocess`."""
     plan = _plan(source, config)
-    state.claim_output(output, resume=resume, overwrite=overwrite)
+    inputs = [source.storage.root]
+    state.claim_output(output, resume=resume, overwrite=overwrite, inputs=inputs)
     content = json.dumps(plan.statistics.to_json(), indent=1) + "\n"
     output.write_bytes(schema.STATISTICS_FILE, content.encode())
     state.remember_plan(output, plan.header["fingerprint"], plan.specs)

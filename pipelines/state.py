@@ -7,6 +7,7 @@ so the folder is removed when the run is complete.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,18 +31,73 @@ OURS = (
     schema.REPORT_FILE,
     STATE_DIR,
 )
+_SHARD_NAME = re.compile(rf"{schema.DATA_DIR}/episodes--?\d+--?\d+-[0-9a-f]+\.parquet")
 
 
-def claim_output(output: Storage, *, resume: bool, overwrite: bool) -> None:
-    """Make the output folder ours, or say which flag resolves it. Deletes only what a run writes."""
+def claim_output(
+    output: Storage, *, resume: bool, overwrite: bool, inputs: Sequence[str] = ()
+) -> None:
+    """Make the output folder ours, or say which flag resolves it.
+
+    Deletes only what a run writes, and only where a run has been: never an input, nor a folder whose
+    `data/` or `manifest.json` belong to something else.
+    """
+    refuse_inputs(output, inputs)
+    if not output.is_remote and Path(output.root).is_file():
+        raise UserError(f"{output.root} is a file. Choose another --output-path.")
     taken = bool(output.list())
     if taken and not (resume or overwrite):
         raise UserError(
             f"{output.root} is not empty. Add --resume to continue the run that is there, "
             "--overwrite to replace it, or choose another --output-path."
         )
-    if overwrite:
-        for name in OURS:
+    if taken:
+        _refuse_foreign(output)
+    if taken and overwrite:
+        _delete_run(output)
+
+
+def refuse_inputs(output: Storage, inputs: Sequence[str]) -> None:
+    """Raises `UserError` where the output folder is one of the folders that are read."""
+    if output.is_remote:
+        clash = [path for path in inputs if path.rstrip("/") == output.root.rstrip("/")]
+    else:
+        local = [path for path in inputs if "://" not in path]
+        clash = [path for path in local if Path(path).resolve() == Path(output.root).resolve()]
+    if clash:
+        raise UserError(f"--output-path {output.root} is what is read. Choose another folder.")
+
+
+def _refuse_foreign(output: Storage) -> None:
+    """A run that was killed before its plan leaves statistics alone; all else comes with its plan."""
+    names = {name.split("/")[0] for name in output.list()}
+    made_here = STATE_DIR in names or _is_manifest(output)
+    foreign = sorted(names.intersection(OURS) - {schema.STATISTICS_FILE})
+    if foreign and not made_here:
+        raise UserError(
+            f"{output.root} holds {', '.join(foreign)}, but not of a run of molmoact; it would be lost. "
+            "Choose another --output-path."
+        )
+
+
+def _is_manifest(output: Storage) -> bool:
+    if not output.exists(schema.MANIFEST_FILE):
+        return False
+    try:
+        manifest = json.loads(output.read_bytes(schema.MANIFEST_FILE))
+    except ValueError:
+        return False
+    return isinstance(manifest, dict) and {"fingerprint", "shards"} <= set(manifest)
+
+
+def _delete_run(output: Storage) -> None:
+    """The marks of a run go last, so that a killed deletion can be repeated."""
+    for name in output.list(schema.DATA_DIR):
+        if _SHARD_NAME.fullmatch(name):
+            output.delete(name)
+    output.delete_empty(schema.DATA_DIR)
+    for name in OURS:
+        if name != schema.DATA_DIR:
             output.delete(name)
 
 

@@ -93,8 +93,10 @@ def test_retokenise_refuses_statistics_of_another_robot(make_output, tmp_path):
 
 def test_retokenise_never_overwrites_by_itself(make_output, tmp_path):
     out = make_output()
-    with pytest.raises(UserError, match="--overwrite"):
+    with pytest.raises(UserError, match="is what is read"):
         retokenized(out, out, RetokenizeConfig(action_bins=64))
+    with pytest.raises(UserError, match="--overwrite"):
+        retokenized(out, make_output("other"), RetokenizeConfig(action_bins=64))
 
 
 def test_merging_the_halves_of_a_dataset_gives_the_rows_of_the_whole(make_output, tmp_path):

@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 
 import cli
 from molmoact_data.errors import UserError
+from molmoact_data.folders import MARK, new_folder
 from molmoact_train import lora
 from molmoact_train.checkpoint import TrainerState, save_checkpoint
 from molmoact_train.config import resolve
 from molmoact_train.export import export_folder, unshard
 from molmoact_train.merge import merge_lora, read_adapter
 from molmoact_train.model import MolmoActForActionReasoning
-from molmoact_train.model_folder import new_folder
 from molmoact_train.parallel import World
 from molmoact_train.predict import PredictOptions, Predictor
 from molmoact_train.processor import MolmoActProcessor
@@ -235,6 +235,7 @@ def test_existing_folders_are_not_replaced_unasked(base: Path, tmp_path: Path) -
 def test_a_failed_export_leaves_the_old_folder_and_no_rubbish(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old.txt").write_text("old")
+    (tmp_path / "out" / MARK).touch()
 
     def fail() -> None:
         with new_folder(tmp_path / "out", overwrite=True) as temporary:
@@ -243,7 +244,7 @@ def test_a_failed_export_leaves_the_old_folder_and_no_rubbish(tmp_path: Path) ->
 
     with pytest.raises(UserError, match="No space left"):
         fail()
-    assert [p.name for p in tmp_path.rglob("*")] == ["out", "old.txt"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == sorted(["out", MARK, "old.txt"])
 
 
 def test_dry_runs_say_what_would_be_written_and_write_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 
 from molmoact_data.episodes.base import EpisodeRef
 from molmoact_data.errors import UserError
@@ -19,19 +20,26 @@ def select_episodes(text: str | None, episodes: Sequence[EpisodeRef]) -> list[Ep
     """
     if text is None:
         return list(episodes)
-    wanted: set[int] = set()
-    for part in text.split(","):
-        wanted.update(_range(part.strip(), text))
-    chosen = [ref for ref in episodes if ref.episode_index in wanted]
-    missing = sorted(wanted - {ref.episode_index for ref in chosen})
+    known = [ref.episode_index for ref in episodes]
+    ranges = [_range(part.strip(), text) for part in text.split(",")]
+    chosen = [ref for ref in episodes if any(ref.episode_index in r for r in ranges)]
+    missing = _first_missing(ranges, set(known))
     if missing:
         shown = ", ".join(map(str, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
-        known = [ref.episode_index for ref in episodes]
         raise UserError(
             f"--episodes {text}: no episode {shown}; the dataset has {len(known)}, numbered "
             f"{min(known)} to {max(known)}"
         )
     return chosen
+
+
+def _first_missing(ranges: Sequence[range], known: set[int]) -> list[int]:
+    """The first few, without counting through a range that a typing error made endless."""
+    missing: set[int] = set()
+    for numbers in ranges:
+        absent = (number for number in numbers if number not in known)
+        missing.update(islice(absent, _SHOWN + 1))
+    return sorted(missing)
 
 
 def _range(part: str, text: str) -> range:

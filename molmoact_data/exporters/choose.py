@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from molmoact_data.errors import UserError, unknown_name
-from molmoact_data.exporters.folder import fresh_folder
+from molmoact_data.folders import new_folder
 from molmoact_data.outputs import Output
 
 Format = Literal["reference", "conversations", "lerobot", "molmoact2-depth"]
@@ -45,7 +45,8 @@ def export(
     if format_name not in FORMATS:
         raise unknown_name("export format", format_name, FORMATS)
     output = Output.open(root)
-    with fresh_folder(target, overwrite=overwrite) as folder:
+    inputs = [] if output.storage.is_remote else [Path(root)]
+    with new_folder(target, overwrite=overwrite, inputs=inputs) as folder:
         match format_name:
             case "reference":
                 from molmoact_data.exporters.reference import export_reference
