@@ -116,6 +116,7 @@ def preprocess(config: PreprocessConfig, *, resume: bool, overwrite: bool) -> Su
     missing = [s for s in specs if s.name not in state.finished_records(output, specs)]
     build_missing_shards(config, job, missing)
     records = complete_records(output, specs)
+    output.remove_temporary_files()  # of workers that died while an engine went on without them
     manifest.write(job, records)
     state.forget(output)
     return summarise(config, missing, records, time.monotonic() - started)

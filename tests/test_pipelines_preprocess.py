@@ -22,7 +22,8 @@ from made_datasets import FRONT, WRIST, make_dataset, rows_path, square_path, vi
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.images import decode_image
-from molmoact_data.storage import Storage
+from molmoact_data.storage import TEMPORARY_MARK, Storage
+from pipelines import state
 from pipelines.options import nested
 from pipelines.preprocess import Summary, preprocess
 
@@ -195,6 +196,22 @@ def test_beam_in_this_process_writes_the_same_bytes(
     """A single local worker runs without Beam; the graphs, statistics too, must do the same."""
     run(dataset, tmp_path / "beam", runner="FnApiRunner")
     assert files_of(tmp_path / "beam") == files_of(output)
+
+
+def test_what_a_dead_worker_left_half_written_does_not_stay(
+    dataset: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine replaces a killed worker by itself; only the end of the run can tidy up after it."""
+    write_record = state.write_record
+
+    def beside_a_dead_one(storage: Storage, record: Any) -> None:
+        name = f".{Path(record.name).name}{TEMPORARY_MARK}host-1-2"
+        (tmp_path / "out" / record.name).with_name(name).write_bytes(b"half")
+        write_record(storage, record)
+
+    monkeypatch.setattr(state, "write_record", beside_a_dead_one)
+    run(dataset, tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(output)
 
 
 def test_a_single_worker_does_without_beam(dataset: Path, tmp_path: Path) -> None:
