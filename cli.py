@@ -16,14 +16,14 @@ from typing import Annotated
 
 import typer
 
-from molmoact_data import commands as label_views
-from molmoact_data import lifecycle_commands as data_lifecycle
+from molmoact_data import commands as label_views, lifecycle_commands as data_lifecycle
 from molmoact_data.errors import LimitExceeded, UserError
-from molmoact_train import commands as models
-from molmoact_train import export_commands as model_folders
-from pipelines import commands as labelling
-from pipelines import label_commands as label_quality
-from pipelines import lifecycle_commands as output_lifecycle
+from molmoact_train import commands as models, export_commands as model_folders
+from pipelines import (
+    commands as labelling,
+    label_commands as label_quality,
+    lifecycle_commands as output_lifecycle,
+)
 from vqvae import commands as codebooks
 
 OURS = ("molmoact_data", "molmoact_train", "vqvae", "pipelines")

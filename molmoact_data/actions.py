@@ -14,8 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
-from molmoact_data.statistics import FeatureStatistics, canonical_sha256, resolve_key
-from molmoact_data.statistics import feature_statistics as feature_statistics
+from molmoact_data.statistics import (
+    FeatureStatistics,
+    canonical_sha256,
+    feature_statistics as feature_statistics,
+    resolve_key,
+)
 
 DEFAULT_NUM_BINS = 256
 MIN_NUM_BINS, MAX_NUM_BINS = 2, 1024

@@ -17,8 +17,7 @@ def hub_errors(what: str, then: str) -> Iterator[None]:
         LocalTokenNotFoundError,
         OfflineModeIsEnabled,
     )
-    from requests import ConnectionError as NoConnection
-    from requests import RequestException, Timeout
+    from requests import ConnectionError as NoConnection, RequestException, Timeout
 
     try:
         yield

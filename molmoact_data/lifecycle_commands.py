@@ -115,8 +115,7 @@ def export(
 
     Example: molmoact export out --format reference --output-path for-allenai
     """
-    from molmoact_data.exporters import ExportOptions
-    from molmoact_data.exporters import export as run
+    from molmoact_data.exporters import ExportOptions, export as run
 
     options = ExportOptions(dataset_path, single_action, cosine_threshold)
     done = run(output, output_path, format_name, options, overwrite=overwrite)
@@ -140,8 +139,7 @@ def publish(
 
     Example: molmoact publish out --repo-id lab/kitchen-molmoact --private --dry-run
     """
-    from molmoact_data.publish import plan_publish
-    from molmoact_data.publish import publish as run
+    from molmoact_data.publish import plan_publish, publish as run
 
     plan = plan_publish(output, repo_id, private=private)
     if plan.non_commercial:

@@ -38,8 +38,7 @@ def merge_lora(
 
     Example: molmoact merge-lora --adapter RUN/final --output-path merged --dtype bfloat16 --verify
     """
-    from molmoact_train.merge import merge_lora as run
-    from molmoact_train.merge import plan
+    from molmoact_train.merge import merge_lora as run, plan
     from molmoact_train.model_folder import Dtype
 
     kept = chosen(dtype, "--dtype", Dtype)
@@ -106,8 +105,7 @@ def unshard(
 
     Example: molmoact unshard --checkpoint RUN/step00002000 --output-path model
     """
-    from molmoact_train.export import plan
-    from molmoact_train.export import unshard as run
+    from molmoact_train.export import plan, unshard as run
 
     if dry_run:
         report_export(plan(str(checkpoint), output_path, overwrite=overwrite), as_json=as_json)

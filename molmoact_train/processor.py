@@ -21,12 +21,14 @@ from transformers import PreTrainedTokenizerBase
 from molmoact_data import tokens
 from molmoact_data.errors import UserError
 from molmoact_train.image_config import CONFIG_NAME, ImageProcessorConfig
-from molmoact_train.image_processor import ImageBatch, ImageLike, as_samples, stack_padded, to_rgb
 from molmoact_train.image_processor import (
+    ImageBatch,
+    ImageLike,
     MolmoActImageProcessor as MolmoActImageProcessor,
-)
-from molmoact_train.image_processor import (
     ProcessedImages as ProcessedImages,
+    as_samples,
+    stack_padded,
+    to_rgb,
 )
 from molmoact_train.vocabulary import extend_vocabulary, id_of, load_tokenizer
 

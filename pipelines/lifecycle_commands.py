@@ -45,8 +45,7 @@ def retokenize(
     from molmoact_data.feature_stats import read_statistics
     from molmoact_data.outputs import Output
     from molmoact_data.storage import Storage
-    from pipelines.retokenize import RetokenizeConfig
-    from pipelines.retokenize import retokenize as run
+    from pipelines.retokenize import RetokenizeConfig, retokenize as run
 
     frozen = read_statistics(statistics, statistics_key) if statistics else None
     if frozen is None and action_bins is None and action_chunk_size is None:

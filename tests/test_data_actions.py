@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from golden import GOLDEN
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 
 from molmoact_data import tokens

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from safetensors.torch import save_file
 
 from molmoact_data.adapters.molmo_pointer import MOLMO_7B_D, PINNED_REVISIONS, MolmoPointer

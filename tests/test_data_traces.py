@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 from golden import GOLDEN, needs_golden
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 
 from molmoact_data.pointing import GripperPoints

@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 import cli
 from molmoact_data import tokens
 from molmoact_data.errors import LimitExceeded, UserError
-from vqvae import checkpoint as checkpoint_io
-from vqvae import files
+from vqvae import checkpoint as checkpoint_io, files
 from vqvae.checkpoint import Checkpoint
 from vqvae.codec import VQVAECodec
 from vqvae.model import VQVAE, Geometry

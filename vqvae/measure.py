@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from molmoact_data.device import pick_device
 from molmoact_data.errors import LimitExceeded, UserError
-from vqvae import checkpoint as checkpoint_io
-from vqvae import places, run_folder
+from vqvae import checkpoint as checkpoint_io, places, run_folder
 from vqvae.data import DepthEpisode, DepthKind, Scaling, prepare_frames
 from vqvae.evaluate import ALL, BatchResult, reconstruct, write_sheet
 from vqvae.metrics import ReconstructionSums, code_counts, code_usage, reconstruction_sums

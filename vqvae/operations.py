@@ -10,8 +10,7 @@ import numpy as np
 
 from molmoact_data.config import as_dict, build, load_yaml
 from molmoact_data.errors import UserError
-from vqvae import checkpoint as checkpoint_io
-from vqvae import files, run_folder
+from vqvae import checkpoint as checkpoint_io, files, run_folder
 from vqvae.codec import VQVAECodec, choose_recipe
 from vqvae.config import TrainConfig, merge, resolve_config
 from vqvae.learner import Learner

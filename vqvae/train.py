@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from molmoact_data.config import as_dict
 from molmoact_data.errors import UserError
-from vqvae import checkpoint as checkpoint_io
-from vqvae import data, run_folder
+from vqvae import checkpoint as checkpoint_io, data, run_folder
 from vqvae.config import TrainConfig
 from vqvae.evaluate import ALL, evaluate, reconstruct, write_sheet
 from vqvae.learner import Learner

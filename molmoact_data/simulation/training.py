@@ -87,23 +87,23 @@ def fit(
     """Train in place; the averaged weights are returned and written to `output` now and then."""
     model.train().to(memory_format=torch.channels_last)
     average = copy.deepcopy(model)
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     start = time.perf_counter()
     generator = torch.Generator().manual_seed(config.seed)
     running = 0.0
     for step in range(1, config.steps + 1):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_factor(step, config)
         value = loss(model, next(batches), generator)
         if not torch.isfinite(value):
             raise FloatingPointError(f"loss is {value.item()} at step {step}")
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         value.backward()
         _average_gradients(model)
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimiser.step()
+        optimizer.step()
         _update_average(average, model, min(config.average_decay, step / (step + 10)))
         running += (float(value.detach()) - running) / min(step, config.log_every)
         if _is_first() and step % config.log_every == 0:

@@ -1,6 +1,4 @@
 """Hold an output to its own schema and manifest; see `run.validate`."""
 
-from molmoact_data.validate.findings import Finding as Finding
-from molmoact_data.validate.findings import Problem as Problem
-from molmoact_data.validate.findings import Report as Report
+from molmoact_data.validate.findings import Finding as Finding, Problem as Problem, Report as Report
 from molmoact_data.validate.run import validate as validate
