@@ -66,3 +66,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 class LimitExceeded(Exception):
     """The work is done and written, but what it found is above a limit the user set: exit code 3."""
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, as one sentence."""
+    lines = str(error).strip().splitlines()
+    return f"{(lines[0] if lines else type(error).__name__).rstrip('.')}."

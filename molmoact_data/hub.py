@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from molmoact_data.errors import UserError
+from molmoact_data.errors import UserError, first_line
 
 
 @contextmanager
@@ -34,9 +34,4 @@ def hub_errors(what: str, then: str) -> Iterator[None]:
         LocalTokenNotFoundError,
         RequestException,
     ) as error:
-        raise UserError(f"{what}: the Hub refused: {_first_line(error)} {then}") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{(lines[0] if lines else type(error).__name__).rstrip('.')}."
+        raise UserError(f"{what}: the Hub refused: {first_line(error)} {then}") from error

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from molmoact_data.errors import UserError
+from molmoact_data.errors import UserError, first_line
 
 EXTRAS = {"s3": "s3", "s3a": "s3"}
 """The extra of this package that installs a driver."""
@@ -67,12 +67,6 @@ def must_exist(url: str, then: str = "") -> Iterator[None]:
     except FileNotFoundError as error:
         advice = "Check the bucket and the path."
         raise UserError(_sentences(f"{url}: {first_line(error)}", advice, then)) from error
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, as one sentence."""
-    lines = str(error).strip().splitlines()
-    return f"{(lines[0] if lines else type(error).__name__).rstrip('.')}."
 
 
 def _sentences(*parts: str) -> str:

@@ -42,19 +42,19 @@ def collect_points(
 ) -> PointCollector:
     """The collector that fits the pointer."""
     if pointer is None:
-        return NoPoints()
+        return CollectNothing()
     if isinstance(pointer, ColumnPointer):
-        return RecordedPoints(pointer, columns)
+        return CollectRecorded(pointer, columns)
     asked: GripperPointer | FramePointer = pointer
     if job.point_cache is not None:
         key = EpisodeKey(
             job.source.name, job.source.revision, job.labelled_camera, columns.episode_index
         )
         asked = CachedPointer(pointer, Path(job.point_cache), key)
-    return TrackedPoints(PointTracker(asked, job.labels.pointer_prompt, job.labels.point_every))
+    return CollectTracked(PointTracker(asked, job.labels.pointer_prompt, job.labels.point_every))
 
 
-class NoPoints:
+class CollectNothing:
     """No pointer was asked for."""
 
     def push(self, rgb_NHWC: NDArray[np.uint8]) -> None:
@@ -64,7 +64,7 @@ class NoPoints:
         """No points."""
 
 
-class RecordedPoints:
+class CollectRecorded:
     """Points that the dataset's own columns hold; the frames only say how large the image is."""
 
     def __init__(self, pointer: ColumnPointer, columns: EpisodeColumns) -> None:
@@ -82,7 +82,7 @@ class RecordedPoints:
         return CollectedPoints(points, None)
 
 
-class TrackedPoints:
+class CollectTracked:
     """A pointer on keyframes, optical flow in between; with K = 1 the pointer alone."""
 
     def __init__(self, tracker: PointTracker) -> None:

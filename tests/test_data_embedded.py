@@ -26,7 +26,7 @@ from molmoact_data.adapters.embedded import (
 from molmoact_data.adapters.embedded_networks import PointerNetwork, to_input
 from molmoact_data.depth import DepthEstimator
 from molmoact_data.pointing import DEFAULT_PROMPT, GripperPointer, GripperPoints
-from molmoact_data.simulation.metrics import pointing_scores, rank_correlation
+from molmoact_data.simulation.metrics import pointing_scores
 
 DEMO = Path(__file__).resolve().parent.parent / "examples" / "demo_dataset"
 EPISODE = 4
@@ -147,12 +147,6 @@ def test_a_point_in_the_window_is_the_same_point_in_the_image() -> None:
     middle, corner = torch.tensor([[0.5, 0.5]]), torch.tensor([[20.0, 10.0]])
     xy = from_window(middle, corner, (50, 80), (100, 160), 256)
     np.testing.assert_allclose(xy[0], [59.5 / 159, 34.5 / 99], rtol=1e-6)
-
-
-def test_rank_correlation_equals_scipy_with_ties() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 9, 500), rng.standard_normal(500).round(1)
-    assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic, abs=1e-12)
 
 
 def test_pointing_scores_count_visible_frames_only() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from molmoact_data.label_metrics import rank_correlation
 from molmoact_data.pointing import GripperPoints
 
 GOOD_POINT_PX = 8.0
@@ -37,7 +38,7 @@ def depth_scores(
 ) -> dict[str, float]:
     """Per-image rank correlation of predicted inverse depth with the true one."""
     scores = [
-        rank_correlation(p, -d.astype(np.int32))
+        rank_correlation(p, -d.astype(np.float32))
         for p, d in zip(inverse_NHW, depth_NHW, strict=True)
     ]
     return {
@@ -46,14 +47,3 @@ def depth_scores(
         "spearman_p05": float(np.quantile(scores, 0.05)),
         "share_above_0.95": float(np.mean(np.array(scores) >= 0.95)),
     }
-
-
-def rank_correlation(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
-    """Spearman's rho; ties get their mean rank."""
-    return float(np.corrcoef(_ranks(a.ravel()), _ranks(b.ravel()))[0, 1])
-
-
-def _ranks(values: NDArray[np.generic]) -> NDArray[np.float64]:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
