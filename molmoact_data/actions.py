@@ -98,7 +98,10 @@ class ActionSpec:
     @classmethod
     def from_json(cls, rows: Sequence[Mapping[str, bool]]) -> ActionSpec:
         """The inverse of `to_json`."""
-        return cls(tuple(DimensionSpec(**row) for row in rows))
+        try:
+            return cls(tuple(DimensionSpec(**row) for row in rows))
+        except TypeError as error:
+            raise UserError(f"the action spec of the statistics is damaged: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,12 @@ class DatasetStatistics:
     @classmethod
     def from_json(cls, obj: Mapping[str, Any], key: str | None = None) -> DatasetStatistics:
         """Read one entry. A file without our `spec` gets its `mask`, inverted as the 7-D default is."""
+        if not isinstance(obj, Mapping):
+            raise UserError("statistics must be an object {dataset key: entry}")
         name = resolve_key(list(obj), key)
         entry = obj[name]
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("action"), Mapping):
+            raise UserError(f"the statistics entry {name!r} has no object `action`")
         action = FeatureStatistics.from_json(entry["action"])
         if "spec" in entry:
             spec = ActionSpec.from_json(entry["spec"])
@@ -146,13 +153,19 @@ class DatasetStatistics:
             action=action,
             spec=spec,
             state=None if state is None else FeatureStatistics.from_json(state),
-            num_transitions=entry["num_transitions"],
-            num_trajectories=entry["num_trajectories"],
+            num_transitions=_count(entry, "num_transitions"),
+            num_trajectories=_count(entry, "num_trajectories"),
         )
 
     def sha256(self) -> str:
         """Hash of the content; equal for equal values whatever order they arrived in."""
         return canonical_sha256(self.to_json())
+
+
+def _count(entry: Mapping[str, Any], name: str) -> int:
+    if not isinstance(entry.get(name), int):
+        raise UserError(f"the statistics have no whole number {name!r}; found {', '.join(entry)}")
+    return entry[name]
 
 
 def _spec_of_mask(mask: Sequence[bool] | None, action_dim: int) -> ActionSpec:

@@ -177,6 +177,10 @@ def read_statistics(path: Path, key: str | None) -> DatasetStatistics:
     if not path.is_file():
         raise UserError(f"no statistics file at {path}.")
     try:
-        return DatasetStatistics.from_json(json.loads(path.read_text()), key)
-    except json.JSONDecodeError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from error
+    try:
+        return DatasetStatistics.from_json(content, key)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ class ActionDecoder:
         mask = action.get("mask")
         if len(q01) != len(q99) or (mask is not None and len(mask) != len(q01)):
             raise UserError(f"the statistics entry {name!r} has lists of different lengths")
+        if not all(isinstance(x, int | float) and math.isfinite(x) for x in (*q01, *q99)):
+            raise UserError(
+                f"the statistics entry {name!r} holds values that are no finite numbers"
+            )
         return cls(q01, q99, None if mask is None else tuple(mask))
 
     def decode(self, text: str) -> dict[str, Any]:
@@ -76,8 +81,10 @@ def open_texts(path: Path) -> Iterator[str]:
         yield from read_texts(sys.stdin, "standard input")
         return
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             yield from read_texts(lines, str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}.") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from error
 
@@ -89,7 +96,7 @@ def read_texts(lines: Iterable[str], name: str) -> Iterator[str]:
             continue
         try:
             obj = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{name}, line {number} is not valid JSON: {error}.") from error
         if not isinstance(obj, dict) or not isinstance(obj.get("text"), str):
             raise UserError(f"{name}, line {number} has no `text` string.")

@@ -6,6 +6,7 @@ literal), `reference` is what the public fine-tuning code writes. Traces are [x,
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -207,6 +208,9 @@ def _parse_traces(text: str, problems: list[str]) -> list[list[list[float]]]:
             problems.append(f"malformed trace dropped: {block[:80]}")
             continue
         trace = [[_number(part) for part in group] for group in groups]
+        if not all(math.isfinite(value) for xy in trace for value in xy):
+            problems.append(f"malformed trace dropped: {block[:80]}")  # not a number in JSON either
+            continue
         if not all(0 <= value <= GRID_MAX for xy in trace for value in xy):
             problems.append(f"trace leaves 0..{GRID_MAX}: {block[:80]}")
         traces.append(trace)
@@ -247,4 +251,4 @@ def _split(group: str) -> list[str]:
 
 def _number(text: str) -> float:
     value = float(text)
-    return int(value) if value.is_integer() else value
+    return int(value) if value.is_integer() else value  # infinity is no integer

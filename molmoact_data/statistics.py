@@ -46,7 +46,17 @@ class FeatureStatistics:
         missing = [name for name in FEATURE_FIELDS if name not in obj]
         if missing:
             raise UserError(f"statistics lack {', '.join(missing)}; found {', '.join(obj)}")
-        arrays = {name: np.asarray(obj[name], dtype=np.float32) for name in FEATURE_FIELDS}
+        try:
+            arrays = {name: np.asarray(obj[name], dtype=np.float32) for name in FEATURE_FIELDS}
+        except (TypeError, ValueError) as error:
+            raise UserError(f"statistics must be lists of numbers: {error}") from error
+        wrong = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+        if wrong:
+            raise UserError(f"statistics hold null, NaN or infinite values in {', '.join(wrong)}")
+        if not (arrays["q01"].shape == arrays["q99"].shape and arrays["q01"].ndim == 1):
+            raise UserError("statistics lists differ in length: the file is damaged")
+        if (arrays["q01"] > arrays["q99"]).any():
+            raise UserError("statistics have a q01 above its q99: the file is damaged")
         if len({array.shape for array in arrays.values()}) != 1:
             raise UserError("statistics lists differ in length: the file is damaged")
         return cls(**arrays)
@@ -105,6 +115,8 @@ def resolve_key(keys: Sequence[str], requested: str | None) -> str:
         )
     if len(keys) == 1:
         return keys[0]
+    if not keys:
+        raise UserError("the statistics are empty: there is not one dataset in them.")
     raise UserError(
         "the statistics hold several keys, and each un-normalises differently: choose one with "
         f"--unnorm-key. Keys: {', '.join(sorted(keys)) or 'none'}."

@@ -88,6 +88,10 @@ class LabelConfig:
             raise ValueError("--pointer server needs --pointer-url URL")
         if self.pointer == "projection" and self.pointer_calibration is None:
             raise ValueError("--pointer projection needs --pointer-calibration FILE.yaml")
+        if self.pointer == EMBEDDED and self.arms != 1:
+            raise ValueError(
+                "the embedded pointer knows one gripper; --arms needs another --pointer"
+            )
         for name in ("arms", "point_every", "line_length", "action_chunk_size", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -17,6 +17,7 @@ from molmoact_data.actions import DatasetStatistics, spec_warnings
 from molmoact_data.cameras import resolve_cameras
 from molmoact_data.episodes import EpisodeRef, EpisodeSource, open_source, select_episodes
 from molmoact_data.errors import UserError
+from molmoact_data.feature_stats import read_statistics
 from molmoact_data.shards import ShardRecord, ShardSpec, plan_shards
 from molmoact_data.storage import Storage
 from molmoact_data.teachers import Teachers
@@ -70,6 +71,11 @@ class PreprocessConfig:
     """How often a run whose worker process died is resumed by itself."""
 
     def __post_init__(self) -> None:
+        for name in ("dataset_path", "output_path"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; the current folder is written as .")
+        if self.min_coverage is not None and not 0 <= self.min_coverage <= 1:
+            raise ValueError(f"min_coverage is 0..1, got {self.min_coverage}")
         if not 0 <= self.max_reject_fraction <= 1:
             raise ValueError(f"max_reject_fraction is 0..1, got {self.max_reject_fraction}")
         if self.frames_per_shard < 1:
@@ -160,16 +166,13 @@ def statistics_for(
 def frozen_statistics(config: PreprocessConfig, source: EpisodeSource) -> bytes:
     """The file given with `--statistics`, unchanged, after a look at whether it fits this dataset."""
     path = Path(str(config.statistics))
-    if not path.is_file():
-        raise UserError(f"no statistics file at {path}.")
-    content = path.read_bytes()
-    frozen = DatasetStatistics.from_json(json.loads(content))
+    frozen = read_statistics(path, None)
     if frozen.action.dim != source.info.action_dim:
         raise UserError(
             f"{path} describes {frozen.action.dim} action dimensions, "
             f"{source.info.name} has {source.info.action_dim}."
         )
-    return content
+    return path.read_bytes()
 
 
 def make_job(
