@@ -167,7 +167,9 @@ def predict(
     ] = None,
     trace: Annotated[
         str | None,
-        typer.Option(help='Steer: "[[x,y],...]" on 0..255, drawn on the first picture.'),
+        typer.Option(
+            help="Steer: a JSON list of x, y pairs on 0..255, drawn on the first picture."
+        ),
     ] = None,
     action_chunk_size: Annotated[int, typer.Option(help="Steps per answer.")] = 8,
     single_action: Annotated[

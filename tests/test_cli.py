@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
@@ -104,6 +105,18 @@ def test_every_command_has_help_with_an_example(words: Words, molmoact: Molmoact
 def test_no_option_is_without_an_explanation(words: Words) -> None:
     named = [p for p in ALL[words].params if not getattr(p, "hidden", False)]
     assert [p.name for p in named if not getattr(p, "help", None)] == []
+
+
+@pytest.mark.parametrize("words", ALL, ids=" ".join)
+def test_help_shows_every_explanation_as_it_is_written(
+    words: Words, monkeypatch: pytest.MonkeyPatch, molmoact: Molmoact
+) -> None:
+    """Square brackets would vanish: they are Rich's own language."""
+    monkeypatch.setenv("COLUMNS", "400")
+    _, out, _ = molmoact(*words, "--help")
+    shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", click.unstyle(out)).split())
+    written = [" ".join((getattr(p, "help", None) or "").split()) for p in ALL[words].params]
+    assert [text for text in written if text.replace("\\[", "[") not in shown] == []
 
 
 @pytest.mark.parametrize("words", MISTAKES, ids=" ".join)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer.main
+from made_commands import ALL, walk
 
 import cli
 
@@ -75,21 +75,13 @@ def command_lines(document: Path) -> list[list[str]]:
     return found
 
 
-def commands(group: Any) -> Iterator[Any]:
-    """Every command below a group, groups included."""
-    for command in group.commands.values():
-        yield command
-        if hasattr(command, "commands"):
-            yield from commands(command)
-
-
 def parse(arguments: Sequence[str]) -> None:
     """Parse as the program would, and do nothing; `...` stands for whatever is left out.
 
     Raises SystemExit with a code other than 0 for a command line that the program would refuse.
     """
     program = typer.main.get_command(cli.app)
-    for command in commands(program):
+    for _, command in walk(program):
         command.callback = lambda **_: None
         for parameter in command.params:
             parameter.required = parameter.required and "..." not in arguments
@@ -100,7 +92,7 @@ def parse(arguments: Sequence[str]) -> None:
 def our_options() -> frozenset[str]:
     """Every option of every command, script and benchmark."""
     options: set[str] = set()
-    for command in commands(typer.main.get_command(cli.app)):
+    for command in ALL.values():
         for parameter in command.params:
             options |= {*parameter.opts, *parameter.secondary_opts}
     return frozenset(options | program_options() | {"--help"})
