@@ -432,6 +432,21 @@ def test_metadata_that_lies_about_shards_is_reported(tmp_path: Path) -> None:
     assert len(source.episodes) == 3
 
 
+@pytest.mark.parametrize(
+    "splits",
+    [["train"], [{"shardLengths": ["2"]}], [{"name": "train", "shardLengths": ["two"]}], 5],
+)
+def test_splits_that_mean_nothing_are_one_error(tmp_path: Path, splits: Any) -> None:
+    root = tmp_path / "bc_z" / "1.0.0"
+    make(root, "bc_z")
+    info = json.loads((root / "dataset_info.json").read_text())
+    (root / "dataset_info.json").write_text(json.dumps(info | {"splits": splits}))
+    with pytest.raises(UserError, match="`splits` must be a list of objects"):
+        open_source(root)
+    (root / "dataset_info.json").write_text(json.dumps(info | {"splits": None}))
+    assert len(open_source(root).episodes) == 3
+
+
 def test_splits_and_folders_without_data_are_clear_errors(tmp_path: Path) -> None:
     make(tmp_path / "bc_z" / "1.0.0", "bc_z")
     with pytest.raises(UserError, match=r"unknown split 'tarin'.*Did you mean 'train'"):

@@ -141,17 +141,26 @@ def _split_files(
     warnings = []
     if len(files) != files[0][1]:
         warnings.append(f"split {chosen!r}: {len(files)} of {files[0][1]} shards are here")
-    others = sorted({s["name"] for s in declared.get("splits", ())} - set(by_split))
+    others = sorted(set(_declared_splits(declared)) - set(by_split))
     if others:
         warnings.append(f"metadata declares splits without any file: {', '.join(others)}")
     return chosen, [path for _, _, path in files], warnings
 
 
 def _declared_lengths(declared: Mapping[str, Any], split: str) -> list[int]:
-    entry: Mapping[str, Any] = next(
-        (s for s in declared.get("splits", ()) if s.get("name") == split), {}
-    )
-    return [int(n) for n in entry.get("shardLengths", ())]
+    return _declared_splits(declared).get(split, [])
+
+
+def _declared_splits(declared: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Split -> episodes per shard."""
+    try:
+        splits = declared.get("splits") or ()
+        return {s["name"]: [int(n) for n in s.get("shardLengths") or ()] for s in splits}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{INFO_FILE}: `splits` must be a list of objects with `name` and `shardLengths`, "
+            f"whole numbers; {type(error).__name__}: {error}"
+        ) from error
 
 
 def _shards(
