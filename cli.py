@@ -26,6 +26,8 @@ from pipelines import (
 )
 from vqvae import commands as codebooks
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 OURS = ("molmoact_data", "molmoact_train", "vqvae", "pipelines")
 EXTRAS = (
     "'molmoact[data]' for datasets and labels, 'molmoact[train]' for models, 'molmoact[all]' for "
@@ -131,6 +133,12 @@ def main() -> None:
     """Entry point: a user's mistake is one clear line and exit code 2, a bug keeps its traceback."""
     try:
         app()
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            typer.echo(
+                "interrupted; what is complete is kept, and --resume goes on from it", err=True
+            )
+        raise
     except (UserError, LimitExceeded) as error:
         if os.environ.get("MOLMOACT_TRACEBACK"):
             raise

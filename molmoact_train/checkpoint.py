@@ -98,6 +98,11 @@ def claim_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool) 
     """
     if resume and overwrite:
         raise UserError("--resume continues a run and --overwrite deletes it; give one of them.")
+    file = next((path for path in (run, *run.parents) if path.is_file()), None)
+    if file is not None:
+        raise UserError(
+            f"{file} is a file, so {run} cannot be the run. Choose another --save-folder."
+        )
     taken = run.exists() and any(run.iterdir())
     if resume:
         return _checkpoint_to_resume(run, config)

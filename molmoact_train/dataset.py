@@ -177,6 +177,7 @@ def open_training_data(config: TrainConfig, processor: MolmoActProcessor) -> Tra
     settings = render_settings(config, max_image_side(processor), training=True)
     arguments = [parse_data_argument(text) for text in config.data]
     sources = [_open(argument, config, settings) for argument in arguments]
+    refuse_empty(sources, list(settings.kinds))
     check_action_dimensions(sources)
     rates = sampling_rates([s.size for s in sources], [a.weight for a in arguments])
     mixture = Mixture([s.size for s in sources], rates, config.data_seed)
@@ -227,6 +228,18 @@ def _open(
 def max_image_side(processor: MolmoActProcessor) -> int:
     """The longest side at which a picture is one distinct crop for this checkpoint (378 or 336 px)."""
     return min(processor.image_processor.config.base_image_input_size)
+
+
+def refuse_empty(sources: Sequence[Source], kinds: Sequence[str]) -> None:
+    """Raises `UserError` naming the data without a sample, and why its rows cannot be used."""
+    for source in sources:
+        if source.size < 1:
+            why = ", ".join(f"{reason}: {n}" for reason, n in source.left_out.items())
+            raise UserError(
+                f"--data {source.folder} has no sample for what this stage trains ({', '.join(kinds)}); "
+                f"rows left out: {why or 'none, it has no rows'}. Run `molmoact preprocess` with the labels "
+                "that are missing."
+            )
 
 
 def check_action_dimensions(sources: Sequence[Source]) -> None:

@@ -94,7 +94,9 @@ class ShardSource:
         usable = _usable(labels, self.layout, self.kinds)
         self.rows = np.flatnonzero(in_part & usable)[:max_samples]
         self.left_out: Mapping[str, int] = Counter(
-            _trace_reasons(labels, np.flatnonzero(in_part & ~usable))
+            ["no action column"] * int((in_part & ~usable).sum())
+            if self.layout.action_dim is None and {"depth", "trace"}.isdisjoint(self.kinds)
+            else _trace_reasons(labels, np.flatnonzero(in_part & ~usable))
         )
 
     @property

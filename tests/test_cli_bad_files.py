@@ -150,3 +150,58 @@ def test_parse_refuses_statistics_without_numbers(
         "parse", tmp_path / "texts.jsonl", "--norm-stats", tmp_path / "bad.json"
     )
     assert (code, "no finite numbers" in err) == (2, True), err
+
+
+def test_training_data_without_the_labels_of_the_stage_say_which(
+    molmoact: Molmoact, dataset: Path, tmp_path: Path
+) -> None:
+    from molmoact_train.tiny import write_tiny_checkpoint
+
+    out, checkpoint = tmp_path / "out", write_tiny_checkpoint(tmp_path / "tiny")
+    teachers = ("--depth", "none", "--pointer", "none")
+    assert (
+        molmoact("preprocess", "--dataset-path", dataset, "--output-path", out, *teachers)[0] == 0
+    )
+    train = ("train", "--stage", "debug", "--checkpoint", checkpoint, "--data", out)
+    code, _, err = molmoact(*train, "--save-folder", tmp_path / "run")
+    assert (code, f"--data {out} has no sample for" in err) == (2, True), err
+    assert "no trace column: 10" in err
+
+
+def test_training_data_without_actions_do_not_blame_the_traces(
+    molmoact: Molmoact, dataset: Path, tmp_path: Path
+) -> None:
+    from molmoact_train.sources import open_source
+
+    out = tmp_path / "out"
+    points = ("--pointer", "column", "--pointer-column", "gripper_xy", "--pointer-units", "pixels")
+    arguments = ("--dataset-path", dataset, "--output-path", out, "--depth", "none", *points)
+    assert molmoact("preprocess", *arguments, "--no-process-actions")[0] == 0
+    source = open_source(str(out), max_images=2, kinds=["trajectory"])
+    assert (source.size, dict(source.left_out)) == (0, {"no action column": 10})
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_a_save_folder_that_is_a_file_is_one_line(tmp_path: Path, below: str) -> None:
+    from molmoact_data.errors import UserError
+    from molmoact_train.checkpoint import claim_run
+
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        claim_run(tmp_path / "file" / below, None, resume=False, overwrite=True)  # type: ignore[arg-type]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_ctrl_c_says_that_nothing_complete_is_lost(
+    molmoact: Molmoact, monkeypatch: pytest.MonkeyPatch, dataset: Path, tmp_path: Path
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.preprocess.preprocess", interrupt)
+    arguments = ("--dataset-path", dataset, "--output-path", tmp_path / "out")
+    code, out, err = molmoact(
+        "preprocess", *arguments, "--depth", "none", "--pointer", "none", "--json"
+    )
+    assert (code, out) == (130, "")
+    assert "--resume" in err.splitlines()[-1]
