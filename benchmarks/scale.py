@@ -1,8 +1,7 @@
 """Memory and time of `molmoact preprocess` against frames; numeric teachers, so only the pipeline counts.
 
 Makes LeRobot v3.0 datasets of small stored images with recorded gripper points, runs the command on each in
-its own process, samples its memory, and draws docs/scale.png. CPU seconds are reported beside the wall clock,
-because they mean the same on a busy machine.
+its own process, samples its memory, and draws docs/scale.png: seconds of wall clock and of processors.
 
     python benchmarks/scale.py --frames 12500 25000 50000 100000 --plot docs/scale.png
 """

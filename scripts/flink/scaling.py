@@ -1,6 +1,6 @@
 """How much faster two Flink workers are than one, with a teacher whose cost is time and not this machine's cores.
 
-Two workers cannot be twice as fast on two cores that a cluster, its workers and other people share. So the
+Two workers cannot be twice as fast on two cores that a cluster and its workers share. So the
 teacher here is a pointing server that answers after a fixed pause, as a GPU somewhere else would: what
 is measured is whether the engine keeps two workers busy. Two times are printed: the whole command with its start-up,
 and Flink's own duration of the job that builds the shards.
