@@ -140,6 +140,18 @@ def test_existing_runs_are_not_overwritten(whole_run: Path) -> None:
         train(debug(), whole_run, resume=False)
 
 
+@pytest.mark.parametrize("config", ['{"architectures": ["MolmoAct"]}', "not JSON", "[1]"])
+def test_overwrite_does_not_touch_a_folder_that_is_no_run(tmp_path: Path, config: str) -> None:
+    """A model's folder has a config.json too."""
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "model.safetensors").write_bytes(b"somebody's")
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UserError, match=r"not that of a VQ-VAE run.*--output-path"):
+        train(debug(), tmp_path, resume=False, overwrite=True)
+    assert (tmp_path / "model.safetensors").read_bytes() == b"somebody's"
+    assert (tmp_path / "data").is_dir()
+
+
 def test_a_resumed_run_may_not_change_its_mind(whole_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lr was 0\.001, now 0\.5"):
         train(debug(lr=0.5), whole_run, resume=True)

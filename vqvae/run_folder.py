@@ -36,6 +36,8 @@ def claim(output: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -
             )
         _same_config(read_config(output), config)
         return
+    if exists:
+        _refuse_strangers(output)
     if exists and not overwrite:
         raise UserError(
             f"{output} already holds a training run. Continue it with --resume, replace it with "
@@ -50,12 +52,26 @@ def claim(output: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -
     write_atomically(output / CONFIG_FILE, json.dumps(as_dict(config), indent=1).encode())
 
 
+def _refuse_strangers(output: Path) -> None:
+    """Any model folder has a config.json; only a VQ-VAE run's may be replaced."""
+    try:
+        read_config(output)
+    except (UserError, ValueError) as error:
+        raise UserError(
+            f"{output / CONFIG_FILE} is not that of a VQ-VAE run, and nothing in its folder was touched. "
+            "Choose another --output-path."
+        ) from error
+
+
 def read_config(output: Path) -> TrainConfig:
     """The configuration a run was started with."""
     path = output / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"nothing to resume in {output}: no {CONFIG_FILE}. Run without --resume.")
-    return build(TrainConfig, json.loads(path.read_text()))
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not the configuration of a VQ-VAE run.")
+    return build(TrainConfig, content)
 
 
 def _same_config(stored: TrainConfig, asked: TrainConfig) -> None:
