@@ -112,6 +112,7 @@ def claim_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool) 
             "checkpoints and start again, or choose another --save-folder."
         )
     if taken:
+        _refuse_strangers(run)
         _delete_run(run)
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / CONFIG_FILE, to_json(config))
@@ -129,6 +130,19 @@ def _checkpoint_to_resume(run: Path, config: TrainConfig) -> Path:
             "Use the same values, or start a new run from its export."
         )
     return checkpoints[-1]
+
+
+def _refuse_strangers(run: Path) -> None:
+    """Any model folder has a config.json; only a training run's may be replaced."""
+    if not (run / CONFIG_FILE).is_file():
+        return
+    try:
+        load_config(run)
+    except (UserError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{run / CONFIG_FILE} is not that of a training run, and nothing in its folder was touched. "
+            "Choose another --save-folder."
+        ) from error
 
 
 def _delete_run(run: Path) -> None:

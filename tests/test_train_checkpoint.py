@@ -162,6 +162,16 @@ def test_nothing_resumes_or_is_replaced_silently(tmp_path: Path) -> None:
     assert (tmp_path / "notes.txt").read_text() == "mine", "only a run's own files are deleted"
 
 
+@pytest.mark.parametrize("content", ['{"model_type": "molmoact"}', "{}", "not JSON"])
+def test_overwrite_does_not_touch_a_model_that_is_no_run(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    (tmp_path / "final").mkdir()
+    with pytest.raises(UserError, match=r"not that of a training run.*--save-folder"):
+        claim_run(tmp_path, config(tmp_path), resume=False, overwrite=True)
+    assert (tmp_path / "config.json").read_text() == content
+    assert (tmp_path / "final").is_dir()
+
+
 def test_resume_needs_a_checkpoint_of_the_same_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no complete checkpoint"):
         claim_run(tmp_path / "empty", config(tmp_path), resume=True, overwrite=False)
