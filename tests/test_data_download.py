@@ -111,6 +111,7 @@ def test_a_killed_download_continues_in_the_middle_of_its_file(hub, tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.kill()
+        process.wait()
     (written,) = (p.stat().st_size for p in tmp_path.rglob("*.incomplete") if p.stat().st_size)
     hub.stall_after = None
     hub.go_on.set()
