@@ -28,7 +28,7 @@ from vqvae import commands as codebooks
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
-OURS = ("molmoact_data", "molmoact_train", "vqvae", "pipelines")
+OURS = ("molmoact_data", "molmoact_train", "molmoact_robot", "vqvae", "pipelines")
 EXTRAS = (
     "'molmoact[data]' for datasets and labels, 'molmoact[train]' for models, 'molmoact[all]' for "
     "everything"

@@ -27,7 +27,7 @@ import av
 import cv2
 import numpy as np
 
-from molmoact_data.episodes import open_source
+from molmoact_data.sources.opening import open_source
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("MOLMOACT_SHARED_DATA", ROOT.parent / "shared" / "data"))

@@ -25,7 +25,7 @@ import psutil
 import pyarrow as pa
 
 from molmoact_data.exporters.lerobot_v3 import DatasetDescription, LeRobotV3Writer, feature
-from molmoact_data.images import encode_jpeg
+from molmoact_data.pictures.images import encode_jpeg
 from molmoact_data.schema import IMAGE_TYPE
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -66,7 +66,7 @@ def gflops(forward: Callable[..., object], *inputs: torch.Tensor) -> str:
 
 def preprocessing_ms(height: int, width: int, frames: int = 20) -> float:
     """Processor time of one frame on its way into Depth-Anything, on one thread."""
-    from molmoact_data.adapters.depth_anything import preprocess
+    from molmoact_data.teachers.depth_anything import preprocess
 
     cv2.setNumThreads(1)
     rgb = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)

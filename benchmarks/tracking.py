@@ -13,8 +13,8 @@ import time
 import cv2
 import numpy as np
 
-from molmoact_data.pointing import GripperPoints
-from molmoact_data.tracking import PointTracker
+from molmoact_data.labels.pointing import GripperPoints
+from molmoact_data.labels.tracking import PointTracker
 
 BATCH = 32
 

@@ -7,7 +7,7 @@ Plain = what the reference runs: 18 crop slots and 2304 text positions whatever 
 encoded, logits on every position. Ours = distinct crops, no padding beyond the batch's longest sample, logits
 where there is loss. The losses of both must agree, else the comparison is void and the run fails. FLOPs are counted
 by `torch.utils.flop_counter` on what really runs (it does not know the CPU's attention kernel: matrix products
-only) and, for the true 7B-D, derived from its shapes (`molmoact_train/flops.py`).
+only) and, for the true 7B-D, derived from its shapes (`molmoact_train/families/molmoact/flops.py`).
 
 On CPU the model keeps 7B-D's proportions: widths / SCALE, layers 2 of 28 and 2 of 25, and the connector's and the
 head's inner sizes reduced with the layers, so that each part's share of the linear work is the real one. Attention's
@@ -35,8 +35,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from molmoact_train.flops import Work, forward_flops
-from molmoact_train.model import (
+from molmoact_train.families.molmoact.flops import Work, forward_flops
+from molmoact_train.families.molmoact.network import (
     MolmoActAdapterConfig,
     MolmoActConfig,
     MolmoActForActionReasoning,
@@ -45,7 +45,7 @@ from molmoact_train.model import (
     Savings,
     released_config,
 )
-from molmoact_train.model.crops import distinct_crops
+from molmoact_train.families.molmoact.network.crops import distinct_crops
 
 PROMPT_TOKENS, ANSWER_TOKENS = 1004, 451
 """Mean LIBERO sample: 1 + 854 image + 149 text tokens, and the measured mean answer."""
@@ -312,8 +312,8 @@ def gpu_path(
 
 def gpu_latency(tokenizer: Path) -> dict[str, Any]:
     """Seconds of one answer of 8 x 7 actions for two pictures; the weights are random, the work is the real one."""
-    from molmoact_train.predict import PredictOptions, Predictor
-    from molmoact_train.processor import MolmoActProcessor
+    from molmoact_train.families.molmoact.policy import PredictOptions, Predictor
+    from molmoact_train.families.molmoact.processor import MolmoActProcessor
 
     processor = MolmoActProcessor.from_pretrained(tokenizer)
     with torch.device("meta"):

@@ -36,7 +36,12 @@ def viz(
 
     Example: molmoact viz out --episode 3 --output-path episode3.mp4 --vqvae vae-final.pt
     """
-    from molmoact_data.viz import load_tokenizer, refuse_existing, show_codes, show_episode
+    from molmoact_data.pictures.film import (
+        load_tokenizer,
+        refuse_existing,
+        show_codes,
+        show_episode,
+    )
 
     path = refuse_existing(output_path, overwrite=overwrite)
     tokenizer = load_tokenizer(vqvae, device) if vqvae else None
@@ -67,7 +72,12 @@ def parse(
 
     Example: molmoact parse generations.jsonl --norm-stats dataset_statistics.json --json
     """
-    from molmoact_data.parsing import ActionDecoder, open_texts, read_norm_stats, summary_line
+    from molmoact_data.text.generated import (
+        ActionDecoder,
+        open_texts,
+        read_norm_stats,
+        summary_line,
+    )
 
     decoder = ActionDecoder.from_norm_stats(read_norm_stats(norm_stats), unnorm_key)
     num_texts = num_bad = 0

@@ -36,7 +36,7 @@ def validate(
 
     Example: molmoact validate out --processor MolmoAct-7B-D-0812 --report findings.json
     """
-    from molmoact_data.registry import SAMPLE_CHECKS, resolve
+    from molmoact_data.teachers.registry import SAMPLE_CHECKS, resolve
     from molmoact_data.validate import validate as run
 
     loss_tokens = None
@@ -75,7 +75,7 @@ def stats(
 
     Example: molmoact stats out-a out-b --key both --output-path merged.json
     """
-    from molmoact_data import feature_stats
+    from molmoact_data.outputs import measuring as feature_stats
 
     if output_path is not None and output_path.exists() and not overwrite:
         raise UserError(f"{output_path} exists; add --overwrite to replace it.")
@@ -139,7 +139,7 @@ def publish(
 
     Example: molmoact publish out --repo-id lab/kitchen-molmoact --private --dry-run
     """
-    from molmoact_data.publish import plan_publish, publish as run
+    from molmoact_data.publishing.publish import plan_publish, publish as run
 
     plan = plan_publish(output, repo_id, private=private)
     if plan.non_commercial:
@@ -170,7 +170,7 @@ def download(
 
     Example: molmoact download libero_goal --output-path data --dry-run
     """
-    from molmoact_data.download import choose, fetch, plan_download
+    from molmoact_data.publishing.download import choose, fetch, plan_download
 
     results: list[dict[str, Any]] = []
     for wanted in choose(names):

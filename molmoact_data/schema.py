@@ -1,6 +1,6 @@
 """THE record: one Parquet row is one frame. Column names are spelled here and nowhere else.
 
-Numbers are stored and text is rendered late (`molmoact_data.prompts`), so a new template never
+Numbers are stored and text is rendered late (`molmoact_data.text.prompts`), so a new template never
 rebuilds a dataset.
 
 | column | type | meaning, unit, range |

@@ -46,7 +46,7 @@ from torch.utils._pytree import tree_leaves
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_train.config import TrainConfig, changes_on_resume, from_json, to_json
-from molmoact_train.json_files import write_json
+from molmoact_train.folders.json_files import write_json
 from molmoact_train.metrics import METRICS_FILE, PLOT_FILE, WANDB_ID_FILE
 from molmoact_train.parallel import World
 

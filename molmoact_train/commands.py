@@ -197,10 +197,10 @@ def predict(
 
     Example: molmoact predict --checkpoint D --images front.png wrist.png --instruction "close the box"
     """
-    from molmoact_data.parsing import read_norm_stats
-    from molmoact_data.prompts import Wording
-    from molmoact_data.registry import DEPTH_TOKENIZERS, resolve
-    from molmoact_train.predict import (
+    from molmoact_data.teachers.registry import DEPTH_TOKENIZERS, resolve
+    from molmoact_data.text.generated import read_norm_stats
+    from molmoact_data.text.prompts import Wording
+    from molmoact_train.families.molmoact.policy import (
         PredictOptions,
         Predictor,
         parse_trace_flag,

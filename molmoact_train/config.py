@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from molmoact_data.config import build
 from molmoact_data.errors import UserError, unknown_name
-from molmoact_data.prompts import SampleKind, Wording
+from molmoact_data.text.prompts import SampleKind, Wording
 
 FtEmbedding = Literal["all", "lm_head", "ln_f", "wte"]
 Scheduler = Literal["cosine_with_warmup", "constant"]
@@ -29,7 +29,7 @@ class TrainConfig:
     checkpoint: str
     """Folder or Hub id of the model to start from (released Hugging Face layout)."""
     data: tuple[str, ...]
-    """`PATH[:weight]`: our output folders or published-mixture rows (`molmoact_train.mixture`)."""
+    """`PATH[:weight]`: our output folders or published-mixture rows (`molmoact_train.data.mixture`)."""
     save_folder: str
     """The run: checkpoints, metrics, resolved config, final export."""
 

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from molmoact_train.collate import MicroBatch, split_by_length
 from molmoact_train.config import TrainConfig
-from molmoact_train.dataset import PARTS, TrainingData
-from molmoact_train.model import MolmoActForActionReasoning
+from molmoact_train.data.collate import MicroBatch, split_by_length
+from molmoact_train.data.dataset import PARTS, TrainingData
+from molmoact_train.data.rendering import decode_image, shrink
+from molmoact_train.data.sources import ShardSource
+from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
+from molmoact_train.families.molmoact.policy import PredictOptions, Predictor
 from molmoact_train.parallel import World, autocast
-from molmoact_train.predict import PredictOptions, Predictor
-from molmoact_train.rendering import decode_image, shrink
-from molmoact_train.sources import ShardSource
 
 
 @dataclass

@@ -38,8 +38,8 @@ def merge_lora(
 
     Example: molmoact merge-lora --adapter RUN/final --output-path merged --dtype bfloat16 --verify
     """
-    from molmoact_train.merge import merge_lora as run, plan
-    from molmoact_train.model_folder import Dtype
+    from molmoact_train.folders.layout import Dtype
+    from molmoact_train.folders.merge import merge_lora as run, plan
 
     kept = chosen(dtype, "--dtype", Dtype)
     if dry_run:
@@ -73,9 +73,9 @@ def export_hf(
 
     Example: molmoact export-hf --checkpoint RUN/final --output-path my-model --dtype bfloat16
     """
-    from molmoact_data.parsing import read_norm_stats
-    from molmoact_train.export import export_folder, plan
-    from molmoact_train.model_folder import Dtype
+    from molmoact_data.text.generated import read_norm_stats
+    from molmoact_train.folders.export import export_folder, plan
+    from molmoact_train.folders.layout import Dtype
 
     if dry_run:
         kept = chosen(dtype, "--dtype", Dtype)
@@ -105,7 +105,7 @@ def unshard(
 
     Example: molmoact unshard --checkpoint RUN/step00002000 --output-path model
     """
-    from molmoact_train.export import plan, unshard as run
+    from molmoact_train.folders.export import plan, unshard as run
 
     if dry_run:
         report_export(plan(str(checkpoint), output_path, overwrite=overwrite), as_json=as_json)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from molmoact_train.config import TrainConfig
-from molmoact_train.json_files import write_json
+from molmoact_train.folders.json_files import write_json
 
 ADAPTER = "default"
 _PEFT_PREFIX = "base_model.model."

@@ -26,10 +26,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from molmoact_data.device import pick_device
+from molmoact_data.processes import pick_device
 from molmoact_train import lora
 from molmoact_train.config import TrainConfig
-from molmoact_train.model import MolmoActConfig, MolmoActForActionReasoning
+from molmoact_train.families.molmoact.network import MolmoActConfig, MolmoActForActionReasoning
 from molmoact_train.optim import freeze_for_full, released_name
 from molmoact_train.weights import WeightFiles
 

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from molmoact_train import lora
-from molmoact_train.collate import check_batch_arithmetic
 from molmoact_train.config import TrainConfig
-from molmoact_train.dataset import Sample, TrainingData, open_eval_data, open_training_data
-from molmoact_train.model import MolmoActConfig, MolmoActForActionReasoning
-from molmoact_train.norm_stats import merged
+from molmoact_train.data.collate import check_batch_arithmetic
+from molmoact_train.data.dataset import Sample, TrainingData, open_eval_data, open_training_data
+from molmoact_train.families.molmoact.network import MolmoActConfig, MolmoActForActionReasoning
+from molmoact_train.families.molmoact.processor import MolmoActProcessor
+from molmoact_train.folders.statistics import merged
 from molmoact_train.optim import count_parameters, freeze_for_full
 from molmoact_train.parallel import World, compute_dtype
-from molmoact_train.processor import MolmoActProcessor
 from molmoact_train.weights import resolve_model_folder
 
 _MEASURED_SAMPLES = 16

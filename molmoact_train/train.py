@@ -20,14 +20,16 @@ import torch
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
-from molmoact_train import checkpoint, evaluate, final_export, norm_stats
+from molmoact_train import checkpoint, evaluate
 from molmoact_train.checkpoint import TrainerState
-from molmoact_train.collate import MicroBatch, StepBatch, check_batch_arithmetic, step_batches
 from molmoact_train.config import TrainConfig
-from molmoact_train.dataset import TrainingData, open_eval_data, open_training_data
-from molmoact_train.json_files import write_json
+from molmoact_train.data.collate import MicroBatch, StepBatch, check_batch_arithmetic, step_batches
+from molmoact_train.data.dataset import TrainingData, open_eval_data, open_training_data
+from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
+from molmoact_train.families.molmoact.processor import MolmoActProcessor
+from molmoact_train.folders import final_export, statistics as norm_stats
+from molmoact_train.folders.json_files import write_json
 from molmoact_train.metrics import MetricsLog
-from molmoact_train.model import MolmoActForActionReasoning
 from molmoact_train.optim import (
     Schedule,
     build_optimizer,
@@ -36,7 +38,6 @@ from molmoact_train.optim import (
     trained_parameters,
 )
 from molmoact_train.parallel import World, autocast, build_model, joined_world
-from molmoact_train.processor import MolmoActProcessor
 from molmoact_train.weights import resolve_model_folder
 
 logger = logging.getLogger(__name__)

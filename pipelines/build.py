@@ -16,14 +16,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from molmoact_data import quality, schema
-from molmoact_data.actions import bin_actions, chunk, normalize
-from molmoact_data.depth import scale_to_u8
-from molmoact_data.episodes import EpisodeColumns, EpisodeRef, EpisodeSource
+from molmoact_data import schema
 from molmoact_data.errors import EpisodeRejected, RejectReason
-from molmoact_data.pointing import ColumnPointer
-from molmoact_data.records import EpisodeLabels, label_columns
-from molmoact_data.shards import (
+from molmoact_data.labels import quality
+from molmoact_data.labels.actions import bin_actions, chunk, normalize
+from molmoact_data.labels.depth import scale_to_u8
+from molmoact_data.labels.pointing import ColumnPointer
+from molmoact_data.labels.traces import TraceConfig, episode_traces
+from molmoact_data.outputs.columns import EpisodeLabels, label_columns
+from molmoact_data.outputs.shards import (
     EpisodeSpool,
     Reject,
     ShardRecord,
@@ -31,8 +32,8 @@ from molmoact_data.shards import (
     ShardWriter,
     file_sha256,
 )
-from molmoact_data.teachers import Teachers
-from molmoact_data.traces import TraceConfig, episode_traces
+from molmoact_data.sources.base import EpisodeColumns, EpisodeRef, EpisodeSource
+from molmoact_data.teachers.teachers import Teachers
 from pipelines.job import Job
 from pipelines.points import CollectedPoints, collect_points
 from pipelines.reading import Event, image_schema, read_ahead, read_events

@@ -181,7 +181,7 @@ def preview(
 
     Example: molmoact preview --dataset-path my/dataset --vqvae vae-final.pt --output-path preview.png
     """
-    from molmoact_data.viz import refuse_existing, write_picture
+    from molmoact_data.pictures.film import refuse_existing, write_picture
     from pipelines.options import preprocess_config
     from pipelines.preview import preview as run
 

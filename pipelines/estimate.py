@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from molmoact_data.episodes import EpisodeRef, EpisodeSource, open_source
-from molmoact_data.shards import plan_shards
-from molmoact_data.teachers import Teachers
+from molmoact_data.outputs.shards import plan_shards
+from molmoact_data.sources.base import EpisodeRef, EpisodeSource
+from molmoact_data.sources.opening import open_source
+from molmoact_data.teachers.teachers import Teachers
 from pipelines.build import DepthLabels
 from pipelines.job import Job
 from pipelines.points import collect_points

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from molmoact_data import schema
-from molmoact_data.actions import DatasetStatistics
 from molmoact_data.config import as_dict, content_hash
-from molmoact_data.episodes import SourceInfo
 from molmoact_data.errors import unknown_name
-from molmoact_data.pointing import DEFAULT_PROMPT
-from molmoact_data.registry import DEPTH_ESTIMATORS, GRIPPER_POINTERS
-from molmoact_data.storage import Storage
+from molmoact_data.files.storage import Storage
+from molmoact_data.labels.actions import DatasetStatistics
+from molmoact_data.labels.pointing import DEFAULT_PROMPT
+from molmoact_data.sources.base import SourceInfo
+from molmoact_data.teachers.registry import DEPTH_ESTIMATORS, GRIPPER_POINTERS
 
 EMBEDDED = "embedded"
 NONE = "none"

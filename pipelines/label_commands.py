@@ -74,14 +74,15 @@ def evaluate_labels(
     Example: molmoact evaluate-labels --dataset-path heldout --output-path quality --point-every 1,10
     """
     from molmoact_data.config import as_dict, build
-    from molmoact_data.episodes import open_source, select_episodes
-    from molmoact_data.label_evaluation import (
+    from molmoact_data.label_quality.evaluate import (
         EvaluationConfig,
         check_truth,
         evaluate_labels,
         parse_point_every,
     )
-    from molmoact_data.label_report import prepare_folder, write_results
+    from molmoact_data.label_quality.report import prepare_folder, write_results
+    from molmoact_data.sources.opening import open_source
+    from molmoact_data.sources.selection import select_episodes
     from pipelines.job import NONE, LabelConfig
     from pipelines.teachers import load_teachers
 

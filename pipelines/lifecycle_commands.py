@@ -42,9 +42,9 @@ def retokenize(
 
     Example: molmoact retokenize out --statistics merged.json --output-path out-merged
     """
-    from molmoact_data.feature_stats import read_statistics
-    from molmoact_data.outputs import Output
-    from molmoact_data.storage import Storage
+    from molmoact_data.files.storage import Storage
+    from molmoact_data.outputs.measuring import read_statistics
+    from molmoact_data.outputs.output import Output
     from pipelines.retokenize import RetokenizeConfig, retokenize as run
 
     frozen = read_statistics(statistics, statistics_key) if statistics else None
@@ -70,8 +70,8 @@ def merge(
 
     Example: molmoact merge out-a out-b --output-path out-both
     """
-    from molmoact_data.outputs import Output
-    from molmoact_data.storage import Storage
+    from molmoact_data.files.storage import Storage
+    from molmoact_data.outputs.output import Output
     from pipelines.merge import merge as run
 
     sources = [Output.open(path) for path in outputs]

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from molmoact_data import quality, schema
+from molmoact_data import schema
 from molmoact_data.config import as_dict
-from molmoact_data.report import write_report
-from molmoact_data.shards import ShardRecord
-from molmoact_data.storage import Storage
+from molmoact_data.files.storage import Storage
+from molmoact_data.labels import quality
+from molmoact_data.outputs.shards import ShardRecord
+from molmoact_data.report.page import write_report
 from pipelines.job import Job
 
 

@@ -15,11 +15,17 @@ import pyarrow as pa
 
 from molmoact_data import schema
 from molmoact_data.config import content_hash
-from molmoact_data.episodes import EpisodeRef
 from molmoact_data.errors import UserError
-from molmoact_data.outputs import BATCH_ROWS, Output, open_parquet
-from molmoact_data.shards import ShardRecord, ShardSpec, ShardWriter, file_sha256, plan_shards
-from molmoact_data.storage import Storage
+from molmoact_data.files.storage import Storage
+from molmoact_data.outputs.output import BATCH_ROWS, Output, open_parquet
+from molmoact_data.outputs.shards import (
+    ShardRecord,
+    ShardSpec,
+    ShardWriter,
+    file_sha256,
+    plan_shards,
+)
+from molmoact_data.sources.base import EpisodeRef
 from pipelines import manifest, state
 
 

@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact_data.adapters.cached_pointer import CachedPointer, EpisodeKey
-from molmoact_data.episodes import EpisodeColumns
-from molmoact_data.pointing import ColumnPointer, GripperPointer, GripperPoints
-from molmoact_data.tracking import FramePointer, PointTracker
+from molmoact_data.labels.pointing import ColumnPointer, GripperPointer, GripperPoints
+from molmoact_data.labels.tracking import FramePointer, PointTracker
+from molmoact_data.sources.base import EpisodeColumns
+from molmoact_data.teachers.cached import CachedPointer, EpisodeKey
 from pipelines.job import Job
 
 

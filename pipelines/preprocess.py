@@ -12,15 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from molmoact_data import registry, schema
-from molmoact_data.actions import DatasetStatistics, spec_warnings
-from molmoact_data.cameras import resolve_cameras
-from molmoact_data.episodes import EpisodeRef, EpisodeSource, open_source, select_episodes
+from molmoact_data import schema
 from molmoact_data.errors import UserError
-from molmoact_data.feature_stats import read_statistics
-from molmoact_data.shards import ShardRecord, ShardSpec, plan_shards
-from molmoact_data.storage import Storage
-from molmoact_data.teachers import Teachers
+from molmoact_data.files.storage import Storage
+from molmoact_data.labels.actions import DatasetStatistics, spec_warnings
+from molmoact_data.outputs.measuring import read_statistics
+from molmoact_data.outputs.shards import ShardRecord, ShardSpec, plan_shards
+from molmoact_data.sources.base import EpisodeRef, EpisodeSource
+from molmoact_data.sources.cameras import resolve_cameras
+from molmoact_data.sources.opening import open_source
+from molmoact_data.sources.selection import select_episodes
+from molmoact_data.teachers import registry
+from molmoact_data.teachers.teachers import Teachers
 from pipelines import manifest, state
 from pipelines.job import EMBEDDED, Job, LabelConfig
 from pipelines.runners import RunnerConfig

@@ -13,14 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact_data.depth import scale_to_u8
-from molmoact_data.episodes import EpisodeColumns, EpisodeRef, EpisodeSource, open_source
 from molmoact_data.errors import EpisodeRejected, UserError
-from molmoact_data.pointing import ColumnPointer, GripperPoints
-from molmoact_data.report_pictures import draw_labels
-from molmoact_data.teachers import Teachers
-from molmoact_data.traces import subsample, to_grid
-from molmoact_data.viz import (
+from molmoact_data.labels.depth import scale_to_u8
+from molmoact_data.labels.pointing import ColumnPointer, GripperPoints
+from molmoact_data.labels.traces import subsample, to_grid
+from molmoact_data.pictures.film import (
     CODES_NAME,
     Rgb,
     contact_sheet,
@@ -28,6 +25,10 @@ from molmoact_data.viz import (
     frame_name,
     side_by_side,
 )
+from molmoact_data.report.pictures import draw_labels
+from molmoact_data.sources.base import EpisodeColumns, EpisodeRef, EpisodeSource
+from molmoact_data.sources.opening import open_source
+from molmoact_data.teachers.teachers import Teachers
 from pipelines.preprocess import PreprocessConfig, announced_cameras, chosen_episodes
 from pipelines.teachers import load_teachers
 

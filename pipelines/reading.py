@@ -18,9 +18,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from molmoact_data import schema
-from molmoact_data.episodes import CameraBatch, EpisodeColumns, EpisodeRef, EpisodeSource
 from molmoact_data.errors import EpisodeRejected
-from molmoact_data.images import encode_jpeg
+from molmoact_data.pictures.images import encode_jpeg
+from molmoact_data.sources.base import CameraBatch, EpisodeColumns, EpisodeRef, EpisodeSource
 from pipelines.job import Job
 
 T = TypeVar("T")

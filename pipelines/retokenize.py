@@ -16,14 +16,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from molmoact_data import schema
-from molmoact_data.actions import DatasetStatistics, bin_actions, chunk, normalize
 from molmoact_data.config import as_dict, build, content_hash
-from molmoact_data.episodes import EpisodeRef
 from molmoact_data.errors import UserError
-from molmoact_data.outputs import BATCH_ROWS, Output, open_parquet
-from molmoact_data.records import fixed_array, fixed_size_lists
-from molmoact_data.shards import ShardRecord, ShardSpec, ShardWriter, file_sha256, plan_shards
-from molmoact_data.storage import Storage
+from molmoact_data.files.storage import Storage
+from molmoact_data.labels.actions import DatasetStatistics, bin_actions, chunk, normalize
+from molmoact_data.outputs.columns import fixed_array, fixed_size_lists
+from molmoact_data.outputs.output import BATCH_ROWS, Output, open_parquet
+from molmoact_data.outputs.shards import (
+    ShardRecord,
+    ShardSpec,
+    ShardWriter,
+    file_sha256,
+    plan_shards,
+)
+from molmoact_data.sources.base import EpisodeRef
 from pipelines import manifest, state
 from pipelines.job import LabelConfig
 

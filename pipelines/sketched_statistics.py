@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact_data.actions import DatasetStatistics
-from molmoact_data.episodes import EpisodeSource
-from molmoact_data.sketch import (
+from molmoact_data.labels.actions import DatasetStatistics
+from molmoact_data.sources.base import EpisodeSource
+from pipelines.sketch import (
     FeatureSketch,
     merge_sketches,
     quantile_table,

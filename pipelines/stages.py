@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from molmoact_data import schema
-from molmoact_data.episodes import EpisodeRef, EpisodeSource
-from molmoact_data.shards import ShardSpec
-from molmoact_data.storage import Storage
+from molmoact_data.files.storage import Storage
+from molmoact_data.outputs.shards import ShardSpec
+from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 from pipelines import state
 from pipelines.job import Job
 from pipelines.progress import frames_counted, show_progress

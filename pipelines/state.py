@@ -14,8 +14,8 @@ from typing import Any
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
-from molmoact_data.shards import ShardRecord, ShardSpec
-from molmoact_data.storage import Storage
+from molmoact_data.files.storage import Storage
+from molmoact_data.outputs.shards import ShardRecord, ShardSpec
 
 STATE_DIR = "_state"
 PLAN_FILE = f"{STATE_DIR}/plan.json"

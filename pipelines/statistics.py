@@ -11,15 +11,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact_data.actions import (
+from molmoact_data.errors import EpisodeRejected, UserError
+from molmoact_data.labels.actions import (
     ActionSpec,
     DatasetStatistics,
     DimensionSpec,
     feature_statistics,
     observe_gripper,
 )
-from molmoact_data.episodes import EpisodeRef, EpisodeSource
-from molmoact_data.errors import EpisodeRejected, UserError
+from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from molmoact_data import registry
-from molmoact_data.depth import DepthEstimator, DepthTokenizer
 from molmoact_data.errors import UserError
-from molmoact_data.pointing import ColumnPointer, GripperPointer
-from molmoact_data.teachers import Teachers
+from molmoact_data.labels.depth import DepthEstimator, DepthTokenizer
+from molmoact_data.labels.pointing import ColumnPointer, GripperPointer
+from molmoact_data.teachers import registry
+from molmoact_data.teachers.teachers import Teachers
 from pipelines.job import EMBEDDED, NONE, LabelConfig
 
 _lock = threading.Lock()

@@ -14,9 +14,10 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from molmoact_data.episodes import EpisodeRef, EpisodeSource, open_source
-from molmoact_data.shards import ShardSpec
-from molmoact_data.storage import Storage
+from molmoact_data.files.storage import Storage
+from molmoact_data.outputs.shards import ShardSpec
+from molmoact_data.sources.base import EpisodeRef, EpisodeSource
+from molmoact_data.sources.opening import open_source
 from pipelines.sketched_statistics import SketchedNumbers
 from pipelines.statistics import ExactNumbers, Gripper, NumericEpisode, read_numeric
 from pipelines.worker import ShardWorker

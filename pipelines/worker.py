@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from molmoact_data.episodes import EpisodeSource, open_source
-from molmoact_data.shards import ShardRecord, ShardSpec
-from molmoact_data.teachers import Teachers
+from molmoact_data.outputs.shards import ShardRecord, ShardSpec
+from molmoact_data.sources.base import EpisodeSource
+from molmoact_data.sources.opening import open_source
+from molmoact_data.teachers.teachers import Teachers
 from pipelines import state
 from pipelines.build import build_shard
 from pipelines.job import Job

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from molmoact_data.simulation.frame_shards import FrameArrays
-from molmoact_data.simulation.training import (
+from scripts.embedded.frame_shards import FrameArrays
+from scripts.embedded.training import (
     FitConfig,
     Loss,
     fit,

@@ -18,16 +18,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from molmoact_data.adapters.embedded import (
+from molmoact_data.labels.pointing import DEFAULT_PROMPT
+from molmoact_data.teachers.embedded import (
     DEPTH_WEIGHTS,
     POINTER_WEIGHTS,
     EmbeddedDepth,
     EmbeddedPointer,
 )
-from molmoact_data.pointing import DEFAULT_PROMPT
-from molmoact_data.simulation.frame_shards import FrameArrays
-from molmoact_data.simulation.metrics import depth_scores, pointing_scores
-from molmoact_data.simulation.training import concatenate, open_shards, select
+from scripts.embedded.frame_shards import FrameArrays
+from scripts.embedded.metrics import depth_scores, pointing_scores
+from scripts.embedded.training import concatenate, open_shards, select
 
 
 def recorded_frames(root: Path) -> FrameArrays:

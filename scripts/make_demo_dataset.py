@@ -15,9 +15,9 @@ from pathlib import Path
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 
-from molmoact_data.simulation.episodes import Episode, EpisodeConfig, run_episode
-from molmoact_data.simulation.lerobot_writer import WriteConfig, write_dataset
-from molmoact_data.simulation.tasks import FAMILIES
+from molmoact_robot.tabletop.episodes import Episode, EpisodeConfig, run_episode
+from molmoact_robot.tabletop.lerobot_writer import WriteConfig, write_dataset
+from molmoact_robot.tabletop.tasks import FAMILIES
 
 logger = logging.getLogger("make_demo_dataset")
 

@@ -2,7 +2,7 @@
 
     python scripts/render_dataset.py OUT --split train --frames 20000
 
-Each shard is a folder of arrays (see `molmoact_data.simulation.frame_shards`); a folder that exists is done, so a
+Each shard is a folder of arrays (see `scripts.embedded.frame_shards`); a folder that exists is done, so a
 killed run is simply started again.
 """
 
@@ -16,9 +16,9 @@ from pathlib import Path
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 
-from molmoact_data.simulation.frame_shards import render_shard, shard_path
-from molmoact_data.simulation.frames import FrameConfig
-from molmoact_data.simulation.scene import FULL
+from molmoact_robot.tabletop.frames import FrameConfig
+from molmoact_robot.tabletop.scene import FULL
+from scripts.embedded.frame_shards import render_shard, shard_path
 
 logger = logging.getLogger("render_dataset")
 

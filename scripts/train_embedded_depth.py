@@ -1,7 +1,7 @@
 """Train the embedded depth network on rendered frames.
 
 python scripts/render_dataset.py FRAMES --split train --frames 24576
-python scripts/train_embedded_depth.py FRAMES --output molmoact_data/adapters/weights/embedded_depth.safetensors
+python scripts/train_embedded_depth.py FRAMES --output molmoact_data/teachers/weights/embedded_depth.safetensors
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from embedded_training import train
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from molmoact_data.adapters.embedded_networks import DepthNetwork, to_input
-from molmoact_data.simulation.augmentation import soften, vary_colour
-from molmoact_data.simulation.frame_shards import FrameArrays
-from molmoact_data.simulation.view import depth_from_u16
+from molmoact_data.teachers.embedded_networks import DepthNetwork, to_input
+from molmoact_robot.tabletop.view import depth_from_u16
+from scripts.embedded.augmentation import soften, vary_colour
+from scripts.embedded.frame_shards import FrameArrays
 
 EDGE_WEIGHT = 1.0
 

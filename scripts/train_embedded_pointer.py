@@ -1,7 +1,7 @@
 """Train the embedded gripper pointer on rendered frames.
 
 python scripts/render_dataset.py FRAMES --split train --frames 24576
-python scripts/train_embedded_pointer.py FRAMES --output molmoact_data/adapters/weights/embedded_pointer.safetensors
+python scripts/train_embedded_pointer.py FRAMES --output molmoact_data/teachers/weights/embedded_pointer.safetensors
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from embedded_training import train
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from molmoact_data.adapters.embedded_networks import PointerNetwork, to_input
-from molmoact_data.simulation.augmentation import random_crops, soften, vary_colour
-from molmoact_data.simulation.frame_shards import FrameArrays
+from molmoact_data.teachers.embedded_networks import PointerNetwork, to_input
+from scripts.embedded.augmentation import random_crops, soften, vary_colour
+from scripts.embedded.frame_shards import FrameArrays
 
 HIDDEN_WEIGHT = 0.2
 """A hidden grip point can still be guessed from the arm; it counts less."""

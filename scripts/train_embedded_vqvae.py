@@ -20,7 +20,7 @@ from vqvae import checkpoint
 from vqvae.config import PRESETS, TrainConfig
 from vqvae.train import train
 
-TARGET = Path(__file__).parent.parent / "molmoact_data/adapters/weights/embedded_vqvae.safetensors"
+TARGET = Path(__file__).parent.parent / "molmoact_data/teachers/weights/embedded_vqvae.safetensors"
 DATA = ("simulator:3000:train", "procedural:60:1")
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from molmoact_data.episodes import EpisodeSource
+from molmoact_data.sources.base import EpisodeSource
 
 FRONT = "observation.images.front"
 WRIST = "observation.images.wrist"

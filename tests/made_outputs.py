@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from molmoact_data import schema
-from molmoact_data.actions import ActionSpec, DatasetStatistics, feature_statistics
-from molmoact_data.episodes.base import (
+from molmoact_data.files.storage import Storage
+from molmoact_data.labels.actions import ActionSpec, DatasetStatistics, feature_statistics
+from molmoact_data.labels.pointing import GripperPoints
+from molmoact_data.outputs.shards import plan_shards
+from molmoact_data.sources.base import (
     CameraBatch,
     CameraFeature,
     EpisodeColumns,
     EpisodeRef,
     SourceInfo,
 )
-from molmoact_data.pointing import GripperPoints
-from molmoact_data.shards import plan_shards
-from molmoact_data.storage import Storage
 
 HEIGHT, WIDTH = 48, 64
 CAMERAS = {"primary": "observation.images.front", "wrist": "observation.images.wrist"}
@@ -131,7 +131,7 @@ def write_output(
     **labels: Any,
 ) -> Path | str:
     """A complete output at `root`: `write_output(path, source=..., action_bins=...)`."""
-    from molmoact_data.teachers import Teachers
+    from molmoact_data.teachers.teachers import Teachers
     from pipelines import manifest
     from pipelines.build import build_shard
     from pipelines.job import Job, LabelConfig

@@ -155,7 +155,7 @@ def test_parse_refuses_statistics_without_numbers(
 def test_training_data_without_the_labels_of_the_stage_say_which(
     molmoact: Molmoact, dataset: Path, tmp_path: Path
 ) -> None:
-    from molmoact_train.tiny import write_tiny_checkpoint
+    from molmoact_train.debug.tiny import write_tiny_checkpoint
 
     out, checkpoint = tmp_path / "out", write_tiny_checkpoint(tmp_path / "tiny")
     teachers = ("--depth", "none", "--pointer", "none")
@@ -171,7 +171,7 @@ def test_training_data_without_the_labels_of_the_stage_say_which(
 def test_training_data_without_actions_do_not_blame_the_traces(
     molmoact: Molmoact, dataset: Path, tmp_path: Path
 ) -> None:
-    from molmoact_train.sources import open_source
+    from molmoact_train.data.sources import open_source
 
     out = tmp_path / "out"
     points = ("--pointer", "column", "--pointer-column", "gripper_xy", "--pointer-units", "pixels")

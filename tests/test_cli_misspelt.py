@@ -9,7 +9,7 @@ from made_commands import Molmoact
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = str(ROOT / "examples/demo_dataset")
-CODEBOOK = str(ROOT / "molmoact_data/adapters/weights/embedded_vqvae.safetensors")
+CODEBOOK = str(ROOT / "molmoact_data/teachers/weights/embedded_vqvae.safetensors")
 
 PREPROCESS = f"preprocess --dataset-path {DEMO} --output-path out --depth none --pointer none"
 COLUMN = "--pointer column --pointer-column observation.griper_pixel"

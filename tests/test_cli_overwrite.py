@@ -9,8 +9,9 @@ import pytest
 from made_commands import Molmoact
 from made_datasets import make_dataset
 
-from molmoact_data.episodes import EpisodeRef, select_episodes
 from molmoact_data.errors import UserError
+from molmoact_data.sources.base import EpisodeRef
+from molmoact_data.sources.selection import select_episodes
 
 
 def files_of(root: Path) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ import pytest
 from golden import GOLDEN, needs_golden
 from made_commands import Molmoact
 
-from molmoact_data.prompts import answer
+from molmoact_data.text.prompts import answer
 
 ENTRY = {"action": {"q01": [-1.0, 0.0], "q99": [1.0, 2.0], "mask": [True, True]}}
 

@@ -12,8 +12,8 @@ import cli
 from molmoact_data.errors import UserError
 from molmoact_train import train as loop
 from molmoact_train.config import TrainConfig
-from molmoact_train.debug_data import write_debug_dataset
-from molmoact_train.tiny import TinySize, write_tiny_checkpoint
+from molmoact_train.debug.data import write_debug_dataset
+from molmoact_train.debug.tiny import TinySize, write_tiny_checkpoint
 
 SIZE = TinySize(width=32, layers=1, vit_width=16, vit_layers=2, image_size=56)
 RUNNER = CliRunner()

@@ -9,8 +9,8 @@ from golden import GOLDEN
 from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 
-from molmoact_data import tokens
-from molmoact_data.actions import (
+from molmoact_data.errors import UserError
+from molmoact_data.labels.actions import (
     ActionSpec,
     DatasetStatistics,
     DimensionSpec,
@@ -23,8 +23,8 @@ from molmoact_data.actions import (
     unnormalize,
     unnormalize_reference,
 )
-from molmoact_data.errors import UserError
 from molmoact_data.statistics import FEATURE_FIELDS, feature_statistics, resolve_key
+from molmoact_data.text import tokens
 
 
 def statistics_of(
@@ -67,7 +67,7 @@ def test_normalised_values_and_bins_equal_the_reference(golden: dict[str, Any]) 
 
 
 def test_token_strings_and_chunks_equal_the_reference(golden: dict[str, Any]) -> None:
-    from molmoact_data.prompts import format_actions
+    from molmoact_data.text.prompts import format_actions
 
     bins = bin_actions(normalize(golden["actions"], statistics_of(golden["actions"])))
     ends = np.cumsum(golden["episode_lengths"])
@@ -257,7 +257,7 @@ def test_key_resolution_names_the_keys() -> None:
 
 def test_sketch_keeps_its_stated_error_and_merges() -> None:
     pytest.importorskip("datasketches")
-    from molmoact_data.sketch import merge_sketches, sketch_rows, sketched_statistics
+    from pipelines.sketch import merge_sketches, sketch_rows, sketched_statistics
 
     values = np.random.default_rng(0).normal(size=(40_000, 2)).astype(np.float32)
     merged = merge_sketches(sketch_rows(part) for part in np.split(values, 8))

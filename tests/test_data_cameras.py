@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from molmoact_data.cameras import looks_like_wrist, resolve_cameras
-from molmoact_data.episodes import CameraFeature, SourceInfo
 from molmoact_data.errors import UserError
+from molmoact_data.sources.base import CameraFeature, SourceInfo
+from molmoact_data.sources.cameras import looks_like_wrist, resolve_cameras
 
 
 def info(*keys: str, depth: tuple[str, ...] = (), missing: tuple[str, ...] = ()) -> SourceInfo:

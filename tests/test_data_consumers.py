@@ -16,9 +16,10 @@ import pytest
 from made_outputs import write_output
 from PIL import Image
 
-from molmoact_data import schema, tokens
+from molmoact_data import schema
 from molmoact_data.exporters import ExportOptions, export
-from molmoact_data.outputs import Output
+from molmoact_data.outputs.output import Output
+from molmoact_data.text import tokens
 
 
 @pytest.fixture(scope="module")

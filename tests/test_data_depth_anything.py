@@ -11,15 +11,15 @@ import torch
 from golden import GOLDEN, needs_golden
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
-from molmoact_data.adapters.depth_anything import (
+from molmoact_data.errors import UserError
+from molmoact_data.labels.depth import DepthEstimator, scale_to_u8
+from molmoact_data.teachers.depth_anything import (
     DepthAnythingV2,
     network_size,
     preprocess,
     preprocess_on_device,
 )
-from molmoact_data.adapters.depth_anything_weights import convert_name, infer_config
-from molmoact_data.depth import DepthEstimator, scale_to_u8
-from molmoact_data.errors import UserError
+from molmoact_data.teachers.depth_anything_weights import convert_name, infer_config
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from molmoact_data.device import pick_device
 from molmoact_data.errors import UserError
+from molmoact_data.processes import pick_device
 
 
 def test_names_of_torch_are_devices() -> None:

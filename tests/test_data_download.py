@@ -11,8 +11,16 @@ import pytest
 from huggingface_hub.utils import reset_sessions
 from made_hub import RunningHub
 
-from molmoact_data.download import LIBERO, PRETRAIN, Download, belongs, choose, fetch, plan_download
 from molmoact_data.errors import UserError
+from molmoact_data.publishing.download import (
+    LIBERO,
+    PRETRAIN,
+    Download,
+    belongs,
+    choose,
+    fetch,
+    plan_download,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {
@@ -101,7 +109,7 @@ def test_a_killed_download_continues_in_the_middle_of_its_file(hub, tmp_path):
     hub.files[name] = bytes(range(256)) * (3 * 2**20 // 64)  # 12 MiB
     hub.stall_after = 11 * 2**20
     code = (
-        "import sys; from pathlib import Path; from molmoact_data.download import *\n"
+        "import sys; from pathlib import Path; from molmoact_data.publishing.download import *\n"
         "fetch(Download(LIBERO, ('libero_goal',)), Path(sys.argv[1]), endpoint=sys.argv[2])\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path), hub.url]

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import spearmanr
 
-from molmoact_data.adapters.embedded import (
+from molmoact_data.labels.depth import DepthEstimator
+from molmoact_data.labels.pointing import DEFAULT_PROMPT, GripperPointer, GripperPoints
+from molmoact_data.teachers.embedded import (
     DEPTH_WEIGHTS,
     POINTER_WEIGHTS,
     EmbeddedDepth,
@@ -23,10 +25,8 @@ from molmoact_data.adapters.embedded import (
     from_window,
     windows,
 )
-from molmoact_data.adapters.embedded_networks import PointerNetwork, to_input
-from molmoact_data.depth import DepthEstimator
-from molmoact_data.pointing import DEFAULT_PROMPT, GripperPointer, GripperPoints
-from molmoact_data.simulation.metrics import pointing_scores
+from molmoact_data.teachers.embedded_networks import PointerNetwork, to_input
+from scripts.embedded.metrics import pointing_scores
 
 DEMO = Path(__file__).resolve().parent.parent / "examples" / "demo_dataset"
 EPISODE = 4

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from molmoact_data.episodes.encoded_images import image_batch
 from molmoact_data.errors import EpisodeRejected, RejectReason
+from molmoact_data.sources.images import image_batch
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (6, 9, 3)).astype(np.uint8)
 

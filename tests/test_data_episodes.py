@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from molmoact_data.cameras import resolve_cameras
-from molmoact_data.episodes import open_source, select_episodes
 from molmoact_data.errors import UserError
+from molmoact_data.sources.cameras import resolve_cameras
+from molmoact_data.sources.opening import open_source
+from molmoact_data.sources.selection import select_episodes
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("MOLMOACT_SHARED_DATA", ROOT.parent / "shared" / "data"))
@@ -59,7 +60,7 @@ def test_metadata_that_lies_is_reported_and_missing_videos_stop_before_any_work(
 
 
 def test_episodes_are_chosen_by_numbers_and_ranges() -> None:
-    from molmoact_data.episodes import EpisodeRef
+    from molmoact_data.sources.base import EpisodeRef
 
     refs = [EpisodeRef(i, 1) for i in (0, 1, 2, 5, 6, 7)]
     assert [r.episode_index for r in select_episodes("5-6, 0,0", refs)] == [0, 5, 6]

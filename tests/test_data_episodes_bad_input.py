@@ -22,8 +22,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from molmoact_data.episodes import EpisodeSource, open_source
 from molmoact_data.errors import EpisodeRejected, RejectReason, UserError
+from molmoact_data.sources.base import EpisodeSource
+from molmoact_data.sources.opening import open_source
 
 FPS, LENGTHS, HEIGHT, WIDTH = 10, (6, 4), 32, 48
 CAMERA, DEPTH = "observation.images.front", "observation.images.front_depth"

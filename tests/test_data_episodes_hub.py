@@ -14,14 +14,14 @@ from made_datasets import FRONT, everything, make_v3_dataset
 from made_hub import COMMIT, Hub
 from test_data_episodes_rlds import COMMON, SHAPES, episode, serialize, write
 
-from molmoact_data.episodes import open_source
+from molmoact_data.sources.opening import open_source
 
 ROOT = Path(__file__).resolve().parent.parent
 WRIST = "observation/wrist_image_left"
 READER = """
 import hashlib, sys
 from made_datasets import everything
-from molmoact_data.episodes import open_source
+from molmoact_data.sources.opening import open_source
 source = open_source("lab/made")
 print(source.info.name, source.info.revision)
 print(hashlib.sha256(repr(everything(source, [sys.argv[1]])).encode()).hexdigest())

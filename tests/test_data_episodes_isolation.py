@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from molmoact_data.episodes import EpisodeRef, open_source
-from molmoact_data.episodes.isolation import SLOT_BYTES, IsolatedSource
 from molmoact_data.errors import EpisodeRejected, RejectReason
+from molmoact_data.sources.base import EpisodeRef
+from molmoact_data.sources.isolation import SLOT_BYTES, IsolatedSource
+from molmoact_data.sources.opening import open_source
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("MOLMOACT_SHARED_DATA", ROOT.parent / "shared" / "data"))
@@ -23,7 +24,7 @@ DATA = Path(os.environ.get("MOLMOACT_SHARED_DATA", ROOT.parent / "shared" / "dat
 FAKE = """
     import os, signal, time
     import numpy as np
-    from molmoact_data.episodes.base import CameraBatch
+    from molmoact_data.sources.base import CameraBatch
     from molmoact_data.errors import EpisodeRejected, RejectReason
 
     FINE, SEGFAULT, EXIT, HANG, REJECT, BUG, LARGE = range(7)

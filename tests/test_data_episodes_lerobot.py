@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from molmoact_data.episodes import EpisodeSource, open_source
+from molmoact_data.sources.base import EpisodeSource
+from molmoact_data.sources.opening import open_source
 
 lerobot_dataset = pytest.importorskip(
     "lerobot.datasets.lerobot_dataset", reason="lerobot is not installed"

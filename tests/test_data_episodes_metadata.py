@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from made_datasets import FPS, FRONT, make_dataset, make_v3_dataset, rows_path
 
-from molmoact_data.episodes import open_source
 from molmoact_data.errors import EpisodeRejected, RejectReason, UserError
+from molmoact_data.sources.opening import open_source
 
 LENGTHS = (6, 4, 5)
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"

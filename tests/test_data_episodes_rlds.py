@@ -21,10 +21,12 @@ from hypothesis import given, strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from molmoact_data.cameras import resolve_cameras
-from molmoact_data.episodes import EpisodeSource, open_source
-from molmoact_data.episodes.rlds_mapping import convert
-from molmoact_data.episodes.tfrecord import (
+from molmoact_data.errors import EpisodeRejected, RejectReason, UserError
+from molmoact_data.sources.base import EpisodeSource
+from molmoact_data.sources.cameras import resolve_cameras
+from molmoact_data.sources.opening import open_source
+from molmoact_data.sources.rlds.mapping import convert
+from molmoact_data.sources.rlds.tfrecord import (
     decode_varints,
     encode_example,
     encode_record,
@@ -32,7 +34,6 @@ from molmoact_data.episodes.tfrecord import (
     parse_example,
     read_record,
 )
-from molmoact_data.errors import EpisodeRejected, RejectReason, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("MOLMOACT_SHARED_DATA", ROOT.parent / "shared" / "data"))

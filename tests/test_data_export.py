@@ -14,8 +14,8 @@ from made_outputs import DotSource
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.exporters import ExportOptions, export
-from molmoact_data.outputs import Output
-from molmoact_data.prompts import parse
+from molmoact_data.outputs.output import Output
+from molmoact_data.text.prompts import parse
 
 
 def exported(root: Path, target: Path, format_name: str, **options) -> Path:
@@ -41,7 +41,7 @@ def test_reference_action_strings_are_those_of_the_reference_itself(make_output,
             columns = super().read_columns(ref, extra)
             return type(columns)(**{**vars(columns), "action": arrays["actions"][rows]})
 
-    from molmoact_data.actions import ActionSpec, DatasetStatistics, feature_statistics
+    from molmoact_data.labels.actions import ActionSpec, DatasetStatistics, feature_statistics
 
     statistics = DatasetStatistics(
         "dots", feature_statistics(arrays["actions"]), ActionSpec.default(7), None, 110, 4
@@ -98,8 +98,8 @@ def test_single_actions_are_flat_lists(make_output, tmp_path):
 def test_rows_without_a_usable_trace_are_left_out_of_text_and_counted(make_output, tmp_path):
     from made_outputs import BrightestPixel, FakeDepth, FakeTokenizer
 
-    from molmoact_data.pointing import GripperPoints
-    from molmoact_data.teachers import Teachers
+    from molmoact_data.labels.pointing import GripperPoints
+    from molmoact_data.teachers.teachers import Teachers
 
     class Blind(BrightestPixel):
         """Finds nothing in the first frame of every batch."""
@@ -158,7 +158,7 @@ def test_lerobot_statistics_are_there_for_every_feature_and_exact(lerobot_datase
 
 
 def test_our_own_source_reads_the_lerobot_export_back(make_output, tmp_path):
-    from molmoact_data.episodes import open_source
+    from molmoact_data.sources.opening import open_source
 
     out = make_output()
     source = open_source(str(exported(out, tmp_path / "lr", "lerobot")))
@@ -192,10 +192,10 @@ def output_of(root: Path, dataset: Path) -> Path:
     """A real output of a dataset on disk, with fake depth codes."""
     from made_outputs import FakeDepth, FakeTokenizer
 
-    from molmoact_data.episodes import open_source
-    from molmoact_data.shards import plan_shards
-    from molmoact_data.storage import Storage
-    from molmoact_data.teachers import Teachers
+    from molmoact_data.files.storage import Storage
+    from molmoact_data.outputs.shards import plan_shards
+    from molmoact_data.sources.opening import open_source
+    from molmoact_data.teachers.teachers import Teachers
     from pipelines import manifest
     from pipelines.build import build_shard
     from pipelines.job import Job, LabelConfig
@@ -261,7 +261,7 @@ def still_scene(make_output, tmp_path):
 
 
 def check_companion(dataset: Path, root: Path, tmp_path: Path) -> None:
-    from molmoact_data.episodes import open_source
+    from molmoact_data.sources.opening import open_source
 
     target = exported(root, tmp_path / "companion", "molmoact2-depth", source=str(dataset))
     table = pq.read_table(target / "data")
@@ -327,7 +327,7 @@ def test_the_companion_of_an_rlds_dataset_is_a_v30_dataset_with_its_images(tmp_p
     pytest.importorskip("lerobot")
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    from molmoact_data.episodes import open_source
+    from molmoact_data.sources.opening import open_source
 
     root = output_of(tmp_path / "codes", dataset)
     target = exported(root, tmp_path / "bridge_depth", "molmoact2-depth", source=str(dataset))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from molmoact_data.episodes.file_cache import FileCache, machine_cache
 from molmoact_data.errors import UserError
+from molmoact_data.files.cache import FileCache, machine_cache
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -83,7 +83,7 @@ def test_another_process_respects_a_pin(tmp_path: Path) -> None:
     age(pin.path, 1000)
     code = (
         "import sys; from pathlib import Path\n"
-        "from molmoact_data.episodes.file_cache import FileCache\n"
+        "from molmoact_data.files.cache import FileCache\n"
         "cache = FileCache(Path(sys.argv[1]), 250)\n"
         "for key in 'abcd': cache.get(key, 'f', 100, lambda p: p.write_text('y' * 100)).close()\n"
     )
@@ -142,7 +142,7 @@ def test_threads_that_want_the_same_file_wait_for_one_download(tmp_path: Path) -
 HAMMER = """
 import random, sys
 from pathlib import Path
-from molmoact_data.episodes.file_cache import FileCache
+from molmoact_data.files.cache import FileCache
 cache, rng = FileCache(Path(sys.argv[1]), 1000), random.Random(sys.argv[2])
 for _ in range(150):
     key = f"{rng.randrange(30):02}"
@@ -170,7 +170,7 @@ def test_many_processes_share_a_small_cache_and_read_whole_files(tmp_path: Path)
 def test_a_worker_killed_in_its_download_is_followed_by_the_next(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from molmoact_data.episodes.file_cache import FileCache\n"
+        "from molmoact_data.files.cache import FileCache\n"
         "def download(part):\n"
         "    part.write_text('half'); print('half', flush=True); time.sleep(60)\n"
         "FileCache(Path(sys.argv[1]), 150).get('k', 'file.bin', 100, download)\n"

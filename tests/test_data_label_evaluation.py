@@ -18,25 +18,25 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import cli
-from molmoact_data.adapters.column_pointer import RecordedPoints
-from molmoact_data.episodes.base import (
+from molmoact_data.errors import UserError
+from molmoact_data.label_quality.depth import nearest
+from molmoact_data.label_quality.evaluate import (
+    EvaluationConfig,
+    LabelEvaluation,
+    evaluate_labels,
+    parse_point_every,
+)
+from molmoact_data.label_quality.report import render_report, round_up
+from molmoact_data.labels.pointing import GripperPoints
+from molmoact_data.sources.base import (
     CameraBatch,
     CameraFeature,
     EpisodeColumns,
     EpisodeRef,
     SourceInfo,
 )
-from molmoact_data.errors import UserError
-from molmoact_data.label_depth import nearest
-from molmoact_data.label_evaluation import (
-    EvaluationConfig,
-    LabelEvaluation,
-    evaluate_labels,
-    parse_point_every,
-)
-from molmoact_data.label_report import render_report, round_up
-from molmoact_data.pointing import GripperPoints
-from molmoact_data.teachers import Teachers
+from molmoact_data.teachers.column import RecordedPoints
+from molmoact_data.teachers.teachers import Teachers
 
 SIDE, FRAMES = 64, 33
 FRONT, DEPTH = "observation.images.front", "observation.depth.front"

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from molmoact_data.label_metrics import (
+from molmoact_data.label_quality.metrics import (
     depth_scores,
     edge_f1,
     point_error_px,
@@ -15,10 +15,10 @@ from molmoact_data.label_metrics import (
     trace_distance,
     trace_scores,
 )
-from molmoact_data.label_traces import FilterConfig, TracedEpisode, filter_scores
-from molmoact_data.outlier_injection import KINDS, inject_outliers
-from molmoact_data.pointing import GripperPoints
-from molmoact_data.traces import TraceConfig, episode_traces, from_grid
+from molmoact_data.label_quality.outlier_injection import KINDS, inject_outliers
+from molmoact_data.label_quality.traces import FilterConfig, TracedEpisode, filter_scores
+from molmoact_data.labels.pointing import GripperPoints
+from molmoact_data.labels.traces import TraceConfig, episode_traces, from_grid
 
 
 def test_rank_correlation_equals_pandas() -> None:

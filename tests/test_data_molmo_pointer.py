@@ -17,15 +17,15 @@ import torch
 from hypothesis import given, strategies as st
 from safetensors.torch import save_file
 
-from molmoact_data.adapters.molmo_pointer import MOLMO_7B_D, PINNED_REVISIONS, MolmoPointer
 from molmoact_data.errors import UserError
-from molmoact_data.point_answers import (
+from molmoact_data.labels.pointing import GripperPointer
+from molmoact_data.teachers.answers import (
     answer_confidence,
     arms_from_percent,
     format_points,
     parse_points,
 )
-from molmoact_data.pointing import GripperPointer
+from molmoact_data.teachers.molmo import MOLMO_7B_D, PINNED_REVISIONS, MolmoPointer
 
 PERCENT = st.integers(0, 1000).map(lambda tenth: tenth / 10)
 

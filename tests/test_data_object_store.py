@@ -10,8 +10,8 @@ from made_outputs import DotSource, source_statistics, write_output
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.exporters import ExportOptions, export
-from molmoact_data.outputs import Output
-from molmoact_data.storage import Storage
+from molmoact_data.files.storage import Storage
+from molmoact_data.outputs.output import Output
 from molmoact_data.validate import Finding, validate
 
 

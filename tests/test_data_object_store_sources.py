@@ -18,8 +18,9 @@ import pytest
 from made_datasets import FRONT, everything, make_dataset, make_v3_dataset
 from test_data_episodes_rlds import COMMON, SHAPES, episode, serialize, write
 
-from molmoact_data.episodes import object_store, open_source
 from molmoact_data.errors import EpisodeRejected, UserError
+from molmoact_data.files import object_store
+from molmoact_data.sources.opening import open_source
 from pipelines.options import nested
 from pipelines.preprocess import preprocess
 
@@ -74,7 +75,7 @@ def test_a_lerobot_dataset_on_s3_gives_the_shards_of_its_local_copy(
 WORKER = """
 import hashlib, sys
 from made_datasets import FRONT, everything
-from molmoact_data.episodes import open_source
+from molmoact_data.sources.opening import open_source
 source = open_source(sys.argv[1], isolate=True)
 print(hashlib.sha256(repr(everything(source, [FRONT])).encode()).hexdigest())
 """
@@ -205,7 +206,7 @@ def test_a_large_rlds_dataset_is_opened_from_its_first_shard_alone(
     bucket: str, cache: Path, rlds: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for limit in ("object_store.GATHERED_BYTES", "rlds_opening.COUNTED_BYTES"):
-        monkeypatch.setattr(f"molmoact_data.episodes.{limit}", 0)
+        monkeypatch.setattr(f"molmoact_data.sources.{limit}", 0)
     local, remote = open_source(rlds), open_source(upload(rlds, f"{bucket}/droid/1.0.0"))
 
     assert [n for n in cached(cache) if "tfrecord" in n] == ["droid-train.tfrecord-00000-of-00003"]

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from molmoact_data.adapters.cached_pointer import CachedPointer, EpisodeKey
-from molmoact_data.adapters.column_pointer import RecordedPoints, Units
 from molmoact_data.errors import UserError
-from molmoact_data.pointing import ColumnPointer, GripperPoints
-from molmoact_data.tracking import PointTracker
+from molmoact_data.labels.pointing import ColumnPointer, GripperPoints
+from molmoact_data.labels.tracking import PointTracker
+from molmoact_data.teachers.cached import CachedPointer, EpisodeKey
+from molmoact_data.teachers.column import RecordedPoints, Units
 
 IMAGE_HW = (241, 321)
 

@@ -12,10 +12,16 @@ import numpy as np
 import pytest
 import yaml
 
-from molmoact_data.adapters.projection_pointer import ProjectedPoints
 from molmoact_data.errors import UserError
-from molmoact_data.pointing import ColumnPointer
-from molmoact_data.projection import Camera, Joint, forward_kinematics, project, rotation_matrices
+from molmoact_data.labels.pointing import ColumnPointer
+from molmoact_data.labels.projection import (
+    Camera,
+    Joint,
+    forward_kinematics,
+    project,
+    rotation_matrices,
+)
+from molmoact_data.teachers.projection import ProjectedPoints
 
 
 def random_rotation(rng: np.random.Generator) -> np.ndarray:
@@ -170,8 +176,8 @@ def test_cropped_frames_and_short_columns_are_refused(tmp_path: Path) -> None:
 def test_projection_is_exact_in_simulation(tmp_path: Path) -> None:
     """The recorded state, and the joints through the model's own chain, against MuJoCo's grip site and camera."""
     mujoco = pytest.importorskip("mujoco", reason="the simulator is not installed")
-    from molmoact_data.simulation.camera import PinholeCamera, intrinsics, world_to_camera
-    from molmoact_data.simulation.episodes import EpisodeConfig, start_rollout
+    from molmoact_robot.tabletop.camera import PinholeCamera, intrinsics, world_to_camera
+    from molmoact_robot.tabletop.episodes import EpisodeConfig, start_rollout
 
     arm = start_rollout(3, EpisodeConfig(split="test", policy="random")).world.arm
     model, data = arm.model, arm.data

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from golden import GOLDEN, needs_golden
 
-from molmoact_data import tokens
-from molmoact_data.actions import bin_centers, unnormalize_reference
 from molmoact_data.errors import UserError
-from molmoact_data.prompts import answer, format_actions, parse, question
+from molmoact_data.labels.actions import bin_centers, unnormalize_reference
+from molmoact_data.text import tokens
+from molmoact_data.text.prompts import answer, format_actions, parse, question
 
 CODES = [k % 128 for k in range(100)]
 TRACE = [[153, 91], [43, 17]]

@@ -15,8 +15,8 @@ from made_outputs import BrightestPixel, FakeDepth, FakeTokenizer
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
-from molmoact_data.outputs import Output
-from molmoact_data.publish import plan_publish, publish
+from molmoact_data.outputs.output import Output
+from molmoact_data.publishing.publish import plan_publish, publish
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "hf_" + "x" * 34
@@ -50,7 +50,7 @@ def test_a_published_dataset_is_the_folder_and_loads_from_the_card_alone(
 
 
 def test_the_card_says_what_a_user_must_know(make_output):
-    from molmoact_data.teachers import Teachers
+    from molmoact_data.teachers.teachers import Teachers
 
     class Restricted(FakeDepth):
         def describe(self):
@@ -116,7 +116,7 @@ def test_a_card_written_by_hand_is_kept(make_output):
 def test_an_interrupted_upload_goes_on_and_sends_nothing_twice(make_output, hub):
     out = make_output(frames_per_shard=1)
     code = (
-        "import sys; from pathlib import Path; from molmoact_data.publish import *\n"
+        "import sys; from pathlib import Path; from molmoact_data.publishing.publish import *\n"
         "root = Path(sys.argv[1]); plan = plan_publish(root, 'lab/dots', private=False)\n"
         "publish(root, plan, endpoint=sys.argv[2], token=sys.argv[3])\n"
     )

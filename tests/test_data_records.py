@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from molmoact_data.actions import chunk
-from molmoact_data.episodes.base import EpisodeColumns
-from molmoact_data.pointing import GripperPoints
-from molmoact_data.records import EpisodeLabels, label_columns
+from molmoact_data.labels.actions import chunk
+from molmoact_data.labels.pointing import GripperPoints
+from molmoact_data.labels.traces import TraceConfig, episode_traces
+from molmoact_data.outputs.columns import EpisodeLabels, label_columns
 from molmoact_data.schema import RecordLayout
-from molmoact_data.traces import TraceConfig, episode_traces
+from molmoact_data.sources.base import EpisodeColumns
 
 T, D, S, G = 9, 7, 4, 16
 LAYOUT = RecordLayout(

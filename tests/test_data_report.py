@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from molmoact_data import schema
-from molmoact_data.actions import (
+from molmoact_data.errors import UserError
+from molmoact_data.files.storage import Storage
+from molmoact_data.labels.actions import (
     ActionSpec,
     DatasetStatistics,
     bin_actions,
@@ -20,18 +22,16 @@ from molmoact_data.actions import (
     feature_statistics,
     normalize,
 )
-from molmoact_data.episodes.base import EpisodeColumns
-from molmoact_data.errors import UserError
-from molmoact_data.images import encode_jpeg
-from molmoact_data.pointing import GripperPoints
-from molmoact_data.quality import episode_sums, merge, summarise
-from molmoact_data.records import EpisodeLabels, label_columns
-from molmoact_data.report import render, write_report
-from molmoact_data.report_data import FRAME_DISTANCE, NUM_WORST, read_report_data
+from molmoact_data.labels.pointing import GripperPoints
+from molmoact_data.labels.quality import episode_sums, merge, summarise
+from molmoact_data.labels.traces import TraceConfig, episode_traces
+from molmoact_data.outputs.columns import EpisodeLabels, label_columns
+from molmoact_data.outputs.shards import ShardWriter
+from molmoact_data.pictures.images import encode_jpeg
+from molmoact_data.report.data import FRAME_DISTANCE, NUM_WORST, read_report_data
+from molmoact_data.report.page import render, write_report
 from molmoact_data.schema import RecordLayout
-from molmoact_data.shards import ShardWriter
-from molmoact_data.storage import Storage
-from molmoact_data.traces import TraceConfig, episode_traces
+from molmoact_data.sources.base import EpisodeColumns
 
 FULL = RecordLayout(cameras=("primary",), action_dim=7, state_dim=None, depth_codes=100)
 BARE = RecordLayout(

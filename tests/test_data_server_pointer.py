@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 import pytest
 
-from molmoact_data.adapters.server_pointer import ServerConfig, ServerPointer
 from molmoact_data.errors import UserError
-from molmoact_data.pointing import GripperPointer
+from molmoact_data.labels.pointing import GripperPointer
+from molmoact_data.teachers.server import ServerConfig, ServerPointer
 
 
 @dataclass

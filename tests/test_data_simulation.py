@@ -40,21 +40,21 @@ else:
 import mujoco
 
 from molmoact_data.errors import UserError
-from molmoact_data.simulation import camera, randomization, textures
-from molmoact_data.simulation.arm import HOME_RAD
-from molmoact_data.simulation.augmentation import random_crops, soften, vary_colour
-from molmoact_data.simulation.control import ArmController, solve_ik
-from molmoact_data.simulation.episodes import EpisodeConfig, act_only, run_episode
-from molmoact_data.simulation.frame_shards import read_shard, stack_frames, write_shard
-from molmoact_data.simulation.frames import FrameConfig, random_frames
-from molmoact_data.simulation.layout import sample_layout
-from molmoact_data.simulation.lerobot_writer import WriteConfig, encode_depth_png, write_dataset
-from molmoact_data.simulation.randomization import sample_look
-from molmoact_data.simulation.rotation import matrix_from_vector, vector_from_matrix
-from molmoact_data.simulation.scene import FLAT, build_model
-from molmoact_data.simulation.sensor import SensorModel, expose
-from molmoact_data.simulation.tasks import FAMILIES, sample_task
-from molmoact_data.simulation.view import SceneRenderer, depth_from_u16, depth_to_u16
+from molmoact_robot.tabletop import camera, randomization, textures
+from molmoact_robot.tabletop.arm import HOME_RAD
+from molmoact_robot.tabletop.control import ArmController, solve_ik
+from molmoact_robot.tabletop.episodes import EpisodeConfig, act_only, run_episode
+from molmoact_robot.tabletop.frames import FrameConfig, random_frames
+from molmoact_robot.tabletop.layout import sample_layout
+from molmoact_robot.tabletop.lerobot_writer import WriteConfig, encode_depth_png, write_dataset
+from molmoact_robot.tabletop.randomization import sample_look
+from molmoact_robot.tabletop.rotation import matrix_from_vector, vector_from_matrix
+from molmoact_robot.tabletop.scene import FLAT, build_model
+from molmoact_robot.tabletop.sensor import SensorModel, expose
+from molmoact_robot.tabletop.tasks import FAMILIES, sample_task
+from molmoact_robot.tabletop.view import SceneRenderer, depth_from_u16, depth_to_u16
+from scripts.embedded.augmentation import random_crops, soften, vary_colour
+from scripts.embedded.frame_shards import read_shard, stack_frames, write_shard
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "examples" / "demo_dataset"
@@ -353,7 +353,7 @@ def test_no_opengl_is_said_in_one_line() -> None:
     code = (
         "import mujoco\n"
         "from molmoact_data.errors import UserError\n"
-        "from molmoact_data.simulation.view import SceneRenderer\n"
+        "from molmoact_robot.tabletop.view import SceneRenderer\n"
         "try:\n"
         "    SceneRenderer(mujoco.MjModel.from_xml_string('<mujoco/>'), (8, 8), shadows=False)\n"
         "except UserError as error:\n"

@@ -9,7 +9,7 @@ import unicodedata
 import pytest
 from golden import GOLDEN, ROOT, needs_golden
 
-from molmoact_data import tokens
+from molmoact_data.text import tokens
 
 
 def test_action_table_is_the_published_one() -> None:
@@ -71,5 +71,5 @@ def test_every_qwen_token_is_classified_as_its_id_says() -> None:
 
 
 def test_tokens_need_no_numpy() -> None:
-    code = "import sys, molmoact_data.tokens as t; t.action_token(5); assert 'numpy' not in sys.modules"
+    code = "import sys, molmoact_data.text.tokens as t; t.action_token(5); assert 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -8,8 +8,8 @@ from golden import GOLDEN, needs_golden
 from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 
-from molmoact_data.pointing import GripperPoints
-from molmoact_data.traces import TraceConfig, episode_traces, from_grid, subsample, to_grid
+from molmoact_data.labels.pointing import GripperPoints
+from molmoact_data.labels.traces import TraceConfig, episode_traces, from_grid, subsample, to_grid
 
 
 def points_of(xy_TA2: NDArray[np.floating]) -> GripperPoints:

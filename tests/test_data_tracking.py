@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
-from molmoact_data.pointing import GripperPoints
-from molmoact_data.tracking import FlowConfig, PointTracker, TrackedPoints, blend_paths
+from molmoact_data.labels.pointing import GripperPoints
+from molmoact_data.labels.tracking import FlowConfig, PointTracker, TrackedPoints, blend_paths
 
 SIDE = 128
 
@@ -144,7 +144,7 @@ def test_paths_that_part_on_the_way_are_not_blended(
         ]
         return (start_px + away).astype(np.float32)
 
-    monkeypatch.setattr("molmoact_data.tracking.carry", bulging)
+    monkeypatch.setattr("molmoact_data.labels.tracking.carry", bulging)
     pointer = TruthPointer(xy_T2)
     tracked = track(rgb, pointer, point_every=4)
     assert len(pointer.calls) == asked

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from molmoact_data import schema
-from molmoact_data.shards import file_sha256
+from molmoact_data.outputs.shards import file_sha256
 from molmoact_data.validate import Finding, validate
 
 Plant = Callable[[Path], None]
@@ -103,7 +103,7 @@ def edit_statistics(out: Path) -> None:
 
 def with_forged_statistics_hash(out: Path) -> None:
     """Other statistics, and a manifest that agrees with them: only the bins can tell."""
-    from molmoact_data.outputs import Output
+    from molmoact_data.outputs.output import Output
 
     edit_statistics(out)
     statistics = Output.open(out).statistics

@@ -12,8 +12,8 @@ from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, RejectReason
-from molmoact_data.video import VideoClip, iter_video, match_frames
-from molmoact_data.video_threads import stretch_starts
+from molmoact_data.sources.video.clip import VideoClip, iter_video, match_frames
+from molmoact_data.sources.video.threads import stretch_starts
 
 FPS, FRAMES, HEIGHT, WIDTH = 10, 40, 48, 64
 TIMES = (np.arange(FRAMES) / FPS).astype(np.float32)

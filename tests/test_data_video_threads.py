@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from molmoact_data.errors import EpisodeRejected, RejectReason
-from molmoact_data.video_threads import ReaderLeft, RowBuffer
+from molmoact_data.sources.video.threads import ReaderLeft, RowBuffer
 
 pytestmark = pytest.mark.timeout(60)
 ROWS, BATCH = 23, 4

@@ -11,10 +11,8 @@ from golden import GOLDEN, needs_golden
 from made_commands import Molmoact
 
 from molmoact_data.errors import UserError
-from molmoact_data.outputs import Output
-from molmoact_data.overlay import draw_trace, grid_to_pixels
-from molmoact_data.tokens import encode_depth
-from molmoact_data.viz import (
+from molmoact_data.outputs.output import Output
+from molmoact_data.pictures.film import (
     codes_picture,
     contact_sheet,
     depth_picture,
@@ -23,6 +21,8 @@ from molmoact_data.viz import (
     to_height,
     write_video,
 )
+from molmoact_data.pictures.overlay import draw_trace, grid_to_pixels
+from molmoact_data.text.tokens import encode_depth
 
 MakeOutput = Callable[..., Path]
 
@@ -163,7 +163,7 @@ def test_viz_names_what_is_missing(
 
 
 class Teachers:
-    """Fakes with the shape of `molmoact_data.teachers.Teachers`, able to decode."""
+    """Fakes with the shape of `molmoact_data.teachers.teachers.Teachers`, able to decode."""
 
     def __init__(self) -> None:
         from made_outputs import BrightestPixel, FakeDepth, FakeTokenizer

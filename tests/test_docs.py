@@ -21,9 +21,9 @@ DOCUMENTS = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "examples" / "demo_dataset" / "README.md",
-    *sorted((ROOT / "molmoact_data" / "adapters" / "weights").glob("*.md")),
+    *sorted((ROOT / "molmoact_data" / "teachers" / "weights").glob("*.md")),
 ]
-PACKAGES = ("molmoact_data", "pipelines", "vqvae", "molmoact_train")
+PACKAGES = ("molmoact_data", "pipelines", "vqvae", "molmoact_train", "molmoact_robot")
 PROGRAMS = ("scripts", "benchmarks")
 TOP = {*PACKAGES, *PROGRAMS, "docs", "tests", "examples", "deploy", "cli.py", ".ci", "Makefile"}
 # Options of other programs that the documents mention.

@@ -11,7 +11,7 @@ import pytest
 from golden import SHARED_DATA, needs_shared_data
 
 from molmoact_data import schema
-from molmoact_data.images import decode_image
+from molmoact_data.pictures.images import decode_image
 from pipelines.options import nested
 from pipelines.preprocess import Summary, preprocess
 

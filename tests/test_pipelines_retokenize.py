@@ -13,9 +13,13 @@ from made_outputs import BrightestPixel, DotSource, FakeDepth, FakeTokenizer, so
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
-from molmoact_data.feature_stats import action_statistics, lerobot_statistics, lerobot_statistics_of
-from molmoact_data.outputs import Output
-from molmoact_data.storage import Storage
+from molmoact_data.files.storage import Storage
+from molmoact_data.outputs.measuring import (
+    action_statistics,
+    lerobot_statistics,
+    lerobot_statistics_of,
+)
+from molmoact_data.outputs.output import Output
 from molmoact_data.validate import validate
 from pipelines.merge import merge
 from pipelines.retokenize import RetokenizeConfig, retokenize
@@ -147,7 +151,7 @@ def test_statistics_over_both_make_two_outputs_mergeable(make_output, tmp_path):
 
 
 def test_merge_refuses_another_depth_recipe(make_output, tmp_path):
-    from molmoact_data.teachers import Teachers
+    from molmoact_data.teachers.teachers import Teachers
 
     class UnitTokenizer(FakeTokenizer):
         def describe(self) -> dict[str, str]:

@@ -19,10 +19,12 @@ from made_datasets import make_dataset
 
 import pipelines.teachers
 import pipelines.worker
-from molmoact_data import registry, schema
-from molmoact_data.episodes import EpisodeSource, open_source
-from molmoact_data.episodes.isolation import IsolatedSource
-from molmoact_data.teachers import Teachers
+from molmoact_data import schema
+from molmoact_data.sources.base import EpisodeSource
+from molmoact_data.sources.isolation import IsolatedSource
+from molmoact_data.sources.opening import open_source
+from molmoact_data.teachers import registry
+from molmoact_data.teachers.teachers import Teachers
 from pipelines.job import PRESETS, LabelConfig
 from pipelines.options import nested
 from pipelines.preprocess import preprocess

@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from molmoact_data.errors import UserError
-from molmoact_train.collate import (
+from molmoact_train.config import resolve
+from molmoact_train.data.collate import (
     MicroBatch,
     check_batch_arithmetic,
     collate,
     split_by_length,
     step_batches,
 )
-from molmoact_train.config import resolve
-from molmoact_train.dataset import Sample, TooLong, TrainingData, open_training_data
-from molmoact_train.debug_data import write_debug_dataset
-from molmoact_train.model import MolmoActForActionReasoning
-from molmoact_train.tiny import TinySize, tiny_config, tiny_processor
+from molmoact_train.data.dataset import Sample, TooLong, TrainingData, open_training_data
+from molmoact_train.debug.data import write_debug_dataset
+from molmoact_train.debug.tiny import TinySize, tiny_config, tiny_processor
+from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 
 SIZE = TinySize(width=32, layers=1, vit_width=16, vit_layers=2, image_size=56)
 

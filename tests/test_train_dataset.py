@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from molmoact_data import prompts, schema
+from molmoact_data import schema
 from molmoact_data.errors import UserError
+from molmoact_data.text import prompts
 from molmoact_train.config import resolve
-from molmoact_train.dataset import (
+from molmoact_train.data.dataset import (
     PARTS,
     Sample,
     TooLong,
@@ -28,12 +29,12 @@ from molmoact_train.dataset import (
     open_eval_data,
     open_training_data,
 )
-from molmoact_train.debug_data import write_debug_dataset
-from molmoact_train.mixture import sample_rng
-from molmoact_train.processor import MolmoActProcessor
-from molmoact_train.rendering import RenderSettings, render, shrink
-from molmoact_train.sources import ShardSource, open_source, possible_kinds
-from molmoact_train.tiny import tiny_processor
+from molmoact_train.data.mixture import sample_rng
+from molmoact_train.data.rendering import RenderSettings, render, shrink
+from molmoact_train.data.sources import ShardSource, open_source, possible_kinds
+from molmoact_train.debug.data import write_debug_dataset
+from molmoact_train.debug.tiny import tiny_processor
+from molmoact_train.families.molmoact.processor import MolmoActProcessor
 
 ALL = ("reasoning", "trajectory", "depth", "trace")
 BOTH = ("reasoning", "trajectory")

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from molmoact_train import train as loop
 from molmoact_train.checkpoint import TrainerState, load_trainer_state
 from molmoact_train.config import TrainConfig, resolve, to_json
-from molmoact_train.debug_data import write_debug_dataset
+from molmoact_train.debug.data import write_debug_dataset
+from molmoact_train.debug.tiny import TinySize, write_tiny_checkpoint
 from molmoact_train.metrics import read_metrics
-from molmoact_train.tiny import TinySize, write_tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = TinySize(width=32, layers=1, vit_width=16, vit_layers=2, image_size=56)

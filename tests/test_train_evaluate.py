@@ -10,8 +10,9 @@ import torch
 
 from molmoact_train import evaluate
 from molmoact_train.config import resolve
-from molmoact_train.dataset import open_eval_data, open_training_data
-from molmoact_train.debug_data import write_debug_dataset
+from molmoact_train.data.dataset import open_eval_data, open_training_data
+from molmoact_train.debug.data import write_debug_dataset
+from molmoact_train.debug.tiny import TinySize, tiny_config, tiny_processor
 from molmoact_train.evaluate import (
     AnswerErrors,
     PartSums,
@@ -20,10 +21,9 @@ from molmoact_train.evaluate import (
     summarise_answers,
     trace_distance,
 )
-from molmoact_train.model import MolmoActForActionReasoning
+from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
+from molmoact_train.families.molmoact.policy import Prediction, Predictor
 from molmoact_train.parallel import World
-from molmoact_train.predict import Prediction, Predictor
-from molmoact_train.tiny import TinySize, tiny_config, tiny_processor
 
 SIZE = TinySize(width=32, layers=1, vit_width=16, vit_layers=2, image_size=56)
 ALONE = World(0, 1, torch.device("cpu"))
@@ -130,7 +130,7 @@ def test_a_perfect_answer_has_no_error_beyond_the_bins(
     expected = source.row(3)
 
     def oracle(self: Predictor, *_: object, **__: object) -> Prediction:
-        from molmoact_train.predict import robot_actions
+        from molmoact_train.families.molmoact.policy import robot_actions
 
         ((key, entry),) = self.norm_stats.items()
         bins = expected.action_bins.tolist()

@@ -18,17 +18,17 @@ from typer.testing import CliRunner
 
 import cli
 from molmoact_data.errors import UserError
-from molmoact_data.folders import MARK, new_folder
+from molmoact_data.files.folders import MARK, new_folder
 from molmoact_train import lora
 from molmoact_train.checkpoint import TrainerState, save_checkpoint
 from molmoact_train.config import resolve
-from molmoact_train.export import export_folder, unshard
-from molmoact_train.merge import merge_lora, read_adapter
-from molmoact_train.model import MolmoActForActionReasoning
+from molmoact_train.debug.tiny import write_tiny_checkpoint
+from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
+from molmoact_train.families.molmoact.policy import PredictOptions, Predictor
+from molmoact_train.families.molmoact.processor import MolmoActProcessor
+from molmoact_train.folders.export import export_folder, unshard
+from molmoact_train.folders.merge import merge_lora, read_adapter
 from molmoact_train.parallel import World
-from molmoact_train.predict import PredictOptions, Predictor
-from molmoact_train.processor import MolmoActProcessor
-from molmoact_train.tiny import write_tiny_checkpoint
 
 ALONE = World(0, 1, torch.device("cpu"))
 BASE_STATS = {"base": {"action": {"q01": [0.0, 0.0], "q99": [1.0, 1.0]}}}

@@ -10,9 +10,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from molmoact_train.flops import Work, forward_flops
-from molmoact_train.model import MolmoActForActionReasoning, Savings, released_config
-from molmoact_train.tiny import tiny_config, tiny_processor
+from molmoact_train.debug.tiny import tiny_config, tiny_processor
+from molmoact_train.families.molmoact.flops import Work, forward_flops
+from molmoact_train.families.molmoact.network import (
+    MolmoActForActionReasoning,
+    Savings,
+    released_config,
+)
 
 
 @pytest.mark.parametrize("variant", ["D", "O"])

@@ -13,12 +13,14 @@ import torch
 from golden import GOLDEN, needs_golden
 from PIL import Image
 
-from molmoact_data import overlay, prompts, tokens
 from molmoact_data.errors import UserError
-from molmoact_train.generate import decode_constrained, decode_free
-from molmoact_train.grammar import AnswerShape, Grammar, build_grammar, build_trie
-from molmoact_train.model import MolmoActForActionReasoning
-from molmoact_train.predict import (
+from molmoact_data.pictures import overlay
+from molmoact_data.text import prompts, tokens
+from molmoact_train.debug.tiny import tiny_processor, write_tiny_checkpoint
+from molmoact_train.families.molmoact.generate import decode_constrained, decode_free
+from molmoact_train.families.molmoact.grammar import AnswerShape, Grammar, build_grammar, build_trie
+from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
+from molmoact_train.families.molmoact.policy import (
     PredictOptions,
     Predictor,
     check_is_model,
@@ -26,8 +28,7 @@ from molmoact_train.predict import (
     robot_actions,
     write_pictures,
 )
-from molmoact_train.processor import MolmoActProcessor
-from molmoact_train.tiny import tiny_processor, write_tiny_checkpoint
+from molmoact_train.families.molmoact.processor import MolmoActProcessor
 
 STATS = {"robot": {"action": {"q01": [-1.0, -2.0], "q99": [1.0, 2.0], "mask": [True, True]}}}
 SMALL = AnswerShape(action_dim=2, chunk_size=2, depth_codes=100, num_images=1)

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from molmoact_train import lora
+from molmoact_train.debug.tiny import tiny_config
+from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 from molmoact_train.lora import LoraSettings
-from molmoact_train.model import MolmoActForActionReasoning
 from molmoact_train.optim import parameter_group, trained_parameters
-from molmoact_train.tiny import tiny_config
 
 SETTINGS = LoraSettings(rank=4, alpha=2.0, dropout=0.0, base_bf16=False)
 

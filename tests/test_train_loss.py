@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from molmoact_train.loss import next_token_loss, token_loss
+from molmoact_train.families.molmoact.loss import next_token_loss, token_loss
 
 
 def case(rows: int = 11) -> tuple[torch.Tensor, torch.nn.Linear, torch.Tensor, torch.Tensor]:

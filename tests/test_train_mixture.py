@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from molmoact_data.errors import UserError
-from molmoact_train import augment
-from molmoact_train.mixture import (
+from molmoact_train.data import augment
+from molmoact_train.data.mixture import (
     DataArgument,
     Mixture,
     parse_data_argument,

@@ -13,15 +13,15 @@ from golden import GOLDEN, needs_golden
 from safetensors import safe_open
 from torch import Tensor
 
-from molmoact_train.model import (
+from molmoact_train.debug.tiny import tiny_config, tiny_processor
+from molmoact_train.families.molmoact.network import (
     MolmoActForActionReasoning,
     Savings,
     released_config,
 )
-from molmoact_train.model.attention import positions_from_documents
-from molmoact_train.model.crops import distinct_crops, every_slot
-from molmoact_train.processor import MolmoActProcessor
-from molmoact_train.tiny import tiny_config, tiny_processor
+from molmoact_train.families.molmoact.network.attention import positions_from_documents
+from molmoact_train.families.molmoact.network.crops import distinct_crops, every_slot
+from molmoact_train.families.molmoact.processor import MolmoActProcessor
 
 PLAIN = Savings(deduplicate_crops=False, loss_rows_only=False, loss_chunk_rows=None)
 INPUTS = ("input_ids", "images", "pooled_patches_idx", "image_masks", "attention_mask")

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from molmoact_train.config import resolve
-from molmoact_train.dataset import open_training_data
-from molmoact_train.debug_data import write_debug_dataset
-from molmoact_train.model import MolmoActForActionReasoning
-from molmoact_train.predict import PredictOptions, Predictor
-from molmoact_train.rendering import decode_image
-from molmoact_train.sources import ShardSource
-from molmoact_train.tiny import TinySize, tiny_config, tiny_processor
+from molmoact_train.data.dataset import open_training_data
+from molmoact_train.data.rendering import decode_image
+from molmoact_train.data.sources import ShardSource
+from molmoact_train.debug.data import write_debug_dataset
+from molmoact_train.debug.tiny import TinySize, tiny_config, tiny_processor
+from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
+from molmoact_train.families.molmoact.policy import PredictOptions, Predictor
 from molmoact_train.train import train
 
 SIZE = TinySize(width=64, layers=1, vit_width=32, image_size=56)

@@ -12,11 +12,11 @@ from golden import GOLDEN, needs_golden
 from numpy.typing import NDArray
 from PIL import Image
 
-from molmoact_data import tokens
 from molmoact_data.errors import UserError
-from molmoact_train.image_config import ImageProcessorConfig
-from molmoact_train.image_processor import MolmoActImageProcessor, cut_image, select_tiling
-from molmoact_train.processor import MolmoActProcessor
+from molmoact_data.text import tokens
+from molmoact_train.families.molmoact.image_config import ImageProcessorConfig
+from molmoact_train.families.molmoact.images import MolmoActImageProcessor, cut_image, select_tiling
+from molmoact_train.families.molmoact.processor import MolmoActProcessor
 
 # Stored as fp16: half a unit in the last place of numbers below 1.
 F16 = 2.5e-4
@@ -70,7 +70,7 @@ def test_prompt_ids_equal_the_reference(name: str, processor: MolmoActProcessor)
 def test_training_sample_equals_the_reference(name: str, processor: MolmoActProcessor) -> None:
     expected, case, pictures = golden("training_sample", name)
     if case["annotation"] is not None:
-        pytest.importorskip("molmoact_data.overlay")
+        pytest.importorskip("molmoact_data.pictures.overlay")
     found = processor.training_sample(
         images=pictures, question=case["question"], answer=case["answer"], trace=case["annotation"]
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from molmoact_data import prompts, schema
-from molmoact_data.outputs import Output
+from molmoact_data import schema
+from molmoact_data.outputs.output import Output
+from molmoact_data.text import prompts
 from molmoact_data.validate import validate
-from molmoact_train.row_check import loss_counter
-from molmoact_train.tiny import tiny_processor
+from molmoact_train.data.row_check import loss_counter
+from molmoact_train.debug.tiny import tiny_processor
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def processor_folder(tmp_path_factory):
 
 
 def test_the_count_is_the_shortest_answer_with_its_end_of_text(make_output, processor_folder):
-    from molmoact_train.processor import MolmoActProcessor
+    from molmoact_train.families.molmoact.processor import MolmoActProcessor
 
     row = list(Output.open(make_output()).rows())[3]
     processor = MolmoActProcessor.from_pretrained(processor_folder)

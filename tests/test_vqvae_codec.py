@@ -14,8 +14,8 @@ from golden import GOLDEN, needs_golden
 from PIL import Image
 from safetensors.torch import save_file
 
-from molmoact_data.depth import DepthTokenizer
 from molmoact_data.errors import UserError
+from molmoact_data.labels.depth import DepthTokenizer
 from vqvae import checkpoint as checkpoint_io
 from vqvae.checkpoint import Checkpoint
 from vqvae.codec import VQVAECodec

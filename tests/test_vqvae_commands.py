@@ -14,15 +14,15 @@ from golden import GOLDEN, ROOT, needs_golden
 from typer.testing import CliRunner
 
 import cli
-from molmoact_data import tokens
 from molmoact_data.errors import LimitExceeded, UserError
+from molmoact_data.text import tokens
 from vqvae import checkpoint as checkpoint_io, files
 from vqvae.checkpoint import Checkpoint
 from vqvae.codec import VQVAECodec
 from vqvae.model import VQVAE, Geometry
 from vqvae.recipe import REFERENCE, RELEASED
 
-EMBEDDED = ROOT / "molmoact_data" / "adapters" / "weights" / "embedded_vqvae.safetensors"
+EMBEDDED = ROOT / "molmoact_data" / "teachers" / "weights" / "embedded_vqvae.safetensors"
 
 
 def invoke(*arguments: object) -> Any:
@@ -137,7 +137,7 @@ def test_encode_says_what_it_did(tiny: Path, depth: np.ndarray, tmp_path: Path) 
 
 
 def test_sixteen_bit_and_float_depth_is_scaled_per_map(tmp_path: Path) -> None:
-    from molmoact_data.depth import scale_to_u8
+    from molmoact_data.labels.depth import scale_to_u8
 
     raw = np.random.default_rng(0).integers(300, 60000, (2, 5, 6), dtype=np.uint16)
     np.save(tmp_path / "d.npy", raw)

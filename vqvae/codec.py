@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from molmoact_data.device import pick_device
 from molmoact_data.errors import UserError, unknown_name
+from molmoact_data.processes import pick_device
 from vqvae import checkpoint as checkpoint_io
 from vqvae.model import VQVAE, Geometry
 from vqvae.recipe import (

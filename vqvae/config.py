@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from molmoact_data.config import build
 from molmoact_data.errors import unknown_name
-from molmoact_data.registry import DEPTH_ESTIMATORS
+from molmoact_data.teachers.registry import DEPTH_ESTIMATORS
 from vqvae.learner import QuantizerConfig
 from vqvae.model import Geometry
 from vqvae.recipe import Recipe

@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact_data.depth import scale_to_u8
 from molmoact_data.errors import UserError
+from molmoact_data.labels.depth import scale_to_u8
 from vqvae import scenes
 from vqvae.checkpoint import write_atomically
 from vqvae.recipe import Recipe, resize_u8

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact_data import tokens
-from molmoact_data.depth import scale_to_u8
 from molmoact_data.errors import UserError
+from molmoact_data.labels.depth import scale_to_u8
+from molmoact_data.text import tokens
 from vqvae.checkpoint import write_atomically
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")

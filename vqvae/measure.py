@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact_data.device import pick_device
 from molmoact_data.errors import LimitExceeded, UserError
+from molmoact_data.processes import pick_device
 from vqvae import checkpoint as checkpoint_io, places, run_folder
 from vqvae.data import DepthEpisode, DepthKind, Scaling, prepare_frames
 from vqvae.evaluate import ALL, BatchResult, reconstruct, write_sheet

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data import schema
-from molmoact_data.depth import DepthEstimator
 from molmoact_data.errors import EpisodeRejected, UserError, unknown_name
+from molmoact_data.labels.depth import DepthEstimator
+from molmoact_data.teachers import registry
 from vqvae import data
 from vqvae.data import DepthEpisode, DepthKind
 
@@ -124,7 +125,7 @@ def dataset_episodes(
     folder: Path, kind: DepthKind, estimator: DepthEstimator | None
 ) -> Iterator[DepthEpisode]:
     """A LeRobot dataset: its recorded depth, or with `estimator` the depth of its first colour camera."""
-    from molmoact_data.episodes import open_source
+    from molmoact_data.sources.opening import open_source
 
     source = open_source(str(folder))
     wanted = [c.key for c in source.info.cameras if c.is_depth == (estimator is None)]
@@ -152,12 +153,10 @@ def dataset_episodes(
 
 def simulator_episodes(count: int, split: str) -> Iterator[DepthEpisode]:
     """Independent frames of the table-top simulator, each an episode of one frame."""
-    from molmoact_data.simulation.frames import FrameConfig, random_frames
-
     if split not in ("train", "test"):
         raise unknown_name("split of the simulator", split, ("train", "test"))
-    config = FrameConfig(split=split)  # type: ignore[arg-type]
-    for index, frame in enumerate(random_frames(0, count, config)):
+    frames = registry.resolve("simulator", SIMULATOR, registry.SIMULATORS)
+    for index, frame in enumerate(frames(0, count, split)):
         yield DepthEpisode(
             f"{SIMULATOR}-{split}", f"frame {index}", data.metric_to_inverse(frame.depth_HW[None])
         )

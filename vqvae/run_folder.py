@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from molmoact_data import registry
 from molmoact_data.config import as_dict, build
-from molmoact_data.depth import DepthEstimator
 from molmoact_data.errors import UserError
+from molmoact_data.labels.depth import DepthEstimator
+from molmoact_data.teachers import registry
 from vqvae import data, places
 from vqvae.checkpoint import write_atomically
 from vqvae.config import TrainConfig

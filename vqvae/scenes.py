@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact_data.depth import scale_to_u8
+from molmoact_data.labels.depth import scale_to_u8
 
 Array = NDArray[np.float64]
 _FAR_M = 4.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
-from molmoact_data.device import pick_device
+from molmoact_data.processes import pick_device
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from molmoact_data.errors import UserError, unknown_name
-from molmoact_data.folders import new_folder
-from molmoact_data.outputs import Output
+from molmoact_data.files.folders import new_folder
+from molmoact_data.outputs.output import Output
 
 Format = Literal["reference", "conversations", "lerobot", "molmoact2-depth"]
 FORMATS: tuple[str, ...] = get_args(Format)

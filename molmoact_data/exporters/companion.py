@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from molmoact_data import schema
-from molmoact_data.episodes import EpisodeRef, EpisodeSource
 from molmoact_data.errors import UserError
 from molmoact_data.exporters.adaptive_codes import (
     BUFFER_CODES,
@@ -33,7 +32,8 @@ from molmoact_data.exporters.lerobot_v3 import (
     VideoSlice,
     feature,
 )
-from molmoact_data.images import encode_png
+from molmoact_data.pictures.images import encode_png
+from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 
 EpisodeColumnsOf = Callable[[EpisodeRef], Iterator[AdaptiveCodes]]
 CODES = 100

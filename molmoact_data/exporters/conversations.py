@@ -23,8 +23,8 @@ from molmoact_data.exporters.labels_as_text import (
     require_text_labels,
     two_views,
 )
-from molmoact_data.outputs import Output
-from molmoact_data.prompts import SampleKind, answer, format_trace, question
+from molmoact_data.outputs.output import Output
+from molmoact_data.text.prompts import SampleKind, answer, format_trace, question
 
 CONVERSATIONS, ANNOTATION = "conversations", "annotation"
 KINDS: tuple[SampleKind, SampleKind] = ("reasoning", "trajectory")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from molmoact_data import schema, tokens
+from molmoact_data import schema
 from molmoact_data.errors import UserError
-from molmoact_data.outputs import Output
+from molmoact_data.outputs.output import Output
+from molmoact_data.text import tokens
 
 NO_TRACE = "no_usable_trace"
 

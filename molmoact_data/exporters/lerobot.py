@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.exporters.lerobot_v3 import DatasetDescription, LeRobotV3Writer, feature
-from molmoact_data.images import decode_image
-from molmoact_data.outputs import BATCH_ROWS, Output
-from molmoact_data.records import fixed_array
+from molmoact_data.outputs.columns import fixed_array
+from molmoact_data.outputs.output import BATCH_ROWS, Output
+from molmoact_data.pictures.images import decode_image
 from molmoact_data.schema import RecordLayout
 
 STATE_KEY, IMAGE_KEY = "observation.state", "observation.images.{role}"

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from molmoact_data.feature_stats import lerobot_statistics
-from molmoact_data.images import decode_image
-from molmoact_data.records import fixed_array
+from molmoact_data.outputs.columns import fixed_array
+from molmoact_data.outputs.measuring import lerobot_statistics
+from molmoact_data.pictures.images import decode_image
 from molmoact_data.schema import IMAGE_TYPE
 
 VERSION = "v3.0"

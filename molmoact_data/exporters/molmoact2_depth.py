@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data import schema
-from molmoact_data.episodes import EpisodeRef, EpisodeSource, open_source
 from molmoact_data.errors import UserError
 from molmoact_data.exporters.adaptive_codes import (
     FRAMES_PER_BATCH,
@@ -30,8 +29,10 @@ from molmoact_data.exporters.adaptive_codes import (
     AdaptiveCodes,
 )
 from molmoact_data.exporters.companion import convert_to_v3, extend_v3
-from molmoact_data.outputs import Output
-from molmoact_data.records import fixed_array
+from molmoact_data.outputs.columns import fixed_array
+from molmoact_data.outputs.output import Output
+from molmoact_data.sources.base import EpisodeRef, EpisodeSource
+from molmoact_data.sources.opening import open_source
 
 
 def export_depth_companion(output: Output, source_path: str, folder: Path, threshold: float) -> int:

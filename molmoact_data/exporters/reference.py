@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from molmoact_data import schema, tokens
-from molmoact_data.actions import normalize
+from molmoact_data import schema
 from molmoact_data.config import content_hash
 from molmoact_data.errors import UserError
 from molmoact_data.exporters.labels_as_text import (
@@ -27,8 +26,10 @@ from molmoact_data.exporters.labels_as_text import (
     require_text_labels,
     two_views,
 )
-from molmoact_data.outputs import Output
-from molmoact_data.prompts import format_actions
+from molmoact_data.labels.actions import normalize
+from molmoact_data.outputs.output import Output
+from molmoact_data.text import tokens
+from molmoact_data.text.prompts import format_actions
 
 INSTRUCTION, DEPTH, TRACE, ACTION = "language_instruction", "depth", "trace", "processed_action"
 IMAGE, WRIST_IMAGE = "image", "wrist_image"

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from molmoact_data import schema
-from molmoact_data.actions import DatasetStatistics, bin_actions, chunk, normalize
-from molmoact_data.records import fixed_array
-from molmoact_data.traces import to_grid
+from molmoact_data.labels.actions import DatasetStatistics, bin_actions, chunk, normalize
+from molmoact_data.labels.traces import to_grid
+from molmoact_data.outputs.columns import fixed_array
 from molmoact_data.validate.findings import Finding, Problem
 
 MAY_BE_NULL = frozenset({schema.TRACE_REJECT_REASON})

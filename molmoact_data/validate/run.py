@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
-from molmoact_data.outputs import BATCH_ROWS, Output, open_parquet
-from molmoact_data.shards import ShardRecord
+from molmoact_data.outputs.output import BATCH_ROWS, Output, open_parquet
+from molmoact_data.outputs.shards import ShardRecord
 from molmoact_data.validate.files import check_files, check_shard_bytes
 from molmoact_data.validate.findings import Finding, Problem, Report
 from molmoact_data.validate.rows import Expectation, RowChecker

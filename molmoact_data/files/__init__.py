@@ -1,0 +1,1 @@
+"""Everything that knows where bytes are: local folders, object stores, the Hub."""

@@ -1,0 +1,158 @@
+"""The only place that knows a local folder from an object store.
+
+Local: write to a temporary name in the same folder, then rename, so that a reader sees a whole file
+or none. Object stores (`s3://...` through fsspec): one PUT, which is atomic on close. Either way the
+last of two identical writers wins, which is harmless because contents are a function of the name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from molmoact_data.errors import UserError
+from molmoact_data.files.stores import must_exist, open_filesystem, store_errors
+
+TEMPORARY_MARK = ".tmp-"
+
+
+@dataclass(frozen=True)
+class Storage:
+    """One output folder; every name is relative to it and uses `/`. Cheap to pickle."""
+
+    root: str
+    """A local path, or a URL such as `s3://bucket/prefix`."""
+
+    @property
+    def is_remote(self) -> bool:
+        """True for a URL that fsspec resolves."""
+        return "://" in self.root
+
+    @contextmanager
+    def local_file(self, name: str) -> Iterator[Path]:
+        """A local path to write; it becomes `name` on a clean exit and vanishes on an exception.
+
+        Where nothing was written to it, nothing is made.
+        """
+        folder = Path(tempfile.gettempdir()) if self.is_remote else self._local(name).parent
+        _make_folder(folder)
+        stamp = f"{socket.gethostname()}-{os.getpid()}-{time.monotonic_ns()}"
+        temporary = folder / f".{Path(name).name}{TEMPORARY_MARK}{stamp}"
+        try:
+            yield temporary
+            if temporary.exists():
+                self._commit(temporary, name)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise self._no_space(name) from error
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a small file atomically."""
+        with self.local_file(name) as path, path.open("wb") as file:
+            file.write(content)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The content of a file; `FileNotFoundError` where there is none."""
+        if not self.is_remote:
+            return self._local(name).read_bytes()
+        with self._remote() as (filesystem, base):
+            return filesystem.cat_file(f"{base}/{name}")
+
+    def open_bytes(self, name: str) -> BinaryIO:
+        """The file to read from; `FileNotFoundError` where there is none. Close it."""
+        if not self.is_remote:
+            return self._local(name).open("rb")
+        with self._remote() as (filesystem, base):
+            return filesystem.open(f"{base}/{name}", "rb")
+
+    def exists(self, name: str) -> bool:
+        """True where the file is complete."""
+        if not self.is_remote:
+            return self._local(name).exists()
+        with self._remote() as (filesystem, base):
+            filesystem.invalidate_cache()
+            return filesystem.exists(f"{base}/{name}")
+
+    def list(self, folder: str = "") -> list[str]:
+        """Names of the complete files below `folder`, sorted; empty where it does not exist."""
+        if self.is_remote:
+            with self._remote() as (filesystem, base):
+                filesystem.invalidate_cache()
+                prefix = f"{base}/{folder}".rstrip("/")
+                found = filesystem.find(prefix) if filesystem.exists(prefix) else []
+            return sorted(path[len(base) + 1 :] for path in found)
+        top = self._local(folder)
+        files = (p for p in top.rglob("*") if p.is_file() and TEMPORARY_MARK not in p.name)
+        return sorted(p.relative_to(self.root).as_posix() for p in files)
+
+    def delete(self, name: str) -> None:
+        """Remove a file or a folder; nothing happens where there is none."""
+        if self.is_remote:
+            with self._remote() as (filesystem, base):
+                if filesystem.exists(f"{base}/{name}"):
+                    filesystem.rm(f"{base}/{name}", recursive=True)
+            return
+        path = self._local(name)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def delete_empty(self, folder: str) -> None:
+        """Remove a folder without files, which only local folders can be."""
+        if not self.is_remote and self._local(folder).is_dir() and not self.list(folder):
+            shutil.rmtree(self._local(folder))
+
+    def remove_temporary_files(self) -> None:
+        """Remove what a killed writer left; call it only while no writer runs."""
+        if not self.is_remote:
+            for path in Path(self.root).rglob(f".*{TEMPORARY_MARK}*"):
+                path.unlink(missing_ok=True)
+
+    def _commit(self, temporary: Path, name: str) -> None:
+        if self.is_remote:
+            with must_exist(self.root), self._remote() as (filesystem, base):
+                filesystem.put_file(str(temporary), f"{base}/{name}")
+            return
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(self._local(name))
+
+    def _local(self, name: str) -> Path:
+        return Path(self.root) / name
+
+    @contextmanager
+    def _remote(self) -> Iterator[tuple[Any, str]]:
+        """fsspec's file system and our root in it; what it raises is told as one line."""
+        with store_errors(self.root):
+            filesystem, base = open_filesystem(self.root)
+            yield filesystem, base.rstrip("/")
+
+    def _no_space(self, name: str) -> UserError:
+        return UserError(
+            f"no space left while writing {name} in {self.root}; complete shards are safe. "
+            "Free some space and run the same command again with --resume."
+        )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"{error.filename} is a file, so nothing can be written in {folder}."
+        ) from error
+    except PermissionError as error:
+        raise UserError(f"cannot write in {folder}: permission denied.") from error

@@ -1,0 +1,117 @@
+"""Estimated depth and its codes against the true depth of the same frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from molmoact_data.label_quality.metrics import DepthScores, depth_scores, rank_correlation
+from molmoact_data.labels.depth import DepthEstimator, DepthTokenizer, scale_to_u8
+
+
+@dataclass(frozen=True)
+class CodeScores:
+    """What is left of the estimated depth after the codebook (100 codes in the released geometry)."""
+
+    frames: int
+    mean_absolute_error: float
+    """Of the decoded picture against the per-image scaled one, both 0..1."""
+    psnr_db: float
+    rank_correlation_with_truth: float
+    """Of the decoded picture with the true inverse depth."""
+    codes_used: int
+    codebook_size: int
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class FrameCodes:
+    """One frame's codes, and how far what they say is from the estimate (0..1) and from the truth."""
+
+    codes_N: NDArray[np.int64]
+    absolute_error: float
+    squared_error: float
+    rank_correlation: float
+
+
+def measure_depth(
+    rgb_NHWC: NDArray[np.uint8],
+    true_m_NHW: NDArray[np.floating],
+    depth: DepthEstimator,
+    tokenizer: DepthTokenizer | None,
+) -> list[tuple[DepthScores, FrameCodes | None]]:
+    """Scores of N frames against their true distance in metres, 0 = not known."""
+    if not len(rgb_NHWC):
+        return []
+    estimate_NHW = depth.estimate(rgb_NHWC)
+    scores = [depth_scores(e, m) for e, m in zip(estimate_NHW, true_m_NHW, strict=True)]
+    if tokenizer is None:
+        return [(score, None) for score in scores]
+    scaled_NHW, _ = scale_to_u8(estimate_NHW)
+    codes_NG = tokenizer.encode(scaled_NHW)
+    decoded_Nhw = tokenizer.decode(codes_NG)
+    size = decoded_Nhw.shape[1:]
+    told = [
+        _code_errors(codes, decoded, nearest(scaled, size) / 255.0, nearest(true_m, size))
+        for codes, decoded, scaled, true_m in zip(
+            codes_NG, decoded_Nhw, scaled_NHW, true_m_NHW, strict=True
+        )
+    ]
+    return list(zip(scores, told, strict=True))
+
+
+def _code_errors(
+    codes_N: NDArray[np.int64],
+    decoded_hw: NDArray[np.float32],
+    scaled_hw: NDArray[np.floating],
+    true_m_hw: NDArray[np.floating],
+) -> FrameCodes:
+    error = decoded_hw - scaled_hw
+    known = np.isfinite(true_m_hw) & (true_m_hw > 0)
+    return FrameCodes(
+        codes_N,
+        absolute_error=float(np.abs(error).mean()),
+        squared_error=float(np.square(error).mean()),
+        rank_correlation=rank_correlation(decoded_hw[known], 1 / true_m_hw[known]),
+    )
+
+
+def nearest(picture_HW: NDArray[np.generic], size_hw: Sequence[int]) -> NDArray:
+    """The picture at another size by nearest neighbour."""
+    rows, columns = (
+        np.arange(new) * old // new for new, old in zip(size_hw, picture_HW.shape, strict=True)
+    )
+    return picture_HW[rows[:, None], columns]
+
+
+def summarise_depth(scores: list[DepthScores]) -> dict[str, float]:
+    """Means over at least one frame, and the 5th percentile of the rank correlation."""
+    correlations = [score.rank_correlation for score in scores]
+    edges = [score.edge_f1 for score in scores if score.edge_f1 is not None]
+    told = {
+        "frames": float(len(scores)),
+        "rank_correlation": float(np.mean(correlations)),
+        "rank_correlation_p5": float(np.percentile(correlations, 5)),
+        "abs_rel": float(np.mean([score.abs_rel for score in scores])),
+        "delta1": float(np.mean([score.delta1 for score in scores])),
+    }
+    return {**told, "edge_f1": float(np.mean(edges))} if edges else told
+
+
+def summarise_codes(told: list[FrameCodes], codebook_size: int) -> CodeScores:
+    """Over at least one frame."""
+    counts = np.bincount(np.concatenate([t.codes_N for t in told]), minlength=codebook_size)
+    share = counts[counts > 0] / counts.sum()
+    squared_error = float(np.mean([t.squared_error for t in told]))
+    return CodeScores(
+        frames=len(told),
+        mean_absolute_error=float(np.mean([t.absolute_error for t in told])),
+        psnr_db=float(-10 * np.log10(max(squared_error, 1e-12))),
+        rank_correlation_with_truth=float(np.mean([t.rank_correlation for t in told])),
+        codes_used=int((counts > 0).sum()),
+        codebook_size=codebook_size,
+        perplexity=float(np.exp(-np.sum(share * np.log(share)))),
+    )

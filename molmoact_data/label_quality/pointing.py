@@ -1,0 +1,71 @@
+"""Every frame pointed at once, and the trackers for all K listening to the same pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from molmoact_data.errors import UserError
+from molmoact_data.labels.pointing import ColumnPointer, GripperPointer, GripperPoints
+from molmoact_data.labels.tracking import FlowConfig, PointTracker
+from molmoact_data.sources.base import EpisodeColumns
+
+
+class Pointing:
+    """The pointer on every frame (K = 1), and one tracker per further K that is served its answers."""
+
+    def __init__(
+        self,
+        pointer: GripperPointer | ColumnPointer,
+        columns: EpisodeColumns,
+        image_hw: tuple[int, int],
+        *,
+        prompt: str,
+        tracked_k: Sequence[int],
+        flow: FlowConfig,
+    ) -> None:
+        if pointer.num_arms != 1:
+            raise UserError("evaluate-labels measures one arm; the pointer tells more.")
+        self._pointer = pointer
+        self._prompt = prompt
+        self._answers = _Answers()
+        if isinstance(pointer, ColumnPointer):
+            self._answers.batches.append(pointer.point_columns(columns.extra, image_hw))
+        self._trackers = [PointTracker(self._answers, prompt, k, flow=flow) for k in tracked_k]
+
+    def push(self, rgb_NHWC: NDArray[np.uint8]) -> None:
+        """The next N frames of the labelled camera."""
+        if isinstance(self._pointer, GripperPointer):
+            self._answers.batches.append(self._pointer.point(rgb_NHWC, self._prompt))
+        for tracker in self._trackers:
+            tracker.push(rgb_NHWC)
+
+    def finish(self) -> tuple[list[GripperPoints], NDArray[np.bool_]]:
+        """Points for every K, 1 first, and which frames were asked about [K,T]."""
+        every = self._answers.joined()
+        tracked = [tracker.finish() for tracker in self._trackers]
+        asked = [np.ones(len(every.xy_NA2), bool), *(t.from_pointer_T for t in tracked)]
+        return [every, *(t.points for t in tracked)], np.stack(asked)
+
+
+@dataclass
+class _Answers:
+    """A `FramePointer` that repeats what the pointer said about these frames."""
+
+    batches: list[GripperPoints] = field(default_factory=list)
+    num_arms: int = 1
+
+    def joined(self) -> GripperPoints:
+        return GripperPoints(
+            np.concatenate([b.xy_NA2 for b in self.batches]),
+            np.concatenate([b.confidence_NA for b in self.batches]),
+        )
+
+    def point_frames(
+        self, rgb_NHWC: NDArray[np.uint8], prompt: str, frame_index_N: Sequence[int]
+    ) -> GripperPoints:
+        every, rows = self.joined(), list(frame_index_N)
+        return GripperPoints(every.xy_NA2[rows], every.confidence_NA[rows])

@@ -1,0 +1,1 @@
+"""Pure label functions and the protocols of the teachers."""

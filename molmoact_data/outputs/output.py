@@ -1,0 +1,109 @@
+"""A finished output folder, read back: manifest, statistics, shards in order, rows in bounded batches.
+
+What `validate`, `retokenize`, `merge`, `export` and `publish` share. Nothing is written here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from molmoact_data import schema
+from molmoact_data.errors import UserError
+from molmoact_data.files.storage import Storage
+from molmoact_data.labels.actions import DatasetStatistics
+from molmoact_data.outputs.shards import ShardRecord
+
+BATCH_ROWS = 256
+"""Rows with images held at once; at 20 kB an image this is some 10 MB."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One folder (or URL) that `molmoact preprocess` completed."""
+
+    storage: Storage
+    manifest: Mapping[str, Any]
+    statistics: DatasetStatistics | None
+    """None = actions were not processed."""
+    shards: tuple[ShardRecord, ...]
+    """Those that have rows, in order."""
+
+    @classmethod
+    def open(cls, root: str | Path) -> Output:
+        """Read the manifest and the statistics. Raises `UserError` where the run never finished."""
+        storage = Storage(str(root))
+        manifest = _read_json(storage, schema.MANIFEST_FILE)
+        statistics = None
+        if storage.exists(schema.STATISTICS_FILE):
+            entries = _read_json(storage, schema.STATISTICS_FILE)
+            statistics = DatasetStatistics.from_json(entries)
+        records = tuple(ShardRecord.from_json(shard) for shard in manifest["shards"])
+        return cls(storage, manifest, statistics, tuple(r for r in records if r.rows))
+
+    @property
+    def name(self) -> str:
+        """The dataset's own name."""
+        return self.manifest["dataset"]["name"]
+
+    @property
+    def sources(self) -> list[Mapping[str, str]]:
+        """`name` and `revision` of every dataset in it; more than one after `merge`."""
+        dataset = self.manifest["dataset"]
+        if "sources" in dataset:
+            return dataset["sources"]
+        return [{"name": dataset["name"], "revision": dataset["revision"]}]
+
+    @property
+    def labels(self) -> Mapping[str, Any]:
+        """The resolved label configuration: bins, chunk size, teachers by name."""
+        return self.manifest["fingerprint"]["labels"]
+
+    @property
+    def num_bins(self) -> int:
+        """Action bins."""
+        return int(self.labels["action_bins"])
+
+    @property
+    def layout(self) -> schema.RecordLayout:
+        """Which columns there are, as the manifest promises."""
+        fields = self.manifest["layout"]
+        return schema.RecordLayout(**{**fields, "cameras": tuple(fields["cameras"])})
+
+    def batches(
+        self, columns: Sequence[str] | None = None, batch_rows: int = BATCH_ROWS
+    ) -> Iterator[pa.RecordBatch]:
+        """All rows in order, at most `batch_rows` at a time."""
+        for shard in self.shards:
+            with open_parquet(self.storage, shard.name) as file:
+                yield from file.iter_batches(batch_size=batch_rows, columns=columns)
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """All rows in order, as plain Python values."""
+        for batch in self.batches(columns):
+            yield from batch.to_pylist()
+
+
+def open_parquet(storage: Storage, name: str) -> pq.ParquetFile:
+    """A shard, local or remote; use it as a context manager."""
+    if not storage.is_remote:
+        return pq.ParquetFile(Path(storage.root) / name)
+    return pq.ParquetFile(storage.open_bytes(name))
+
+
+def _read_json(storage: Storage, name: str) -> dict[str, Any]:
+    try:
+        return json.loads(storage.read_bytes(name))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{storage.root} has no {name}: it is not an output of `molmoact preprocess`, or the run "
+            "did not finish. Run it again with --resume."
+        ) from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{storage.root}/{name} is damaged: {error}.") from error

@@ -1,0 +1,235 @@
+"""Labels as pictures: depth from codes, overlays, contact sheets, an episode as a film.
+
+Pictures are RGB uint8 [H,W,3]. Reads a finished output; models come from the registry when a depth
+picture is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from molmoact_data import schema
+from molmoact_data.errors import UserError
+from molmoact_data.labels.depth import DepthTokenizer
+from molmoact_data.outputs.output import Output, open_parquet
+from molmoact_data.pictures.images import decode_image
+from molmoact_data.report.pictures import draw_labels
+from molmoact_data.teachers import registry
+from molmoact_data.text.tokens import decode_depth
+
+Rgb = NDArray[np.uint8]
+
+ROW_HEIGHT = 256
+WORDS_HEIGHT = 22
+CODES_NAME = "depth from codes"
+PAPER_RGB = (22, 30, 37)
+INK_RGB = (230, 237, 243)
+VIDEO_SUFFIX = ".mp4"
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def depth_picture(depth_HW: NDArray[np.floating]) -> Rgb:
+    """Relative depth -> colours over its own range, near = bright."""
+    import cv2
+
+    low, high = float(depth_HW.min()), float(depth_HW.max())
+    scaled = (depth_HW - low) / max(high - low, 1e-8) * 255
+    bgr = cv2.applyColorMap(np.rint(scaled).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+
+
+def codes_picture(codes: Sequence[int], tokenizer: DepthTokenizer) -> Rgb:
+    """What the codes of one frame say about depth. Raises UserError for a wrong number or id."""
+    wanted = tokenizer.grid_hw[0] * tokenizer.grid_hw[1]
+    if len(codes) != wanted:
+        raise UserError(f"the VQ-VAE reads {wanted} codes, got {len(codes)}")
+    if min(codes) < 0 or max(codes) >= tokenizer.codebook_size:
+        raise UserError(f"codes must be 0..{tokenizer.codebook_size - 1}, got {max(codes)}")
+    return depth_picture(tokenizer.decode(np.array([codes], dtype=np.int64))[0])
+
+
+def to_height(rgb_HWC: Rgb, height: int = ROW_HEIGHT) -> Rgb:
+    """The same picture, `height` pixels tall."""
+    import cv2
+
+    width = max(1, round(rgb_HWC.shape[1] * height / rgb_HWC.shape[0]))
+    method = cv2.INTER_AREA if height < rgb_HWC.shape[0] else cv2.INTER_CUBIC
+    return cv2.resize(rgb_HWC, (width, height), interpolation=method).astype(np.uint8, copy=False)
+
+
+def side_by_side(pictures: Mapping[str, Rgb], caption: str) -> Rgb:
+    """Pictures of one frame in a row, their names above them and a caption below."""
+    shown = {name: to_height(picture) for name, picture in pictures.items()}
+    names = [_words(name, picture.shape[1]) for name, picture in shown.items()]
+    row = np.concatenate(list(shown.values()), axis=1)
+    return np.concatenate(
+        [np.concatenate(names, axis=1), row, _words(caption, row.shape[1])], axis=0
+    )
+
+
+def frame_name(episode: int, frame: int) -> str:
+    """How every picture for people names a frame."""
+    return f"episode {episode}, frame {frame}"
+
+
+def contact_sheet(tiles: Sequence[Rgb], columns: int) -> Rgb:
+    """Tiles in rows of `columns`, with paper between them and where there is none."""
+    if not tiles:
+        raise ValueError("a contact sheet needs at least one tile")
+    height = max(tile.shape[0] for tile in tiles) + 8
+    width = max(tile.shape[1] for tile in tiles) + 8
+    rows = -(-len(tiles) // columns)
+    sheet = np.full((rows * height, columns * width, 3), PAPER_RGB, dtype=np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = (i // columns) * height + 4, (i % columns) * width + 4
+        sheet[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+    return sheet
+
+
+def episode_tiles(
+    output: Output, episode: int, *, tokenizer: DepthTokenizer | None, frames: int | None = None
+) -> Iterator[Rgb]:
+    """One captioned picture per frame: all cameras, labels drawn on the first, depth where asked for.
+
+    `frames` = at most so many, evenly spaced; None = all, in order. Raises UserError for an episode that
+    is not in the output.
+    """
+    shard, length = _find(output, episode)
+    every = range(length)
+    wanted = set(
+        every if frames is None else np.linspace(0, length - 1, min(frames, length)).astype(int)
+    )
+    with open_parquet(output.storage, shard) as file:
+        for batch in file.iter_batches(batch_size=32):
+            if episode not in batch[schema.EPISODE_INDEX].to_pylist():
+                continue
+            for row in batch.to_pylist():
+                if row[schema.EPISODE_INDEX] == episode and row[schema.FRAME_INDEX] in wanted:
+                    yield frame_tile(row, output.layout.cameras, tokenizer)
+
+
+def frame_tile(
+    row: Mapping[str, Any], cameras: Sequence[str], tokenizer: DepthTokenizer | None
+) -> Rgb:
+    """One record as a captioned picture."""
+    pictures = {role: decode_image(row[schema.image_column(role)]["bytes"]) for role in cameras}
+    pictures[cameras[0]] = draw_labels(
+        pictures[cameras[0]],
+        traces=row.get(schema.TRACE) or [],
+        points=row.get(schema.GRIPPER_POINTS) or [],
+    )
+    if tokenizer is not None:
+        if schema.DEPTH_CODES not in row:
+            raise UserError("this output has no depth codes, so there is no depth to show")
+        pictures[CODES_NAME] = codes_picture(row[schema.DEPTH_CODES], tokenizer)
+    words = [frame_name(row[schema.EPISODE_INDEX], row[schema.FRAME_INDEX])]
+    if schema.TRACE_QUALITY in row:
+        reason = row[schema.TRACE_REJECT_REASON]
+        words.append(f"no trace: {reason}" if reason else f"trace {row[schema.TRACE_QUALITY]:.2f}")
+    return side_by_side(pictures, "   ".join([*words, row[schema.INSTRUCTION]]))
+
+
+def write_picture(path: Path, rgb_HWC: Rgb) -> None:
+    """PNG or JPEG by the name's ending."""
+    import cv2
+
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise UserError(f"{path.name}: pictures end in {', '.join(PICTURE_SUFFIXES)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bgr = cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2BGR)
+    if not cv2.imwrite(str(path), bgr):
+        raise UserError(f"cannot write {path}")
+
+
+def write_video(path: Path, frames: Iterable[Rgb], fps: float) -> int:
+    """H.264 mp4; returns the number of frames. All frames must have the size of the first."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=round(fps) or 1)
+        for rgb in frames:
+            even = rgb[: rgb.shape[0] // 2 * 2, : rgb.shape[1] // 2 * 2]
+            if count == 0:
+                stream.height, stream.width = even.shape[:2]
+                stream.pix_fmt = "yuv420p"
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+            container.mux(stream.encode(picture))
+            count += 1
+        container.mux(stream.encode(None))
+    return count
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> Path:
+    """The path, if writing to it destroys nothing that was not offered and its kind is known."""
+    if path.suffix.lower() not in (VIDEO_SUFFIX, *PICTURE_SUFFIXES):
+        known = ", ".join((VIDEO_SUFFIX, *PICTURE_SUFFIXES))
+        raise UserError(f"{path} has no ending that says what to write: {known}.")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists. Give another --output-path, or --overwrite.")
+    return path
+
+
+def load_tokenizer(path: str, device: str) -> DepthTokenizer:
+    """The VQ-VAE at a path, or the one that ships with the package for `embedded`."""
+    where = registry.EMBEDDED_VQVAE if path == "embedded" else Path(path)
+    if not where.exists():
+        raise UserError(f"no VQ-VAE at {where}.")
+    factory = registry.resolve("depth tokenizer", "vqvae", registry.DEPTH_TOKENIZERS)
+    return factory(where, device=device)
+
+
+def show_codes(path: Path, text: str, tokenizer: DepthTokenizer | None) -> None:
+    """Write the depth that a token string, or a list of integers, stands for."""
+    if tokenizer is None:
+        raise UserError("--tokens needs --vqvae: codes mean nothing without their codebook.")
+    spans = decode_depth(text) or [[int(n) for n in re.findall(r"\d+", text)]]
+    pictures = [to_height(codes_picture(codes, tokenizer), 320) for codes in spans]
+    write_picture(path, contact_sheet(pictures, min(4, len(pictures))))
+
+
+def show_episode(
+    path: Path,
+    output: str,
+    episode: int,
+    *,
+    tokenizer: DepthTokenizer | None,
+    frames: int,
+    columns: int,
+) -> None:
+    """Write one episode of an output: every frame as a film, or some on a contact sheet."""
+    opened = Output.open(output)
+    if path.suffix.lower() == VIDEO_SUFFIX:
+        fps = float(opened.manifest["dataset"]["fps"])
+        write_video(path, episode_tiles(opened, episode, tokenizer=tokenizer), fps)
+    else:
+        tiles = list(episode_tiles(opened, episode, tokenizer=tokenizer, frames=frames))
+        write_picture(path, contact_sheet(tiles, columns))
+
+
+def _find(output: Output, episode: int) -> tuple[str, int]:
+    for shard in output.shards:
+        for index, rows in shard.episodes:
+            if index == episode:
+                return shard.name, rows
+    known = [index for shard in output.shards for index, _ in shard.episodes]
+    raise UserError(
+        f"episode {episode} is not in {output.storage.root}; it holds {len(known)} episodes "
+        f"from {min(known, default=0)} to {max(known, default=0)}."
+    )
+
+
+def _words(text: str, width: int) -> Rgb:
+    import cv2
+
+    strip = np.full((WORDS_HEIGHT, width, 3), PAPER_RGB, dtype=np.uint8)
+    plain = text.encode("ascii", "replace").decode()  # OpenCV's fonts know ASCII only
+    cv2.putText(strip, plain, (6, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, INK_RGB, 1, cv2.LINE_AA)
+    return strip

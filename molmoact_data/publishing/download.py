@@ -1,0 +1,209 @@
+"""`molmoact download`: the published MolmoAct data, by stage or by name; resumable, and usable offline.
+
+huggingface_hub does the transfer; a file that is there and whole is not asked for again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from molmoact_data.errors import UserError, unknown_name
+from molmoact_data.files.hub import hub_errors
+from molmoact_data.files.storage import Storage
+
+PRETRAIN = "allenai/MolmoAct-Pretraining-Mixture"
+MIDTRAIN = "allenai/MolmoAct-Midtraining-Mixture"
+LIBERO = "allenai/libero"
+TOP_LEVEL_SUFFIXES = (".md", ".json", ".txt", ".yaml")
+NOTE_FILE = ".cache/molmoact/files.json"
+"""Path -> bytes of what was asked for, so that half a download is not taken for a whole one offline."""
+_THEN = "What arrived is kept: run the same command again to continue, or set HF_HUB_OFFLINE=1 to use what is there."
+
+
+@dataclass(frozen=True)
+class PublishedSet:
+    """One configuration of one of the published repositories."""
+
+    repo_id: str
+    config: str
+    rows: str
+    """As reported by its authors."""
+
+
+PUBLISHED: Mapping[str, PublishedSet] = {
+    "bc_z": PublishedSet(PRETRAIN, "bc_z", "10,289,224"),
+    "bridge_dataset": PublishedSet(PRETRAIN, "bridge_dataset", "3,746,468"),
+    "fractal20220817_data": PublishedSet(PRETRAIN, "fractal20220817_data", "7,065,568"),
+    "auxiliary_depth": PublishedSet(PRETRAIN, "auxiliary_depth", "1.5 M"),
+    "auxiliary_trace": PublishedSet(PRETRAIN, "auxiliary_trace", "1.5 M"),
+    "lvis": PublishedSet(PRETRAIN, "lvis", "124,108"),
+    "home_primary": PublishedSet(MIDTRAIN, "molmoact_home_primary", "1,977,450"),
+    "home_secondary": PublishedSet(MIDTRAIN, "molmoact_home_secondary", "1,977,450"),
+    "tabletop_primary": PublishedSet(MIDTRAIN, "molmoact_tabletop_primary", "987,748"),
+    "tabletop_secondary": PublishedSet(MIDTRAIN, "molmoact_tabletop_secondary", "987,748"),
+    "libero_spatial": PublishedSet(LIBERO, "libero_spatial", "unknown"),
+    "libero_object": PublishedSet(LIBERO, "libero_object", "unknown"),
+    "libero_goal": PublishedSet(LIBERO, "libero_goal", "unknown"),
+    "libero_10": PublishedSet(LIBERO, "libero_10", "unknown"),
+}
+STAGES: Mapping[str, str] = {"pretrain": PRETRAIN, "midtrain": MIDTRAIN, "libero": LIBERO}
+
+
+@dataclass(frozen=True)
+class Download:
+    """What of one repository is wanted."""
+
+    repo_id: str
+    configs: tuple[str, ...]
+
+    def folder(self, root: Path) -> Path:
+        """Where it goes: the repository's own name below `root`."""
+        return root / self.repo_id.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class DownloadPlan:
+    """The files of one repository, and how large they are."""
+
+    repo_id: str
+    revision: str
+    files: tuple[tuple[str, int], ...]
+    """(path, bytes)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "repo_id": self.repo_id,
+            "revision": self.revision,
+            "files": len(self.files),
+            "bytes": sum(size for _, size in self.files),
+        }
+
+
+def choose(names: Sequence[str]) -> list[Download]:
+    """Stages (`pretrain`, `midtrain`, `libero`) and set names -> what to fetch, by repository."""
+    known = [*STAGES, *PUBLISHED]
+    wanted: dict[str, list[str]] = {}
+    for name in names:
+        if name not in known:
+            raise unknown_name("published dataset", name, known)
+        chosen = [s for s in PUBLISHED.values() if s.repo_id == STAGES.get(name)]
+        for part in chosen or [PUBLISHED[name]]:
+            wanted.setdefault(part.repo_id, []).append(part.config)
+    return [Download(repo, tuple(dict.fromkeys(configs))) for repo, configs in wanted.items()]
+
+
+def belongs(path: str, configs: Sequence[str]) -> bool:
+    """Whether a file of a repository is part of these configurations: by folder, or by the file's name."""
+    parts = PurePosixPath(path).parts
+    if len(parts) == 1 and path.endswith(TOP_LEVEL_SUFFIXES):
+        return True
+    names = [part.partition(".")[0] for part in parts]
+    return any(
+        name == config or name.startswith(f"{config}-") for name in names for config in configs
+    )
+
+
+def plan_download(
+    download: Download, *, revision: str | None = None, endpoint: str | None = None
+) -> DownloadPlan:
+    """Ask the Hub which files there are. Raises `UserError` where it cannot be reached."""
+    from huggingface_hub import HfApi
+
+    with hub_errors(f"{download.repo_id} cannot be fetched", _THEN):
+        info = HfApi(endpoint=endpoint).dataset_info(
+            download.repo_id, revision=revision, files_metadata=True
+        )
+    siblings = info.siblings or []
+    files = [(s.rfilename, s.size or 0) for s in siblings if belongs(s.rfilename, download.configs)]
+    if not any(len(PurePosixPath(path).parts) > 1 for path, _ in files):
+        folders = sorted({PurePosixPath(s.rfilename).parts[0] for s in siblings})
+        raise UserError(
+            f"{download.repo_id} has no files of {', '.join(download.configs)}; it has: {', '.join(folders)}."
+        )
+    return DownloadPlan(download.repo_id, str(info.sha), tuple(sorted(files)))
+
+
+def fetch(
+    download: Download,
+    root: Path,
+    *,
+    revision: str | None = None,
+    endpoint: str | None = None,
+) -> Path:
+    """Fetch what is missing into its folder; returns the folder. Offline, what is there must be enough."""
+    from huggingface_hub import snapshot_download
+
+    folder = download.folder(root)
+    if is_offline():
+        return _offline(download, folder)
+    plan = plan_download(download, revision=revision, endpoint=endpoint)
+    refuse_full_disk(plan, folder)
+    note = {**_noted(folder), **dict(plan.files)}
+    Storage(str(folder)).write_bytes(NOTE_FILE, json.dumps(note).encode())
+    with hub_errors(f"{download.repo_id} cannot be fetched", _THEN):
+        snapshot_download(
+            download.repo_id,
+            repo_type="dataset",
+            revision=plan.revision,
+            allow_patterns=[path for path, _ in plan.files],
+            local_dir=folder,
+            endpoint=endpoint,
+        )
+    return folder
+
+
+def is_offline() -> bool:
+    """True where the user said so with `HF_HUB_OFFLINE=1`."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def refuse_full_disk(plan: DownloadPlan, folder: Path) -> None:
+    """Raise `UserError` before the first byte where the rest does not fit."""
+    missing = sum(size for path, size in plan.files if not _is_whole(folder / path, size))
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(parent).free
+    if missing > free:
+        raise UserError(
+            f"{plan.repo_id} needs {missing / 1e9:,.1f} GB more, {parent} has {free / 1e9:,.1f} GB free. "
+            "Choose fewer sets, or another --output-path."
+        )
+
+
+def _offline(download: Download, folder: Path) -> Path:
+    """The folder, if everything that was asked for is there; without a note of that, if anything is."""
+    noted = _noted(folder)
+    missing = []
+    for config in download.configs:
+        files = [p for p in noted if len(PurePosixPath(p).parts) > 1 and belongs(p, [config])]
+        lost = [path for path in files if not _is_whole(folder / path, noted[path])]
+        if lost:
+            missing.append(f"{config} ({len(lost)} of {len(files)} files, {lost[0]} for one)")
+        elif not files and not _holds_any(folder, config):
+            missing.append(config)
+    if missing:
+        raise UserError(
+            f"HF_HUB_OFFLINE is set and {folder} lacks {', '.join(missing)}. Download it once with the "
+            "network, or copy the folder from a machine that has it."
+        )
+    return folder
+
+
+def _noted(folder: Path) -> dict[str, int]:
+    note = folder / NOTE_FILE
+    return json.loads(note.read_text()) if note.is_file() else {}
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _holds_any(folder: Path, config: str) -> bool:
+    paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*.parquet"))
+    return any(belongs(path, [config]) for path in paths)

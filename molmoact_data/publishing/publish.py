@@ -1,0 +1,138 @@
+"""`molmoact publish`: an output folder to the Hub, with a card; interrupted uploads go on where they were.
+
+huggingface_hub does the transfer. What was hashed, sent and committed is remembered in `OUT/.cache`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from molmoact_data.errors import UserError
+from molmoact_data.files.hub import hub_errors
+from molmoact_data.files.storage import TEMPORARY_MARK
+from molmoact_data.outputs.output import Output
+from molmoact_data.publishing import card
+
+CARD_FILE, PICTURE_FILE = "README.md", "example.jpg"
+NOT_PUBLISHED = ("_state", ".cache", ".git")
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+UPLOAD_NOTES = ".cache/huggingface/upload"
+LINES_OF_A_NOTE = 8
+_THEN = (
+    "Log in with `hf auth login` as somebody who may write there, then run the same command again; what was "
+    "sent is not sent twice."
+)
+
+
+@dataclass(frozen=True)
+class PublishPlan:
+    """What would go, or went."""
+
+    repo_id: str
+    private: bool
+    files: tuple[tuple[str, int], ...]
+    """(path, bytes), sorted; the card and the picture included."""
+    card: str
+    """The text of the card."""
+    non_commercial: tuple[str, ...]
+    """Teachers whose licence forbids commercial use of the labels."""
+
+    @property
+    def num_bytes(self) -> int:
+        """In all."""
+        return sum(size for _, size in self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, without the card's text."""
+        return {
+            "repo_id": self.repo_id,
+            "private": self.private,
+            "files": [{"path": path, "bytes": size} for path, size in self.files],
+            "bytes": self.num_bytes,
+            "non_commercial": list(self.non_commercial),
+        }
+
+
+def plan_publish(root: Path, repo_id: str, *, private: bool) -> PublishPlan:
+    """Look at the folder; nothing is written and nothing is asked of the Hub."""
+    if not REPO_ID.fullmatch(repo_id):
+        raise UserError(
+            f"--repo-id wants USER/NAME, for example lab/kitchen-molmoact; got {repo_id!r}."
+        )
+    output = Output.open(root)
+    if output.storage.is_remote:
+        raise UserError(f"{root} is not a local folder; copy it here first.")
+    picture = card.example_picture(output)
+    text = _card_text(root, output, has_picture=picture is not None)
+    sizes = {path: (root / path).stat().st_size for path in _files(root)}
+    sizes[CARD_FILE] = len(text.encode())
+    if picture is not None:
+        sizes[PICTURE_FILE] = len(picture)
+    return PublishPlan(
+        repo_id=repo_id,
+        private=private,
+        files=tuple(sorted(sizes.items())),
+        card=text,
+        non_commercial=tuple(card.non_commercial(output.manifest["teachers"])),
+    )
+
+
+def _card_text(root: Path, output: Output, *, has_picture: bool) -> str:
+    """A card that somebody wrote by hand stays as it is."""
+    existing = root / CARD_FILE
+    if existing.exists():
+        text = existing.read_text()
+        if card.CARD_MARK not in text:
+            return text
+    return card.write_card(output, picture=PICTURE_FILE if has_picture else None)
+
+
+def _files(root: Path) -> list[str]:
+    paths = (path for path in root.rglob("*") if path.is_file())
+    names = (path.relative_to(root) for path in paths)
+    return [
+        name.as_posix()
+        for name in names
+        if name.parts[0] not in NOT_PUBLISHED and TEMPORARY_MARK not in name.name
+    ]
+
+
+def publish(
+    root: Path, plan: PublishPlan, *, endpoint: str | None = None, token: str | None = None
+) -> str:
+    """Upload what the plan lists; returns the address of the dataset. Run it again after any interruption."""
+    from huggingface_hub import HfApi
+
+    output = Output.open(root)
+    (root / CARD_FILE).write_text(plan.card)
+    picture = card.example_picture(output)
+    if picture is not None:
+        (root / PICTURE_FILE).write_bytes(picture)
+    api = HfApi(endpoint=endpoint, token=token)
+    with hub_errors(f"{plan.repo_id} is not published", _THEN):
+        url = api.create_repo(
+            plan.repo_id, repo_type="dataset", private=plan.private, exist_ok=True
+        )
+        drop_torn_notes(root)
+        api.upload_large_folder(
+            repo_id=plan.repo_id,
+            repo_type="dataset",
+            folder_path=root,
+            allow_patterns=[path for path, _ in plan.files],
+            print_report=False,
+        )
+    return str(url)
+
+
+def drop_torn_notes(root: Path) -> None:
+    """Forget notes of huggingface_hub about single files that a killed upload left half written.
+
+    It stops on them (UnboundLocalError in 0.35); without its note a file is only looked at again.
+    """
+    for note in (root / UPLOAD_NOTES).rglob("*.metadata"):
+        if len(note.read_text().splitlines()) < LINES_OF_A_NOTE:
+            note.unlink()

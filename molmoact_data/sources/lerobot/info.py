@@ -1,0 +1,165 @@
+"""`meta/info.json` and the JSON lines of LeRobot: read, and checked as far as everything else relies on it.
+
+People write these files with their own recorders. What is not as it must be is one `UserError` that
+names the file and the key, never a traceback from the depth of the reader.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from molmoact_data.errors import UserError
+from molmoact_data.files.inputs import Folder
+from molmoact_data.sources.base import CameraFeature
+
+SUPPORTED_VERSIONS = ("v2.0", "v2.1", "v3.0")
+INFO_FILE = "meta/info.json"
+
+
+def read_info(folder: Folder) -> dict[str, Any]:
+    """`meta/info.json`, with the keys everything else needs in the types they must have."""
+    info = _json_object(folder.fetch(INFO_FILE))
+    for key in ("codebase_version", "features"):
+        if key not in info:
+            raise UserError(f"{INFO_FILE} of {folder.name!r} has no {key!r}: not a LeRobot dataset")
+    version = str(info["codebase_version"])
+    info["codebase_version"] = version if version.startswith("v") else f"v{version}"
+    if info["codebase_version"] not in SUPPORTED_VERSIONS:
+        raise UserError(
+            f"dataset {folder.name!r} is LeRobot {version}; {', '.join(SUPPORTED_VERSIONS)} can be read. "
+            "LeRobot's own converters bring older datasets up"
+        )
+    for key in ("fps", "chunks_size"):
+        if info.get(key) is not None:
+            info[key] = _positive(folder, key, info[key])
+    _check_features(folder, info["features"])
+    return info
+
+
+def path_template(folder: Folder, info: Mapping[str, Any], key: str, default: str) -> str:
+    """The template of `info[key]`, or `default`; the names it may use are those of the default."""
+    template = info.get(key) or default
+    names = re.findall(r"{(\w+)", default)
+    try:
+        template.format(**{name: "" if name == "video_key" else 0 for name in names})
+    except (AttributeError, LookupError, ValueError) as error:
+        raise _wrong(
+            folder, key, template, f"a path with {{{'}, {'.join(names)}}}, for example {default}"
+        ) from error
+    return template
+
+
+def declared_cameras(features: Mapping[str, Any]) -> tuple[CameraFeature, ...]:
+    """Image and video features, recorded depth included, in declared order."""
+    return tuple(
+        CameraFeature(key, *_height_width(feature), feature["dtype"], _is_depth(key, feature))
+        for key, feature in features.items()
+        if feature.get("dtype") in ("video", "image")
+    )
+
+
+def json_lines(folder: Folder, path: str) -> list[tuple[str, dict[str, Any]]]:
+    """Objects of a JSON-lines file, each with the words for where it is; none without the file."""
+    if not folder.exists(path):
+        return []
+    rows = []
+    # Not splitlines(): a task text may hold U+2028 and its like, which JSON need not escape.
+    lines = _text(folder.fetch(path)).split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path} of {folder.name!r}, line {number}"
+        try:
+            row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is not text
+        except ValueError as error:
+            raise UserError(f"{where} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{where} must hold one JSON object, found {line.strip()[:40]}")
+        rows.append((where, row))
+    return rows
+
+
+def integer(row: Mapping[str, Any], key: str, where: str) -> int:
+    """A whole number of a metadata row, or one error that says where it is missing."""
+    try:
+        value = float(row[key])
+        if value.is_integer():
+            return int(value)
+    except (KeyError, TypeError, ValueError):
+        pass
+    found = f"it is {row[key]!r}" if key in row else f"there is no {key!r}"
+    raise UserError(f"{where} needs a whole number {key!r}; {found}")
+
+
+def _positive(folder: Folder, key: str, value: Any) -> float:
+    """0 stands for "not known", as it does in datasets that were recorded by hand."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise _wrong(folder, key, value, "a positive number")
+    return number
+
+
+def _check_features(folder: Folder, features: Any) -> None:
+    if not isinstance(features, dict):
+        raise _wrong(folder, "features", features, "an object of key to feature")
+    for key, feature in features.items():
+        if not isinstance(feature, dict):
+            raise _wrong(folder, f"features.{key}", feature, "an object with dtype and shape")
+        shape = feature.get("shape")
+        is_list = isinstance(shape, list) and all(isinstance(n, int) for n in shape)
+        if shape is not None and not is_list:
+            raise _wrong(folder, f"features.{key}.shape", shape, "a list of whole numbers")
+        if feature.get("dtype") in ("video", "image") and len(shape or (0, 0, 0)) not in (2, 3):
+            raise _wrong(folder, f"features.{key}.shape", shape, "[height, width, channels]")
+
+
+def _wrong(folder: Folder, key: str, found: Any, wanted: str) -> UserError:
+    return UserError(
+        f"{INFO_FILE} of {folder.name!r}: {key!r} must be {wanted}; it is {json.dumps(found)[:80]}"
+    )
+
+
+def _height_width(feature: Mapping[str, Any]) -> tuple[int, int]:
+    """Shapes are written as HWC or CHW; the channel axis is named, or is the short one."""
+    shape = feature.get("shape") or [0, 0, 0]
+    declared = feature.get("names")
+    names = [str(n).lower() for n in declared] if isinstance(declared, list) else []
+    if len(names) == len(shape) == 3 and {"height", "width"} <= set(names):
+        return shape[names.index("height")], shape[names.index("width")]
+    if len(shape) == 2:
+        return shape[0], shape[1]
+    return (shape[1], shape[2]) if shape[0] <= 4 else (shape[0], shape[1])
+
+
+def _is_depth(key: str, feature: Mapping[str, Any]) -> bool:
+    info = feature.get("info") or feature.get("video_info") or {}
+    named = ("video.is_depth_map", "is_depth_map")
+    flags = [info.get(name) for name in named] if isinstance(info, dict) else []
+    return True in flags or "depth" in re.split(r"[^a-z]+", key.lower())
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # editors on Windows add a byte order mark
+    except UnicodeDecodeError as error:
+        raise UserError(f"metadata file {path} is not JSON: {error}") from error
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    text = _text(path)
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"metadata file {path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"metadata file {path} must hold one JSON object")
+    return content

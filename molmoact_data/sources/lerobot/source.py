@@ -1,0 +1,265 @@
+"""LeRobot datasets v2.0, v2.1 and v3.0 as an `EpisodeSource`, without LeRobot."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from molmoact_data.errors import EpisodeRejected, RejectReason, unknown_name
+from molmoact_data.files.inputs import Folder
+from molmoact_data.sources.base import (
+    CameraBatch,
+    CameraFeature,
+    EpisodeColumns,
+    EpisodeRef,
+    SourceInfo,
+)
+from molmoact_data.sources.images import iter_image_batches
+from molmoact_data.sources.lerobot.instructions import frame_instructions, text_columns
+from molmoact_data.sources.lerobot.metadata import LeRobotMetadata
+from molmoact_data.sources.lerobot.rows import RaggedColumnError, RowReader, dense, numbers
+from molmoact_data.sources.video.clip import VideoClip, iter_video
+
+FRAME_INDEX, TIMESTAMP, TASK_INDEX = "frame_index", "timestamp", "task_index"
+
+
+@dataclass
+class LeRobotSource:
+    """One dataset; made by `molmoact_data.sources.open_source`. Pickles without open files."""
+
+    info: SourceInfo
+    episodes: Sequence[EpisodeRef]
+    folder: Folder
+    metadata: LeRobotMetadata
+    rows: RowReader
+    action_column: str
+    state_column: str | None
+    threads: int | None = None
+    """Decoder threads per camera; None = two. docs/sources.md says what it buys."""
+
+    def read_columns(self, ref: EpisodeRef, extra: Sequence[str] = ()) -> EpisodeColumns:
+        """Rows of one episode without touching images. Raises `EpisodeRejected`."""
+        episode = ref.episode_index
+        texts = text_columns(self.rows.schema(episode))
+        names = [self.action_column, *filter(None, [self.state_column])]
+        table = self.rows.read(
+            episode, [*names, TIMESTAMP, FRAME_INDEX, TASK_INDEX, *texts, *extra]
+        )
+        for name in (self.action_column, *extra):
+            if name not in table.column_names:
+                raise EpisodeRejected(
+                    RejectReason.COLUMN_MISSING, f"rows of episode {episode} have no {name!r}"
+                )
+        frame_index, timestamp_s = _clock(table, self.info.fps)
+        return EpisodeColumns(
+            episode_index=episode,
+            frame_index=frame_index,
+            timestamp_s=timestamp_s,
+            instructions=self._instructions(episode, table, texts),
+            action=_vectors(
+                table[self.action_column],
+                self.info.action_dim,
+                RejectReason.ACTION_DIMENSION_DIFFERS,
+                RejectReason.ACTION_NON_FINITE,
+            ),
+            state=self._state(episode, table),
+            extra={name: _extra(table, name) for name in extra},
+        )
+
+    def iter_frames(
+        self, ref: EpisodeRef, camera_keys: Sequence[str], batch_size: int
+    ) -> Iterator[dict[str, CameraBatch]]:
+        """All cameras in lockstep, each decoded once; see `EpisodeSource.iter_frames`."""
+        table = self.rows.read(ref.episode_index, [TIMESTAMP, FRAME_INDEX])
+        _, timestamp_s = _clock(table, self.info.fps)
+        with ExitStack() as stack:
+            streams = {
+                key: stack.enter_context(
+                    closing(
+                        self._iter_camera(
+                            ref.episode_index, self._camera(key), timestamp_s, batch_size
+                        )
+                    )
+                )
+                for key in camera_keys
+            }
+            # Every stream gives exactly the rows' frames or rejects. No name here holds on to a batch:
+            # memory that was just freed is warm, and fresh pages cost 20 % of the time.
+            for _ in range(0, len(timestamp_s), batch_size):
+                yield {key: next(stream) for key, stream in streams.items()}
+
+    def _camera(self, key: str) -> CameraFeature:
+        by_key = {camera.key: camera for camera in self.info.cameras}
+        if key not in by_key:
+            raise unknown_name("camera", key, by_key)
+        return by_key[key]
+
+    def _iter_camera(
+        self,
+        episode: int,
+        camera: CameraFeature,
+        timestamp_s: NDArray[np.float32],
+        batch_size: int,
+    ) -> Generator[CameraBatch, None, None]:
+        if camera.storage == "image":
+            return iter_image_batches(
+                self._encoded_images(episode, camera.key, len(timestamp_s), batch_size),
+                len(timestamp_s),
+                batch_size,
+                key=camera.key,
+                is_depth=camera.is_depth,
+            )
+        return self._iter_video(episode, camera, timestamp_s, batch_size)
+
+    def _iter_video(
+        self,
+        episode: int,
+        camera: CameraFeature,
+        timestamp_s: NDArray[np.float32],
+        batch_size: int,
+    ) -> Generator[CameraBatch, None, None]:
+        try:
+            span = self.metadata.video_span(episode, camera.key)
+            held = self.folder.hold(span.path)  # every decoding thread opens the file
+        except FileNotFoundError as error:
+            raise EpisodeRejected(RejectReason.VIDEO_MISSING, f"no such file: {error}") from error
+        with held as path:
+            frames = iter_video(
+                VideoClip(path, span.start_s, span.end_s),
+                timestamp_s,
+                fps=self.info.fps,
+                batch_size=batch_size,
+                is_depth=camera.is_depth,
+                threads=self.threads,
+            )
+            with closing(frames):
+                yield from map(_without_bytes, frames)
+
+    def _encoded_images(
+        self, episode: int, key: str, num_frames: int, batch_size: int
+    ) -> Iterable[bytes]:
+        if key not in self.rows.schema(episode).names:
+            for frame in range(num_frames):
+                yield self._image_file(episode, key, f"frame_{frame:06d}.png")
+            return
+        frame = 0
+        for column in self.rows.iter_column(episode, key, batch_size):
+            for cell in column.to_pylist():
+                yield self._image_cell(episode, key, frame, cell)
+                frame += 1
+
+    def _image_cell(self, episode: int, key: str, frame: int, cell: Any) -> bytes:
+        """One image of a Parquet column: bare bytes or path, or a struct of both."""
+        if isinstance(cell, bytes):
+            return cell
+        if isinstance(cell, str):
+            return self._image_file(episode, key, cell)
+        if isinstance(cell, dict) and cell.get("bytes"):
+            return cell["bytes"]
+        if isinstance(cell, dict) and cell.get("path"):
+            return self._image_file(episode, key, str(cell["path"]))
+        raise EpisodeRejected(
+            RejectReason.IMAGE_MISSING,
+            f"{key}, frame {frame} of episode {episode} has neither bytes nor a path",
+        )
+
+    def _image_file(self, episode: int, key: str, path: str) -> bytes:
+        """An image beside the rows: where the path says, or in LeRobot's own folder for it."""
+        name = path.rpartition("/")[2]
+        in_place = f"images/{key}/episode_{episode:06d}/{name}"
+        found = path if self.folder.exists(path) else in_place
+        try:
+            return self.folder.fetch(found).read_bytes()
+        except FileNotFoundError as error:
+            raise EpisodeRejected(RejectReason.IMAGE_MISSING, f"no such file: {error}") from error
+
+    def _instructions(self, episode: int, table: pa.Table, texts: Sequence[str]) -> tuple[str, ...]:
+        has_index = TASK_INDEX in table.column_names
+        task_index = numbers(table, TASK_INDEX) if has_index else None
+        if task_index is not None and task_index.dtype.kind == "f":  # nulls: no task there
+            task_index = np.nan_to_num(task_index, nan=-1).astype(np.int64)
+        return frame_instructions(
+            len(table),
+            task_index,
+            self.metadata.tasks,
+            {name: table[name].to_pylist() for name in texts},
+            self.metadata.episode_tasks(episode),
+        )
+
+    def _state(self, episode: int, table: pa.Table) -> NDArray[np.float32] | None:
+        if self.state_column is None or self.info.state_dim is None:
+            return None
+        if self.state_column not in table.column_names:
+            raise EpisodeRejected(
+                RejectReason.COLUMN_MISSING,
+                f"rows of episode {episode} have no {self.state_column!r}",
+            )
+        return _vectors(
+            table[self.state_column],
+            self.info.state_dim,
+            RejectReason.STATE_DIMENSION_DIFFERS,
+            RejectReason.STATE_NON_FINITE,
+        )
+
+
+def _without_bytes(pixels: NDArray[Any]) -> CameraBatch:
+    return CameraBatch(pixels, None)
+
+
+def _clock(table: pa.Table, fps: float) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Frame indices [T] and seconds from the start [T]; rows must be 0, 1, 2, ... in time."""
+    counted = np.arange(len(table), dtype=np.int32)
+    names = table.column_names
+    frame_index = numbers(table, FRAME_INDEX) if FRAME_INDEX in names else counted
+    if not np.array_equal(frame_index, counted):
+        row = int(np.flatnonzero(frame_index != counted)[0])
+        raise EpisodeRejected(
+            RejectReason.ROWS_OUT_OF_ORDER, f"row {row} says frame_index {frame_index[row]}"
+        )
+    if TIMESTAMP not in names:
+        return counted, (counted / fps).astype(np.float32)
+    timestamp_s = numbers(table, TIMESTAMP).astype(np.float32)
+    late = np.flatnonzero(~(np.diff(timestamp_s) > 0))
+    if len(late) or not np.isfinite(timestamp_s).all():
+        row = int(late[0]) + 1 if len(late) else 0
+        raise EpisodeRejected(
+            RejectReason.ROWS_OUT_OF_ORDER,
+            f"time does not go forward at row {row}: {timestamp_s[row]} s",
+        )
+    return counted, timestamp_s
+
+
+def _vectors(
+    column: pa.ChunkedArray, dim: int, differs: RejectReason, non_finite: RejectReason
+) -> NDArray[np.float32]:
+    """[T, dim] float32, finite; a plain number column is dim 1."""
+    try:
+        values = dense(column)
+    except (RaggedColumnError, TypeError) as error:
+        raise EpisodeRejected(differs, f"{error}; the dataset has {dim}") from error
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, and rejected below
+        values = values.reshape(len(values), -1).astype(np.float32)
+    if values.shape[1] != dim:
+        raise EpisodeRejected(differs, f"{values.shape[1]} values, the dataset has {dim}")
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        row, axis = (int(n) for n in bad[0])
+        raise EpisodeRejected(
+            non_finite, f"row {row}, dimension {axis} is {values[row, axis]} ({len(bad)} in all)"
+        )
+    return values
+
+
+def _extra(table: pa.Table, name: str) -> NDArray[np.generic]:
+    try:
+        return dense(table[name])
+    except (RaggedColumnError, TypeError) as error:
+        raise EpisodeRejected(
+            RejectReason.COLUMN_MISSING, f"{name!r} is not a numeric column: {error}"
+        ) from error

@@ -1,0 +1,1 @@
+"""RLDS datasets: TFRecord files read without TensorFlow."""

@@ -1,0 +1,1 @@
+"""Decoding: a clip is decoded once, in order."""

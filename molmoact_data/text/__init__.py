@@ -1,0 +1,1 @@
+"""Every string: tokens, prompts, and what a model wrote."""

@@ -1,0 +1,114 @@
+"""A file of generated texts -> depth codes, traces, actions and everything that was wrong with them."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from molmoact_data.errors import UserError
+from molmoact_data.labels.actions import bin_centers, unnormalize_reference
+from molmoact_data.statistics import resolve_key
+from molmoact_data.text.prompts import parse
+
+
+@dataclass(frozen=True)
+class ActionDecoder:
+    """The part of one `norm_stats` entry that decoding reads: q01, q99, mask."""
+
+    q01: tuple[float, ...]
+    q99: tuple[float, ...]
+    mask: tuple[bool, ...] | None
+
+    @classmethod
+    def from_norm_stats(cls, norm_stats: Mapping[str, Any], key: str | None) -> ActionDecoder:
+        """The entry asked for, or the only one. Raises UserError naming the keys."""
+        name = resolve_key(list(norm_stats), key)
+        try:
+            action = norm_stats[name]["action"]
+            q01, q99 = tuple(action["q01"]), tuple(action["q99"])
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"the statistics entry {name!r} has no action.q01 and action.q99, so actions cannot be "
+                "un-normalised. Give a dataset_statistics.json or a released norm_stats file."
+            ) from error
+        mask = action.get("mask")
+        if len(q01) != len(q99) or (mask is not None and len(mask) != len(q01)):
+            raise UserError(f"the statistics entry {name!r} has lists of different lengths")
+        if not all(isinstance(x, int | float) and math.isfinite(x) for x in (*q01, *q99)):
+            raise UserError(
+                f"the statistics entry {name!r} holds values that are no finite numbers"
+            )
+        return cls(q01, q99, None if mask is None else tuple(mask))
+
+    def decode(self, text: str) -> dict[str, Any]:
+        """One generated text -> `depth_codes`, `traces`, `actions` (as the reference), `problems`."""
+        parsed = parse(text, action_dim=len(self.q01))
+        centres = bin_centers(
+            np.array(parsed.action_bins, dtype=np.int64).reshape(-1, len(self.q01))
+        )
+        actions = unnormalize_reference(centres, np.array(self.q01), np.array(self.q99), self.mask)
+        return {
+            "depth_codes": parsed.depth_codes,
+            "traces": parsed.traces,
+            "actions": actions.tolist(),
+            "problems": parsed.problems,
+        }
+
+
+def read_norm_stats(path: Path) -> dict[str, Any]:
+    """The JSON object of a statistics file. Raises UserError where there is none."""
+    try:
+        obj = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the statistics {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(obj, dict):
+        raise UserError(f"{path} must hold an object {{dataset key: statistics}}.")
+    return obj
+
+
+def open_texts(path: Path) -> Iterator[str]:
+    """The texts of a JSON-lines file, one at a time; `-` reads standard input."""
+    if str(path) == "-":
+        yield from read_texts(sys.stdin, "standard input")
+        return
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            yield from read_texts(lines, str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}.") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from error
+
+
+def read_texts(lines: Iterable[str], name: str) -> Iterator[str]:
+    """The `text` of every non-empty JSON line. Raises UserError naming the line."""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            obj = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{name}, line {number} is not valid JSON: {error}.") from error
+        if not isinstance(obj, dict) or not isinstance(obj.get("text"), str):
+            raise UserError(f"{name}, line {number} has no `text` string.")
+        yield obj["text"]
+
+
+def summary_line(number: int, decoded: Mapping[str, Any]) -> str:
+    """One decoded text for a person."""
+    codes = ", ".join(str(len(codes)) for codes in decoded["depth_codes"]) or "no"
+    points = ", ".join(str(len(trace)) for trace in decoded["traces"]) or "no"
+    problems = "; ".join(decoded["problems"]) or "none"
+    return (
+        f"{number}: {codes} depth codes, {points} trace points, {len(decoded['actions'])} action rows; "
+        f"problems: {problems}"
+    )

@@ -1,0 +1,140 @@
+"""Rows like the published mixtures: text already rendered, images per camera, an optional trace to draw.
+
+Parquet files or a folder written by `datasets.save_to_disk`. Sources are cheap to pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from molmoact_data.errors import UserError
+from molmoact_train.data.rows import ParquetRows
+
+_KNOWN_CAMERAS = ("image", "primary", "secondary", "wrist", "wrist_image")
+CONVERSATIONS, ANNOTATION, IMAGES = "conversations", "annotation", "images"
+
+
+@dataclass(frozen=True)
+class ConversationRow:
+    """One row of a published mixture: text is already rendered."""
+
+    where: str
+    images: tuple[bytes, ...]
+    turns: tuple[tuple[str, str], ...]
+    """(question, answer), at least one."""
+    trace: list[list[int]] | None
+    """To be drawn on the first image."""
+
+
+class ConversationSource:
+    """Rows with `conversations` and `annotation`: a folder of Parquet files, or one saved by `datasets`."""
+
+    action_dim = None
+    statistics = None
+
+    def __init__(self, folder: Path, *, max_images: int, max_samples: int | None = None) -> None:
+        self.folder = folder
+        self.name = folder.name
+        self.left_out: Mapping[str, int] = {}
+        self._saved = (folder / "state.json").exists()
+        self._groups = ParquetRows()
+        if self._saved:
+            table_schema, self._size = self._open_saved()
+        else:
+            paths = sorted(folder.rglob("*.parquet"))
+            for path in paths:
+                self._groups.add_file(path)
+            table_schema, self._size = pq.read_schema(paths[0]), self._groups.rows
+        if max_samples is not None:
+            self._size = min(self._size, max_samples)
+        self.cameras = _conversation_cameras(folder, table_schema)[:max_images]
+        self._nested = IMAGES in table_schema.names
+        self._annotated = ANNOTATION in table_schema.names
+
+    def _open_saved(self) -> tuple[pa.Schema, int]:
+        dataset = self._load_saved()
+        return dataset.data.table.schema, len(dataset)
+
+    def _load_saved(self) -> Any:
+        from datasets import load_from_disk
+
+        return load_from_disk(str(self.folder))
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def row(self, index: int) -> ConversationRow:
+        """Row number `index`."""
+        values = self._values(index)
+        images = values[IMAGES] if self._nested else values
+        where = f"{self.folder}: row {index}"
+        return ConversationRow(
+            where=where,
+            images=tuple(_encoded(images[camera], where, camera) for camera in self.cameras),
+            turns=_turns(values[CONVERSATIONS], where),
+            trace=_annotation(values.get(ANNOTATION), where),
+        )
+
+    def _values(self, index: int) -> dict[str, Any]:
+        if self._saved:
+            if not hasattr(self, "_table"):
+                self._table = self._load_saved().with_format("arrow")
+            return self._table[index].to_pylist()[0]
+        columns = [IMAGES] if self._nested else list(self.cameras)
+        extra = [ANNOTATION] if self._annotated else []
+        return self._groups.read(index, [*columns, CONVERSATIONS, *extra])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_table"}
+
+
+def _conversation_cameras(folder: Path, table_schema: pa.Schema) -> tuple[str, ...]:
+    """Image columns in the published order: the external view first, then the wrist."""
+    nested = IMAGES in table_schema.names
+    names = (
+        [f.name for f in table_schema.field(IMAGES).type] if nested else list(table_schema.names)
+    )
+    found = tuple(name for name in _KNOWN_CAMERAS if name in names)
+    if not found or CONVERSATIONS not in table_schema.names:
+        raise UserError(
+            f"{folder} is neither an output of `molmoact preprocess` nor rows of a published mixture "
+            f"(`{CONVERSATIONS}` and one of {', '.join(_KNOWN_CAMERAS)}); it has: "
+            f"{', '.join(table_schema.names)}."
+        )
+    return found
+
+
+def _encoded(value: Any, where: str, camera: str) -> bytes:
+    encoded = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(encoded, bytes):
+        raise UserError(f"{where}: camera {camera!r} holds no encoded image.")
+    return encoded
+
+
+def _turns(conversations: Any, where: str) -> tuple[tuple[str, str], ...]:
+    """Question and answer pairs from the two lists `from` and `value` (or a list of such structs)."""
+    if isinstance(conversations, list):
+        texts = [str(turn["value"]) for turn in conversations]
+    else:
+        texts = [str(text) for text in conversations["value"]]
+    if not texts or len(texts) % 2:
+        raise UserError(f"{where}: {len(texts)} turns are not question and answer pairs.")
+    return tuple(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _annotation(value: Any, where: str) -> list[list[int]] | None:
+    if value is None:
+        return None
+    try:
+        points = json.loads(value) if isinstance(value, str) else value
+        return [[int(x), int(y)] for x, y in points]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: annotation {value!r} is not a list of [x, y] points.") from error

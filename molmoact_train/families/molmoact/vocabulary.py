@@ -1,0 +1,61 @@
+"""The tokenizer of a checkpoint, and the tokens that MolmoAct adds to a base vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import AddedToken
+
+from molmoact_data.errors import UserError
+from molmoact_data.text import tokens
+
+EMBEDDING_MULTIPLE = 512
+"""The base models' embedding tables are padded to this; the released vocabulary grew in the same steps."""
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's own tokenizer, never one from the network, never remote code."""
+    if not list(folder.glob("tokenizer*.json")) and not (folder / "vocab.json").is_file():
+        raise UserError(
+            f"{folder} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt)"
+        )
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+def extend_vocabulary(tokenizer: PreTrainedTokenizerBase, embedding_size: int | None = None) -> int:
+    """Add depth tokens, fillers and image tokens in the released order; returns the embedding size.
+
+    Depth tokens follow the base vocabulary and are ordinary; the image tokens sit at embedding_size + 0..5.
+    A tokenizer that has them is only checked.
+    """
+    depth = [tokens.DEPTH_START, tokens.DEPTH_END, *tokens.depth_tokens()]
+    tokenizer.add_tokens([AddedToken(t, special=False) for t in depth])
+    if embedding_size is None:
+        extended = tokens.IM_START in tokenizer.get_vocab()
+        embedding_size = (
+            id_of(tokenizer, tokens.IM_START)
+            if extended
+            else -(-len(tokenizer) // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
+        )
+    missing = embedding_size - len(tokenizer)
+    fillers = [tokens.filler_token(i) for i in range(max(0, missing))]
+    special = [
+        AddedToken(t, special=True, normalized=False) for t in [*fillers, *tokens.image_tokens()]
+    ]
+    tokenizer.add_tokens(special, special_tokens=True)
+    found = [id_of(tokenizer, t) for t in tokens.image_tokens()]
+    if found != list(range(embedding_size, embedding_size + len(found))):
+        raise UserError(
+            f"image tokens have the ids {found}, expected {embedding_size}..{embedding_size + 5}: the vocabulary "
+            f"of {len(tokenizer)} does not fit an embedding of {embedding_size} rows"
+        )
+    return embedding_size
+
+
+def id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of a token that a MolmoAct tokenizer must have."""
+    found = tokenizer.convert_tokens_to_ids(token)
+    if not isinstance(found, int) or found == tokenizer.unk_token_id:
+        raise UserError(f"the tokenizer has no {token!r}: it is not a MolmoAct tokenizer")
+    return found

@@ -1,0 +1,1 @@
+"""Model folders in the released layout."""

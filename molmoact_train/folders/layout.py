@@ -1,0 +1,142 @@
+"""A folder in the released Hugging Face layout, as it is written: shards of weights, and everything beside them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+
+from molmoact_data import schema
+from molmoact_data.errors import UserError
+from molmoact_train.checkpoint import TRAINER_FILE
+from molmoact_train.families.molmoact.processor import PROCESSOR_NAME, MolmoActProcessor
+from molmoact_train.folders.json_files import write_json
+
+Dtype = Literal["keep", "float32", "bfloat16"]
+SHARD_BYTES = 4 * 2**30
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+CODE_REPOSITORY = {"D": "allenai/MolmoAct-7B-D-0812", "O": "allenai/MolmoAct-7B-O-0812"}
+"""Where the released modelling code lives; `auto_map` points there unless the folder brings its own."""
+_SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.py")
+_NOT_COPIED = ("config.json", INDEX, "train_config.json", "files.json", TRAINER_FILE)
+
+
+@dataclass
+class ShardWriter:
+    """Safetensors files of bounded size, named as transformers expects once their number is known."""
+
+    folder: Path
+    dtype: Dtype = "keep"
+    shard_bytes: int = SHARD_BYTES
+    num_tensors: int = 0
+    num_bytes: int = 0
+    _pending: dict[str, torch.Tensor] = field(default_factory=dict)
+    _pending_bytes: int = 0
+    _files: list[list[str]] = field(default_factory=list)
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Take one tensor; a full shard is written at once."""
+        if self.dtype != "keep" and tensor.is_floating_point():
+            tensor = tensor.to(getattr(torch, self.dtype))
+        tensor = tensor.detach().cpu().contiguous()
+        if self._pending and self._pending_bytes + tensor.nbytes > self.shard_bytes:
+            self._flush()
+        self._pending[name] = tensor
+        self._pending_bytes += tensor.nbytes
+        self.num_tensors += 1
+        self.num_bytes += tensor.nbytes
+
+    def _flush(self) -> None:
+        path = self.folder / f"{len(self._files)}.safetensors"
+        save_file(self._pending, path, metadata={"format": "pt"})
+        self._files.append(list(self._pending))
+        self._pending, self._pending_bytes = {}, 0
+
+    def finish(self) -> None:
+        """Write the rest, the final names and, with several files, the index."""
+        self._flush()
+        if len(self._files) == 1:
+            (self.folder / "0.safetensors").rename(self.folder / SINGLE)
+            return
+        weight_map = {}
+        for number, names in enumerate(self._files):
+            final = f"model-{number + 1:05d}-of-{len(self._files):05d}.safetensors"
+            (self.folder / f"{number}.safetensors").rename(self.folder / final)
+            weight_map.update(dict.fromkeys(names, final))
+        index = {"metadata": {"total_size": self.num_bytes}, "weight_map": weight_map}
+        write_json(self.folder / INDEX, index)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` as it is, so that no field that we do not know is lost."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a checkpoint: it has no config.json.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def statistics_beside(folder: Path) -> dict[str, Any]:
+    """`dataset_statistics.json` of a run or an adapter; empty where there is none."""
+    path = folder / schema.STATISTICS_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def finish_folder(
+    folder: Path, base: Path, config: Mapping[str, Any], norm_stats: Mapping[str, Any], dtype: str
+) -> None:
+    """Everything beside the weights: configuration with merged statistics, tokenizer, processor, code addresses."""
+    for pattern in _SMALL_FILES:
+        for path in base.glob(pattern):
+            if path.name not in _NOT_COPIED and not path.name.startswith("adapter_"):
+                shutil.copy2(path, folder / path.name)
+    processor = MolmoActProcessor.from_pretrained(base)
+    if not (folder / PROCESSOR_NAME).is_file():
+        processor.save_pretrained(folder)
+    _write_generation_config(folder / "generation_config.json", processor)
+    merged = {**(config.get("norm_stats") or {}), **norm_stats}
+    out = {k: v for k, v in config.items() if k != "torch_dtype"}
+    out |= {"norm_stats": merged, "dtype": dtype, "architectures": ["MolmoActForActionReasoning"]}
+    out["image_patch_id"] = processor.image_ids.patch
+    write_json(folder / "config.json", out)
+    if norm_stats:
+        write_json(folder / schema.STATISTICS_FILE, norm_stats)
+    _point_at_code(folder)
+
+
+def _write_generation_config(path: Path, processor: MolmoActProcessor) -> None:
+    """What is there stays; the ids of begin, end and padding are added where they are missing."""
+    ids = {
+        "bos_token_id": processor.bos_id,
+        "eos_token_id": processor.eos_id,
+        "pad_token_id": processor.pad_id,
+    }
+    given = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, {**ids, **given})
+
+
+def _point_at_code(folder: Path) -> None:
+    """`auto_map` of all three classes; local if the folder holds the code, else the released repository."""
+    config = read_config(folder)
+    variant = "O" if config["llm_config"]["norm_after"] else "D"
+    local = (folder / "modeling_molmoact.py").is_file()
+    where = "" if local else f"{CODE_REPOSITORY[variant]}--"
+    for name, classes in {
+        "config.json": {
+            "AutoConfig": "configuration_molmoact.MolmoActConfig",
+            "AutoModelForImageTextToText": "modeling_molmoact.MolmoActForActionReasoning",
+        },
+        PROCESSOR_NAME: {"AutoProcessor": "processing_molmoact.MolmoActProcessor"},
+        "preprocessor_config.json": {
+            "AutoProcessor": "processing_molmoact.MolmoActProcessor",
+            "AutoImageProcessor": "image_processing_molmoact.MolmoActImageProcessor",
+        },
+    }.items():
+        fields = json.loads((folder / name).read_text(encoding="utf-8"))
+        fields["auto_map"] = {auto: where + path for auto, path in classes.items()}
+        write_json(folder / name, fields)
