@@ -43,17 +43,17 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.utils._pytree import tree_leaves
 
-from molmoact_data import schema
+from molmoact_data import runs, schema
 from molmoact_data.errors import UserError
+from molmoact_data.files.folders import write_json
+from molmoact_data.processes import World
+from molmoact_data.runs import CONFIG_FILE
 from molmoact_train.config import TrainConfig, changes_on_resume, from_json, to_json
-from molmoact_train.folders.json_files import write_json
-from molmoact_train.metrics import METRICS_FILE, PLOT_FILE, WANDB_ID_FILE
-from molmoact_train.parallel import World
+from molmoact_train.metrics import PLOT_FILE
 
-CONFIG_FILE, TRAINER_FILE, FILES_FILE = "config.json", "trainer.json", "files.json"
+TRAINER_FILE, FILES_FILE = "trainer.json", "files.json"
 STATE_DIR, FINAL_DIR = "model_and_optim", "final"
 _TEMPORARY = "-tmp"
-_RUN_FILES = (CONFIG_FILE, schema.STATISTICS_FILE, METRICS_FILE, PLOT_FILE, WANDB_ID_FILE)
 _STEP_FOLDER = re.compile(r"step(\d{8})")
 _CRC_PIECE = 1 << 22
 
@@ -96,27 +96,8 @@ def claim_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool) 
     An existing run is never continued or replaced unless it was asked for, and is only continued with the
     configuration it was started with.
     """
-    if resume and overwrite:
-        raise UserError("--resume continues a run and --overwrite deletes it; give one of them.")
-    file = next((path for path in (run, *run.parents) if path.is_file()), None)
-    if file is not None:
-        raise UserError(
-            f"{file} is a file, so {run} cannot be the run. Choose another --save-folder."
-        )
-    taken = run.exists() and any(run.iterdir())
-    if resume:
-        return _checkpoint_to_resume(run, config)
-    if taken and not overwrite:
-        raise UserError(
-            f"{run} is not empty. Add --resume to continue the run that is there, --overwrite to delete its "
-            "checkpoints and start again, or choose another --save-folder."
-        )
-    if taken:
-        _refuse_strangers(run)
-        _delete_run(run)
-    run.mkdir(parents=True, exist_ok=True)
-    write_json(run / CONFIG_FILE, to_json(config))
-    return None
+    runs.claim(run, KIND, to_json(config), resume=resume, overwrite=overwrite)
+    return _checkpoint_to_resume(run, config) if resume else None
 
 
 def _checkpoint_to_resume(run: Path, config: TrainConfig) -> Path:
@@ -132,32 +113,17 @@ def _checkpoint_to_resume(run: Path, config: TrainConfig) -> Path:
     return checkpoints[-1]
 
 
-def _refuse_strangers(run: Path) -> None:
-    """Any model folder has a config.json; only a training run's may be replaced."""
-    if not (run / CONFIG_FILE).is_file():
-        return
-    try:
-        load_config(run)
-    except (UserError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{run / CONFIG_FILE} is not that of a training run, and nothing in its folder was touched. "
-            "Choose another --save-folder."
-        ) from error
-
-
-def _delete_run(run: Path) -> None:
-    """Delete what a run writes, and nothing else that may lie there."""
-    for path in run.iterdir():
-        ours = _STEP_FOLDER.match(path.name) or path.name in (FINAL_DIR, FINAL_DIR + _TEMPORARY)
-        if path.is_dir() and ours:
-            shutil.rmtree(path)
-        elif path.name in _RUN_FILES:
-            path.unlink()
-
-
 def load_config(folder: Path) -> TrainConfig:
     """The configuration beside a checkpoint or at the top of a run."""
     return from_json(_read_json(folder / CONFIG_FILE))
+
+
+def _is_ours(name: str) -> bool:
+    made = (FINAL_DIR, FINAL_DIR + _TEMPORARY, PLOT_FILE, schema.STATISTICS_FILE)
+    return name in made or _STEP_FOLDER.match(name) is not None
+
+
+KIND = runs.RunKind("a training run", "--save-folder", load_config, _is_ours)
 
 
 def load_trainer_state(folder: Path) -> TrainerState:

@@ -128,8 +128,8 @@ def train(
     --save-folder runs/my_robot
     """
     from molmoact_data.config import load_yaml
+    from molmoact_data.processes import join_world
     from molmoact_train.config import resolve
-    from molmoact_train.parallel import joined_world
     from molmoact_train.plan import plan
     from molmoact_train.train import train as run
 
@@ -138,7 +138,7 @@ def train(
     flags = {name: v for name, v in given(context).items() if name not in not_settings}
     settings = resolve(stage, load_yaml(config) if config else {}, flags)
     if dry_run:
-        with joined_world(device) as world:
+        with join_world(device, group_of_one=True) as world:
             found = plan(settings, world).to_json()
         emit_json(found) if as_json else say(json.dumps(found, indent=2, ensure_ascii=False))
         return

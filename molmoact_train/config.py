@@ -306,7 +306,8 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
 def from_json(values: Mapping[str, Any]) -> TrainConfig:
     """The inverse of `to_json`."""
     _check_keys(values)
-    tuples = {key: tuple(values[key]) for key in ("data", "eval_data")}
+    _check_complete(values)
+    tuples = {key: tuple(values.get(key, ())) for key in ("data", "eval_data")}
     return TrainConfig(**{**values, **tuples})
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from molmoact_data.processes import World
 from molmoact_train.config import TrainConfig
 from molmoact_train.data.collate import MicroBatch, split_by_length
 from molmoact_train.data.dataset import PARTS, TrainingData
@@ -21,7 +22,7 @@ from molmoact_train.data.rendering import decode_image, shrink
 from molmoact_train.data.sources import ShardSource
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 from molmoact_train.families.molmoact.policy import PredictOptions, Predictor
-from molmoact_train.parallel import World, autocast
+from molmoact_train.parallel import autocast
 
 
 @dataclass

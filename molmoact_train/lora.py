@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from molmoact_data.files.folders import write_json
 from molmoact_train.config import TrainConfig
-from molmoact_train.folders.json_files import write_json
 
 ADAPTER = "default"
 _PEFT_PREFIX = "base_model.model."

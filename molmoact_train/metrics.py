@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
-import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+from molmoact_data import runs
+from molmoact_data.runs import Wandb, read_metrics
 from molmoact_train.config import TrainConfig, to_json
 
-METRICS_FILE, PLOT_FILE = "metrics.jsonl", "metrics.png"
-WANDB_ID_FILE = "wandb_id.txt"
-"""So that a resumed run continues the same W&B run."""
+PLOT_FILE = "metrics.png"
 PANELS = {
     "loss": r"(train|eval)/loss",
     "accuracy": r"(train|eval)/.*accuracy",
@@ -26,28 +23,13 @@ PANELS = {
 """Title of a panel of the picture -> beginning of the names in it."""
 
 
-class MetricsLog:
-    """Appends one line per report; rank 0 only. A resumed run drops the lines that it will write again."""
+class MetricsLog(runs.MetricsLog):
+    """The log of a training run, with a picture of it at the end; rank 0 only."""
 
     def __init__(self, run: Path, config: TrainConfig, *, from_step: int) -> None:
-        self.path = run / METRICS_FILE
-        self._keep_until(from_step)
-        self._file = self.path.open("a")
-        self._wandb = _start_wandb(run, config) if config.wandb_project else None
-
-    def _keep_until(self, step: int) -> None:
-        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line: `{"step": n, name: number, ...}`."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        if self._wandb is not None:
-            self._wandb.log(dict(values), step=step)
-
-    def __enter__(self) -> MetricsLog:
-        return self
+        project, entity = config.wandb_project, config.wandb_entity
+        wandb = Wandb(project, entity, to_json(config)) if project else None
+        super().__init__(run, from_step=from_step, wandb=wandb)
 
     def __exit__(
         self,
@@ -55,36 +37,8 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if error is None else 1)
+        super().__exit__(kind, error, trace)
         plot_metrics(self.path, self.path.with_name(PLOT_FILE))
-
-
-def _start_wandb(run: Path, config: TrainConfig) -> Any:
-    """A W&B run; WANDB_MODE=offline writes it below the run folder instead of the network."""
-    import wandb
-
-    known = run / WANDB_ID_FILE
-    if not known.exists():
-        known.write_text(uuid.uuid4().hex[:16])
-    return wandb.init(
-        project=config.wandb_project,
-        entity=config.wandb_entity,
-        name=run.name,
-        dir=str(run),
-        config=to_json(config),
-        id=known.read_text(),
-        resume="allow",
-    )
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; one that a crash cut short is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def panels(names: Iterable[str]) -> dict[str, list[str]]:

@@ -7,16 +7,11 @@ One process on CPU is not sharded; everything else is, one GPU included (which g
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     apply_activation_checkpointing,
@@ -26,84 +21,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from molmoact_data.processes import pick_device
+from molmoact_data.processes import World
 from molmoact_train import lora
 from molmoact_train.config import TrainConfig
 from molmoact_train.families.molmoact.network import MolmoActConfig, MolmoActForActionReasoning
 from molmoact_train.optim import freeze_for_full, released_name
 from molmoact_train.weights import WeightFiles
-
-_TIMEOUT = timedelta(minutes=60)
-"""Rank 0 reads a whole 32 GB checkpoint while the others wait."""
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among the others."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    @property
-    def is_main(self) -> bool:
-        """Rank 0 writes and speaks."""
-        return self.rank == 0
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether parameters are FSDP2 shards."""
-        return dist.is_initialized()
-
-    def barrier(self) -> None:
-        """Wait for everybody."""
-        if dist.is_initialized():
-            dist.barrier()
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum of a tensor over all processes."""
-        total = values.to(self.device, copy=True)
-        if dist.is_initialized():
-            dist.all_reduce(total)
-        return total.cpu()
-
-    def broadcast(self, values: list[Any]) -> None:
-        """Replace the list's items by rank 0's, in place."""
-        if dist.is_initialized():
-            dist.broadcast_object_list(values, src=0)
-
-    def any(self, flag: bool) -> bool:  # noqa: FBT001  one value in, one out
-        """True everywhere if it is true anywhere."""
-        return bool(self.sum(torch.tensor(float(flag))) > 0)
-
-
-@contextmanager
-def joined_world(device: str = "auto") -> Iterator[World]:
-    """Join the processes that torchrun started (or be alone), and leave them at the end.
-
-    A group that the caller has joined already is used and left alone.
-    """
-    on_gpu = pick_device(device).type == "cuda"
-    started_by_torchrun = "RANK" in os.environ
-    rank = int(os.environ.get("RANK", "0"))
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = torch.device("cpu")
-    if on_gpu:
-        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(chosen)
-    joined_before = dist.is_initialized()
-    if (started_by_torchrun or on_gpu) and not joined_before:
-        _initialise_group("nccl" if on_gpu else "gloo", rank, size, alone=not started_by_torchrun)
-    try:
-        yield World(rank, size, chosen)
-    finally:
-        if dist.is_initialized() and not joined_before:
-            dist.destroy_process_group()
-
-
-def _initialise_group(backend: str, rank: int, size: int, *, alone: bool) -> None:
-    store = dist.HashStore() if alone else None
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
 
 
 def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:

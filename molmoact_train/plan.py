@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from molmoact_data.processes import World
 from molmoact_train import lora
 from molmoact_train.config import TrainConfig
 from molmoact_train.data.collate import check_batch_arithmetic
@@ -21,7 +22,7 @@ from molmoact_train.families.molmoact.network import MolmoActConfig, MolmoActFor
 from molmoact_train.families.molmoact.processor import MolmoActProcessor
 from molmoact_train.folders.statistics import merged
 from molmoact_train.optim import count_parameters, freeze_for_full
-from molmoact_train.parallel import World, compute_dtype
+from molmoact_train.parallel import compute_dtype
 from molmoact_train.weights import resolve_model_folder
 
 _MEASURED_SAMPLES = 16

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 
 import torch
 
-from molmoact_data import schema
+from molmoact_data import runs, schema
 from molmoact_data.errors import UserError
+from molmoact_data.files.folders import write_json
+from molmoact_data.processes import World, join_world
 from molmoact_train import checkpoint, evaluate
 from molmoact_train.checkpoint import TrainerState
 from molmoact_train.config import TrainConfig
@@ -28,7 +28,6 @@ from molmoact_train.data.dataset import TrainingData, open_eval_data, open_train
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 from molmoact_train.families.molmoact.processor import MolmoActProcessor
 from molmoact_train.folders import final_export, statistics as norm_stats
-from molmoact_train.folders.json_files import write_json
 from molmoact_train.metrics import MetricsLog
 from molmoact_train.optim import (
     Schedule,
@@ -37,7 +36,7 @@ from molmoact_train.optim import (
     set_rates,
     trained_parameters,
 )
-from molmoact_train.parallel import World, autocast, build_model, joined_world
+from molmoact_train.parallel import autocast, build_model
 from molmoact_train.weights import resolve_model_folder
 
 logger = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ def train(
     config: TrainConfig, *, resume: bool = False, overwrite: bool = False, device: str = "auto"
 ) -> Outcome:
     """Train as configured and export. Raises `UserError` before any work where the input is wrong."""
-    with joined_world(device) as world, stop_requested_by_signal() as stop:
+    with join_world(device, group_of_one=True) as world, runs.stop_on_signal() as stop:
         run = Path(config.save_folder)
 
         # Input first: a wrong path must not cost the loading of 32 GB.
@@ -300,7 +299,7 @@ def _claim(
 class _Report:
     """Rank 0 writes and prints; the others only remember."""
 
-    def __init__(self, log: MetricsLog | None, duration: int) -> None:
+    def __init__(self, log: runs.MetricsLog | None, duration: int) -> None:
         self.log = log
         self.duration = duration
         self.last: dict[str, float] = {}
@@ -323,28 +322,3 @@ def _report(run: Path, config: TrainConfig, world: World, from_step: int) -> Ite
         return
     with MetricsLog(run, config, from_step=from_step) as log:
         yield _Report(log, config.duration)
-
-
-@dataclass
-class StopFlag:
-    """Set by SIGTERM or SIGINT, read once per step."""
-
-    requested: bool = False
-
-
-@contextmanager
-def stop_requested_by_signal() -> Iterator[StopFlag]:
-    """While inside, SIGTERM and the first SIGINT ask the loop to save and stop instead of killing it."""
-    flag = StopFlag()
-
-    def ask(signum: int, frame: FrameType | None) -> None:
-        if flag.requested and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        flag.requested = True
-
-    previous = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield flag
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)

@@ -58,8 +58,8 @@ def check_report(page: str, rows: pa.Table) -> None:
 
 
 def test_bridge_becomes_rows_a_report_and_a_training_step(tmp_path: Path) -> None:
+    from molmoact_data.runs import read_metrics
     from molmoact_train.debug.tiny import write_tiny_checkpoint
-    from molmoact_train.metrics import read_metrics
 
     out, run, start = tmp_path / "out", tmp_path / "run", tmp_path / "tiny"
     done = molmoact(

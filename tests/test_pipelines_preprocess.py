@@ -21,7 +21,8 @@ from made_datasets import FRONT, WRIST, make_dataset, rows_path, square_path, vi
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
-from molmoact_data.files.storage import TEMPORARY_MARK, Storage
+from molmoact_data.files.folders import TEMPORARY_MARK
+from molmoact_data.files.storage import Storage
 from molmoact_data.pictures.images import decode_image
 from pipelines import state
 from pipelines.options import nested

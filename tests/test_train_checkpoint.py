@@ -12,6 +12,7 @@ from saved_weights import saved_weights
 from torch import nn
 
 from molmoact_data.errors import UserError
+from molmoact_data.processes import World
 from molmoact_train import checkpoint
 from molmoact_train.checkpoint import (
     TrainerState,
@@ -22,7 +23,6 @@ from molmoact_train.checkpoint import (
     verify_checkpoint,
 )
 from molmoact_train.config import TrainConfig, resolve
-from molmoact_train.parallel import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 STATISTICS = {"debug": {"action": {"q01": [0.0]}}}

@@ -17,12 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from molmoact_data.runs import read_metrics
 from molmoact_train import train as loop
 from molmoact_train.checkpoint import TrainerState, load_trainer_state
 from molmoact_train.config import TrainConfig, resolve, to_json
 from molmoact_train.debug.data import write_debug_dataset
 from molmoact_train.debug.tiny import TinySize, write_tiny_checkpoint
-from molmoact_train.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = TinySize(width=32, layers=1, vit_width=16, vit_layers=2, image_size=56)
@@ -35,9 +35,9 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from molmoact_train.config import from_json
-from molmoact_train.parallel import joined_world
+from molmoact_data.processes import join_world
 from molmoact_train.train import train
-with joined_world("cpu") as world:
+with join_world("cpu") as world:
     for text in Path(sys.argv[1]).read_text().splitlines():
         train(from_json(json.loads(text)), device="cpu")
 """

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from molmoact_data.processes import World
 from molmoact_train import evaluate
 from molmoact_train.config import resolve
 from molmoact_train.data.dataset import open_eval_data, open_training_data
@@ -23,7 +24,6 @@ from molmoact_train.evaluate import (
 )
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 from molmoact_train.families.molmoact.policy import Prediction, Predictor
-from molmoact_train.parallel import World
 
 SIZE = TinySize(width=32, layers=1, vit_width=16, vit_layers=2, image_size=56)
 ALONE = World(0, 1, torch.device("cpu"))

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import cli
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import MARK, new_folder
+from molmoact_data.processes import World
 from molmoact_train import lora
 from molmoact_train.checkpoint import TrainerState, save_checkpoint
 from molmoact_train.config import resolve
@@ -28,7 +29,6 @@ from molmoact_train.families.molmoact.policy import PredictOptions, Predictor
 from molmoact_train.families.molmoact.processor import MolmoActProcessor
 from molmoact_train.folders.export import export_folder, unshard
 from molmoact_train.folders.merge import merge_lora, read_adapter
-from molmoact_train.parallel import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 BASE_STATS = {"base": {"action": {"q01": [0.0, 0.0], "q99": [1.0, 1.0]}}}

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from saved_weights import saved_weights
 
 from molmoact_data.errors import UserError
+from molmoact_data.runs import read_metrics
 from molmoact_train import train as loop
 from molmoact_train.checkpoint import complete_checkpoints
 from molmoact_train.config import TrainConfig, resolve
@@ -22,7 +23,6 @@ from molmoact_train.debug.data import write_debug_dataset
 from molmoact_train.debug.tiny import TinySize, write_tiny_checkpoint
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 from molmoact_train.folders.merge import merge_lora
-from molmoact_train.metrics import read_metrics
 
 SIZE = TinySize(width=32, layers=1, vit_width=16, vit_layers=2, image_size=56)
 

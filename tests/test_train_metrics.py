@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from molmoact_data.runs import read_metrics
 from molmoact_train.config import TrainConfig, resolve
-from molmoact_train.metrics import MetricsLog, panels, plot_metrics, read_metrics
+from molmoact_train.metrics import MetricsLog, panels, plot_metrics
 
 
 def config(**changes: Any) -> TrainConfig:

@@ -18,12 +18,13 @@ import torch
 from safetensors.torch import load_file
 
 from molmoact_data.errors import UserError
+from molmoact_data.runs import METRICS_FILE, read_metrics
 from vqvae import train as training
 from vqvae.checkpoint import MODEL_FILE, load
 from vqvae.config import PRESETS, TrainConfig, resolve_config
 from vqvae.learner import Learner, QuantizerConfig
 from vqvae.model import Geometry
-from vqvae.train import batch_rows, learning_rate, read_metrics, to_range, train
+from vqvae.train import batch_rows, learning_rate, to_range, train
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,7 +35,10 @@ def debug(**changes: Any) -> TrainConfig:
 
 def losses(output: Path) -> list[dict[str, Any]]:
     """All metrics but the clock's."""
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(output)]
+    return [
+        {k: v for k, v in line.items() if k != "seconds"}
+        for line in read_metrics(output / METRICS_FILE)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,7 @@ def assert_same_run(output: Path, whole: Path) -> None:
 
 
 def test_a_run_leaves_what_it_promises(whole_run: Path) -> None:
-    lines = read_metrics(whole_run)
+    lines = read_metrics(whole_run / METRICS_FILE)
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 11))
     held_out = [line["held_out"] for line in lines if "held_out" in line]
     assert set(held_out[0]) == {"all", "procedural"}
@@ -236,9 +240,11 @@ def test_metrics_also_go_to_weights_and_biases_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged: list[dict[str, Any]] = []
-    run = SimpleNamespace(log=lambda line, step: logged.append({**line, "at": step}), finish=list)
+    run = SimpleNamespace(
+        log=lambda line, step: logged.append({**line, "at": step}), finish=lambda exit_code: None
+    )
     fake = SimpleNamespace(init=lambda **_: run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     train(debug(wandb_project="depth", max_steps=3), tmp_path, resume=False)
     assert [line["at"] for line in logged] == [1, 2, 3, 3]
-    assert [{k: v for k, v in x.items() if k != "at"} for x in logged] == read_metrics(tmp_path)
+    assert [{"step": x.pop("at"), **x} for x in logged] == read_metrics(tmp_path / METRICS_FILE)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import pickle
 import re
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from molmoact_data.errors import UserError
+from molmoact_data.files.folders import new_file, write_bytes
 from vqvae.model import VQVAE, Geometry
 from vqvae.recipe import RELEASED, Recipe
 
@@ -92,7 +92,7 @@ def load_ours(path: Path) -> Checkpoint:
 
 
 def save_ours(path: Path, checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write our layout; the inverse of `load_ours` (exactly so in float32). Temp file, then rename."""
+    """Write our layout; the inverse of `load_ours` (exactly so in float32)."""
     config = {
         "geometry": dataclasses.asdict(checkpoint.model.geometry),
         "recipe": dataclasses.asdict(checkpoint.recipe),
@@ -103,7 +103,7 @@ def save_ours(path: Path, checkpoint: Checkpoint, *, dtype: torch.dtype = torch.
         k: v.detach().cpu().to(dtype).contiguous() for k, v in checkpoint.model.state_dict().items()
     }
     metadata = {"format": FORMAT, "config": json.dumps(config, sort_keys=True)}
-    write_atomically(path, to_safetensors(state, metadata=metadata))
+    write_bytes(path, to_safetensors(state, metadata=metadata))
 
 
 def load_released(path: Path) -> Checkpoint:
@@ -137,9 +137,8 @@ def save_released(path: Path, checkpoint: Checkpoint) -> None:
         )
     names = _to_released_names(checkpoint.model.state_dict())
     weights = {f"module.{k}": v.detach().cpu().float() for k, v in names.items()}
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save({"weights": weights}, temporary)
-    os.replace(temporary, path)
+    with new_file(path) as temporary:
+        torch.save({"weights": weights}, temporary)
 
 
 _QUANTIZER_NAMES = {
@@ -182,14 +181,3 @@ def released_geometry(weights: dict[str, Tensor], path: Path) -> Geometry:
         hidden_dim=hidden_dim,
         num_res_blocks=len(blocks),
     )
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Either the whole file or the old one: temporary name, flush, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
+from molmoact_data.files.folders import write_bytes
 from molmoact_data.labels.depth import scale_to_u8
 from vqvae import scenes
-from vqvae.checkpoint import write_atomically
 from vqvae.recipe import Recipe, resize_u8
 
 Scaling = Literal["image", "episode"]
@@ -188,7 +188,7 @@ def write_cache(
             owner += [len(keys)] * len(frames)
             keys.append((episode.dataset, episode.key))
     index = {"size": size, "episode": owner, "keys": keys}
-    write_atomically(folder / INDEX_FILE, json.dumps(index).encode())
+    write_bytes(folder / INDEX_FILE, json.dumps(index).encode())
 
 
 def read_cache(folder: Path) -> DepthSet:

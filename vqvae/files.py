@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
+from molmoact_data.files.folders import write_bytes
 from molmoact_data.labels.depth import scale_to_u8
 from molmoact_data.text import tokens
-from vqvae.checkpoint import write_atomically
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
@@ -66,10 +66,10 @@ def _read_array(path: Path) -> NDArray[Any]:
 def write_codes(path: Path, codes_NC: NDArray[np.integer]) -> None:
     """`.npy`: int16 [N,C]. `.txt`: one line of depth tokens per map."""
     if path.suffix == ".npy":
-        write_atomically(path, _npy_bytes(codes_NC.astype(np.int16)))
+        write_bytes(path, _npy_bytes(codes_NC.astype(np.int16)))
     elif path.suffix == ".txt":
         lines = [tokens.encode_depth(row.tolist()) + "\n" for row in codes_NC]
-        write_atomically(path, "".join(lines).encode())
+        write_bytes(path, "".join(lines).encode())
     else:
         raise UserError(
             f"codes are written as .npy or .txt, not {path.suffix or 'without a suffix'!r}."
@@ -111,7 +111,7 @@ def parse_codes(text: str) -> NDArray[np.int64]:
 def write_depth(path: Path, depth_NHW: NDArray[np.float32]) -> None:
     """Decoded depth 0..1: `.npy` float32 [N,H,W]; an image of 8 bits, the maps side by side."""
     if path.suffix == ".npy":
-        write_atomically(path, _npy_bytes(depth_NHW))
+        write_bytes(path, _npy_bytes(depth_NHW))
         return
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise UserError(
@@ -119,7 +119,7 @@ def write_depth(path: Path, depth_NHW: NDArray[np.float32]) -> None:
         )
     picture = np.rint(np.concatenate(list(depth_NHW), axis=1) * 255).astype(np.uint8)
     _, encoded = cv2.imencode(path.suffix.lower(), picture)
-    write_atomically(path, encoded.tobytes())
+    write_bytes(path, encoded.tobytes())
 
 
 def _npy_bytes(array: NDArray[np.generic]) -> bytes:

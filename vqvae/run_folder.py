@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 
+from molmoact_data import runs
 from molmoact_data.config import as_dict, build
-from molmoact_data.errors import UserError
+from molmoact_data.errors import UserError, first_line
+from molmoact_data.files.folders import write_bytes
 from molmoact_data.labels.depth import DepthEstimator
 from molmoact_data.teachers import registry
 from vqvae import data, places
-from vqvae.checkpoint import write_atomically
+from vqvae.checkpoint import MODEL_FILE
 from vqvae.config import TrainConfig
 
-CONFIG_FILE = "config.json"
-METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "state.pt"
 SHEETS_DIR = "sheets"
 DATA_DIR = "data"
@@ -28,47 +26,25 @@ DATA_DIR = "data"
 
 def claim(output: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
     """Make the folder this run's, or raise `UserError` naming the flag that resolves it."""
-    exists = (output / CONFIG_FILE).is_file()
-    if resume:
-        if not (output / STATE_FILE).is_file():
-            raise UserError(
-                f"nothing to resume in {output}: no {STATE_FILE}. Run without --resume."
-            )
-        _same_config(read_config(output), config)
+    runs.claim(output, KIND, as_dict(config), resume=resume, overwrite=overwrite)
+    if not resume:
         return
-    if exists:
-        _refuse_strangers(output)
-    if exists and not overwrite:
-        raise UserError(
-            f"{output} already holds a training run. Continue it with --resume, replace it with "
-            "--overwrite, or choose another --output-path."
-        )
-    if overwrite and exists:
-        for name in (METRICS_FILE, STATE_FILE, "model.safetensors"):
-            (output / name).unlink(missing_ok=True)
-        for name in (SHEETS_DIR, DATA_DIR):
-            shutil.rmtree(output / name, ignore_errors=True)
-    output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / CONFIG_FILE, json.dumps(as_dict(config), indent=1).encode())
-
-
-def _refuse_strangers(output: Path) -> None:
-    """Any model folder has a config.json; only a VQ-VAE run's may be replaced."""
-    try:
-        read_config(output)
-    except (UserError, ValueError) as error:
-        raise UserError(
-            f"{output / CONFIG_FILE} is not that of a VQ-VAE run, and nothing in its folder was touched. "
-            "Choose another --output-path."
-        ) from error
+    if not (output / STATE_FILE).is_file():
+        raise UserError(f"nothing to resume in {output}: no {STATE_FILE}. Run without --resume.")
+    _same_config(read_config(output), config)
 
 
 def read_config(output: Path) -> TrainConfig:
     """The configuration a run was started with."""
-    path = output / CONFIG_FILE
+    path = output / runs.CONFIG_FILE
     if not path.is_file():
-        raise UserError(f"nothing to resume in {output}: no {CONFIG_FILE}. Run without --resume.")
-    content = json.loads(path.read_text())
+        raise UserError(
+            f"nothing to resume in {output}: no {runs.CONFIG_FILE}. Run without --resume."
+        )
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({first_line(error)}).") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not the configuration of a VQ-VAE run.")
     return build(TrainConfig, content)
@@ -116,7 +92,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     """Tensors and plain values; temp file, then rename."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:
@@ -125,52 +101,9 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
     return state
 
 
-class MetricsLog:
-    """JSON lines, and Weights & Biases where the run asks for it. Lines after `step` are cut on resume."""
-
-    def __init__(self, output: Path, config: TrainConfig, step: int, *, active: bool) -> None:
-        self._path = output / METRICS_FILE
-        self._step = step
-        self._config = config
-        self._active = active
-        self._wandb: Any = None
-
-    def __enter__(self) -> MetricsLog:
-        if not self._active:
-            return self
-        kept = [line for line in self._old_lines() if json.loads(line)["step"] <= self._step]
-        write_atomically(self._path, "".join(line + "\n" for line in kept).encode())
-        self._file = self._path.open("a")
-        if self._config.wandb_project is not None:
-            import wandb
-
-            self._wandb = wandb.init(
-                project=self._config.wandb_project, config=as_dict(self._config), resume="allow"
-            )
-        return self
-
-    def _old_lines(self) -> list[str]:
-        if self._step == 0 or not self._path.is_file():
-            return []
-        # A killed process may leave half a line.
-        return [x for x in self._path.read_text().splitlines() if x.endswith("}")]
-
-    def write(self, line: dict[str, Any]) -> None:
-        """One line, on disk when this returns."""
-        if not self._active:
-            return
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        if self._wandb is not None:
-            self._wandb.log(line, step=line["step"])
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._active:
-            self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+KIND = runs.RunKind(
+    "a VQ-VAE run",
+    "--output-path",
+    read_config,
+    lambda name: name in (STATE_FILE, MODEL_FILE, SHEETS_DIR, DATA_DIR),
+)

@@ -7,13 +7,10 @@ A run's folder: `config.json`, `data/` (the prepared maps), `metrics.jsonl`, `st
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +23,13 @@ from torch import Tensor, nn
 
 from molmoact_data.config import as_dict
 from molmoact_data.errors import UserError
+from molmoact_data.processes import World, join_world
+from molmoact_data.runs import MetricsLog, StopRequest, Wandb, stop_on_signal
 from vqvae import checkpoint as checkpoint_io, data, run_folder
 from vqvae.config import TrainConfig
 from vqvae.evaluate import ALL, evaluate, reconstruct, write_sheet
 from vqvae.learner import Learner
 from vqvae.recipe import Recipe
-from vqvae.world import World, join_world
 
 logger = logging.getLogger(__name__)
 _SHEET_ROWS = 6
@@ -157,40 +155,19 @@ class Trainer:
         self.step, self.best = state["step"], state["best"]
 
 
-@dataclasses.dataclass
-class StopRequest:
-    """Set by SIGTERM, read between steps."""
-
-    requested: bool = False
-
-
-@contextmanager
-def stop_on_sigterm() -> Iterator[StopRequest]:
-    """Turn SIGTERM into a wish to stop after the step at hand; restores the handler that was there."""
-    stop = StopRequest()
-
-    def on_signal(_number: int, _frame: object) -> None:
-        stop.requested = True
-
-    before = signal.signal(signal.SIGTERM, on_signal)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def train(
     config: TrainConfig, output: Path, *, resume: bool, overwrite: bool = False
 ) -> TrainResult:
-    """Run or continue a training in the folder `output`. SIGTERM saves and returns."""
-    with join_world(config.device) as world, stop_on_sigterm() as stop:
+    """Run or continue a training in the folder `output`. SIGTERM or Ctrl-C saves and returns."""
+    with join_world(config.device) as world:
         if world.is_main:
             run_folder.claim(output, config, resume=resume, overwrite=overwrite)
             run_folder.prepare_data(output, config)
         world.barrier()
         # A function of its own, so that its network is gone before the process group is: the other order
         # can hang in the destructor of DistributedDataParallel.
-        return _run(config, output, world, stop, resume=resume)
+        with stop_on_signal() as stop:
+            return _run(config, output, world, stop, resume=resume)
 
 
 def _run(
@@ -205,8 +182,11 @@ def _run(
     if resume:
         trainer.restore(output / run_folder.STATE_FILE)
     console.print(_plan_line(trainer, depth_set, len(train_rows), num_steps), soft_wrap=True)
+    wandb = Wandb(config.wandb_project, config=as_dict(config)) if config.wandb_project else None
     with (
-        run_folder.MetricsLog(output, config, trainer.step, active=world.is_main) as log,
+        MetricsLog(output, from_step=trainer.step, wandb=wandb)
+        if world.is_main
+        else nullcontext() as log,
         Progress(console=console, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task("training", total=num_steps, completed=trainer.step)
@@ -216,13 +196,14 @@ def _run(
             rows = batch_rows(trainer.step, len(train_rows), config.batch_size, config.seed)
             mine = train_rows[np.sort(rows[world.rank :: world.size])]
             losses = trainer.train_step(depth_set.maps_NSS[mine], num_steps)
-            log.write({"step": trainer.step, **losses, "seconds": time.perf_counter() - started})
+            if log:
+                log.write(trainer.step, {**losses, "seconds": time.perf_counter() - started})
             progress.update(task, completed=trainer.step)
             last = trainer.step == num_steps
-            stopping = world.any(flag=stop.requested)
-            if _evaluation_is_due(trainer, last=last) and world.is_main:
+            stopping = world.any(stop.requested)
+            if log and _evaluation_is_due(trainer, last=last):
                 numbers = _evaluate(trainer, depth_set, held_out, output)
-                log.write({"step": trainer.step, "held_out": numbers})
+                log.write(trainer.step, {"held_out": numbers})
                 console.print(_eval_line(trainer.step, numbers[ALL]), soft_wrap=True)
             if world.is_main and (last or stopping or trainer.step % config.save_every == 0):
                 trainer.save(output / run_folder.STATE_FILE)
@@ -276,9 +257,3 @@ def _eval_line(step: int, numbers: dict[str, Any]) -> str:
         f"step {step}: held-out mse {numbers['mse']:.5f}, AbsRel {numbers['abs_rel']:.3f}, "
         f"codes used {numbers['codes_used']}, perplexity {numbers['perplexity']:.1f}"
     )
-
-
-def read_metrics(output: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`."""
-    lines = (output / run_folder.METRICS_FILE).read_text().splitlines()
-    return [json.loads(line) for line in lines]

@@ -1,18 +1,57 @@
-"""A new folder that appears whole or not at all, and replaces nothing but what this program made."""
+"""Files and folders that appear whole or not at all, and replace nothing but what this program made."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from molmoact_data.errors import UserError
-from molmoact_data.files.storage import TEMPORARY_MARK
 
+TEMPORARY_MARK = ".tmp-"
+"""In the name of whatever is not finished yet: `.NAME.tmp-WHO`."""
 MARK = ".molmoact"
 """Empty file in every folder made here: `--overwrite` deletes the folder only where it is found."""
+
+
+def temporary_name(name: str) -> str:
+    """A hidden name for a file or folder on its way to `name`, unlike that of any other writer."""
+    return f".{name}{TEMPORARY_MARK}{socket.gethostname()}-{os.getpid()}-{time.monotonic_ns()}"
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place on a clean exit and vanishes on an exception.
+
+    Its content is on the disk before the name appears. Where nothing was written to it, nothing is made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(temporary_name(path.name))
+    try:
+        yield temporary
+        if temporary.exists():
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a small file whole or not at all."""
+    with new_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a small JSON file whole or not at all; keys are sorted."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
 def check_free(target: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) -> None:

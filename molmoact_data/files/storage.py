@@ -8,11 +8,8 @@ last of two identical writers wins, which is harmless because contents are a fun
 from __future__ import annotations
 
 import errno
-import os
 import shutil
-import socket
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from molmoact_data.errors import UserError
+from molmoact_data.files.folders import TEMPORARY_MARK, new_file, temporary_name
 from molmoact_data.files.stores import must_exist, open_filesystem, store_errors
-
-TEMPORARY_MARK = ".tmp-"
 
 
 @dataclass(frozen=True)
@@ -43,20 +39,13 @@ class Storage:
 
         Where nothing was written to it, nothing is made.
         """
-        folder = Path(tempfile.gettempdir()) if self.is_remote else self._local(name).parent
-        _make_folder(folder)
-        stamp = f"{socket.gethostname()}-{os.getpid()}-{time.monotonic_ns()}"
-        temporary = folder / f".{Path(name).name}{TEMPORARY_MARK}{stamp}"
         try:
-            yield temporary
-            if temporary.exists():
-                self._commit(temporary, name)
+            with self._uploaded(name) if self.is_remote else self._renamed(name) as path:
+                yield path
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise self._no_space(name) from error
             raise
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a small file atomically."""
@@ -121,21 +110,30 @@ class Storage:
             for path in Path(self.root).rglob(f".*{TEMPORARY_MARK}*"):
                 path.unlink(missing_ok=True)
 
-    def _commit(self, temporary: Path, name: str) -> None:
-        if self.is_remote:
-            with must_exist(self.root), self._remote() as (filesystem, base):
-                filesystem.put_file(str(temporary), f"{base}/{name}")
-            return
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(self._local(name))
+    @contextmanager
+    def _renamed(self, name: str) -> Iterator[Path]:
+        path = self._local(name)
+        _make_folder(path.parent)
+        with new_file(path) as temporary:
+            yield temporary
+
+    @contextmanager
+    def _uploaded(self, name: str) -> Iterator[Path]:
+        temporary = Path(tempfile.gettempdir()) / temporary_name(Path(name).name)
+        try:
+            yield temporary
+            if temporary.exists():
+                with must_exist(self.root), self._remote() as (filesystem, base):
+                    filesystem.put_file(str(temporary), f"{base}/{name}")
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _local(self, name: str) -> Path:
         return Path(self.root) / name
 
     @contextmanager
     def _remote(self) -> Iterator[tuple[Any, str]]:
-        """fsspec's file system and our root in it; what it raises is told as one line."""
+        """fsspec's file system and our root in it; its errors become one-line `UserError`s."""
         with store_errors(self.root):
             filesystem, base = open_filesystem(self.root)
             yield filesystem, base.rstrip("/")

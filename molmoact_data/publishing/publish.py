@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from molmoact_data.errors import UserError
+from molmoact_data.files.folders import TEMPORARY_MARK
 from molmoact_data.files.hub import hub_errors
-from molmoact_data.files.storage import TEMPORARY_MARK
 from molmoact_data.outputs.output import Output
 from molmoact_data.publishing import card
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from molmoact_data import schema
 from molmoact_data.config import content_hash
-from molmoact_data.files.storage import TEMPORARY_MARK, Storage
+from molmoact_data.files.folders import TEMPORARY_MARK
+from molmoact_data.files.storage import Storage
 from molmoact_data.outputs.output import Output
 from molmoact_data.outputs.shards import ShardRecord, file_sha256
 from molmoact_data.validate.findings import Finding, Problem

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from molmoact_data.errors import UserError
-from molmoact_data.files.folders import check_free, new_folder
+from molmoact_data.files.folders import check_free, new_folder, write_json
 from molmoact_train import lora
 from molmoact_train.checkpoint import (
     STATE_DIR,
@@ -28,7 +28,6 @@ from molmoact_train.checkpoint import (
     verify_checkpoint,
 )
 from molmoact_train.config import TrainConfig, to_json
-from molmoact_train.folders.json_files import write_json
 from molmoact_train.folders.layout import (
     SHARD_BYTES,
     Dtype,

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from molmoact_data.files.folders import write_json
+from molmoact_data.processes import World
 from molmoact_train import lora
 from molmoact_train.checkpoint import save_guard
 from molmoact_train.config import TrainConfig, to_json
-from molmoact_train.folders.json_files import write_json
 from molmoact_train.folders.layout import ShardWriter, finish_folder, read_config
 from molmoact_train.optim import released_name
-from molmoact_train.parallel import BuiltModel, World, whole_tensor
+from molmoact_train.parallel import BuiltModel, whole_tensor
 
 
 def write(

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
+from molmoact_data.files.folders import write_json
 from molmoact_train.checkpoint import TRAINER_FILE
 from molmoact_train.families.molmoact.processor import PROCESSOR_NAME, MolmoActProcessor
-from molmoact_train.folders.json_files import write_json
 
 Dtype = Literal["keep", "float32", "bfloat16"]
 SHARD_BYTES = 4 * 2**30
