@@ -9,7 +9,7 @@ from typing import Any
 
 import huggingface_hub.constants  # noqa: F401 - read the environment before a test changes it
 import pytest
-from huggingface_hub.utils import reset_sessions
+from huggingface_hub.utils import close_session
 from made_commands import Molmoact
 from made_hub import Hub, RunningHub
 
@@ -48,7 +48,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     # Its idle upload workers sleep for 10 s before they look for work again.
     monkeypatch.setattr("huggingface_hub._upload_large_folder.WAITING_TIME_IF_NO_TASKS", 0.05)
-    reset_sessions()
+    close_session()
     with RunningHub() as running:
         yield running
 
@@ -57,7 +57,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def no_offline_session_left_behind():
     """huggingface_hub caches its sessions, the refusing ones of an offline test included."""
     yield
-    reset_sessions()
+    close_session()
 
 
 @pytest.fixture(scope="session")

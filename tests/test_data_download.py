@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from huggingface_hub.utils import reset_sessions
+from huggingface_hub.utils import close_session
 from made_hub import RunningHub
 
 from molmoact_data.errors import UserError
@@ -164,7 +164,7 @@ def test_a_hub_that_does_not_answer_is_one_line(tmp_path):
 
 def test_a_plan_made_offline_says_why_there_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    reset_sessions()
+    close_session()
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set, so the Hub is not asked"):
         plan_download(GOAL)
 

@@ -91,7 +91,7 @@ class VQVAECodec:
         self._check_codes(codes)
         g, size = self.geometry, self.geometry.image_size
         shaped = codes.astype(np.int64).reshape(-1, g.num_code_levels, g.grid_size, g.grid_size)
-        chunks = [np.zeros((0, size, size), np.float32)]
+        chunks: list[NDArray[np.float32]] = [np.zeros((0, size, size), np.float32)]
         with exact_inference():
             for start in range(0, len(shaped), self.batch_size):
                 batch = torch.from_numpy(shaped[start : start + self.batch_size])

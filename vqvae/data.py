@@ -58,7 +58,8 @@ def metric_to_inverse(z_THW: NDArray[Any]) -> NDArray[np.float32]:
     z = z_THW.astype(np.float32)
     if not (z > 0).any():
         raise UserError("a depth map without one positive distance; is it really metric depth?")
-    return np.float32(1) / np.where(z > 0, z, z.max())
+    measured: NDArray[np.float32] = np.where(z > 0, z, z.max())
+    return np.float32(1) / measured
 
 
 # Sources: each yields episodes.
@@ -152,7 +153,8 @@ def collect(
     episodes: Iterable[DepthEpisode], *, size: int, recipe: Recipe, scaling: Scaling
 ) -> DepthSet:
     """All episodes in memory; for what is known to be small."""
-    maps, owner, keys = [np.zeros((0, size, size), np.uint8)], [], []
+    maps: list[NDArray[np.uint8]] = [np.zeros((0, size, size), np.uint8)]
+    owner, keys = [], []
     for index, episode in enumerate(episodes):
         frames = prepare_frames(episode.depth_THW, size=size, recipe=recipe, scaling=scaling)
         maps.append(frames)

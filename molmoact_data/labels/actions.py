@@ -216,14 +216,15 @@ def unnormalize_reference(
     scaled_D = np.ones(low.size, dtype=bool) if mask is None else np.array(mask, dtype=bool)
     scaled_D[-1] = False
     x64 = np.asarray(x, dtype=np.float64)
-    return np.where(scaled_D, 0.5 * (x64 + 1) * (high - low) + low, x64)
+    unscaled: NDArray[np.float64] = 0.5 * (x64 + 1) * (high - low) + low
+    return np.where(scaled_D, unscaled, x64)
 
 
 def bin_edges(num_bins: int = DEFAULT_NUM_BINS) -> NDArray[np.float64]:
     """The num_bins edges -1 + 2j/(num_bins - 1)."""
     if not MIN_NUM_BINS <= num_bins <= MAX_NUM_BINS:
         raise UserError(f"action bins must be {MIN_NUM_BINS}..{MAX_NUM_BINS}, got {num_bins}")
-    return np.linspace(-1.0, 1.0, num_bins)
+    return np.linspace(-1.0, 1.0, num_bins, dtype=np.float64)
 
 
 def bin_actions(x: NDArray[np.floating], num_bins: int = DEFAULT_NUM_BINS) -> NDArray[np.int16]:

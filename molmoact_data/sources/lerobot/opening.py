@@ -121,7 +121,7 @@ class _Probe:
 
     def steps_s(self) -> NDArray[np.float64]:
         """Seconds from row to row, of all probed episodes; what is no number is left out."""
-        found = [np.empty(0)]
+        found: list[NDArray[np.float64]] = [np.empty(0)]
         for table in self.tables:
             with suppress(EpisodeRejected):
                 found.append(np.diff(numbers(table, TIMESTAMP).astype(np.float64)))

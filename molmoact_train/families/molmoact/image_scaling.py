@@ -18,7 +18,8 @@ def resize(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The normalised picture [H, W, 3] at `size`, and a mask [H, W] that is 0 on padding."""
     if config.resize_mode == "siglip":
-        pixels, mask = _squash(rgb_HWC, size), np.ones(size, dtype=np.float32)
+        pixels = _squash(rgb_HWC, size)
+        mask: NDArray[np.float32] = np.ones(size, dtype=np.float32)
     else:
         pixels, mask = _letterbox(rgb_HWC, size, config.pad_value)
     if config.normalize_mode == "siglip":
@@ -34,7 +35,8 @@ def _squash(rgb_HWC: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.flo
     them differently from one CPU to the next (up to 200 of 10^6 numbers off by a level; this one, none).
     """
     levels = _interpolate(rgb_HWC.astype(np.float32), size[1], axis=1)
-    return np.rint(_interpolate(levels, size[0], axis=0)) / np.float32(255)
+    rounded: NDArray[np.float32] = np.rint(_interpolate(levels, size[0], axis=0))
+    return rounded / np.float32(255)
 
 
 def _interpolate(values: NDArray[np.float32], count: int, *, axis: int) -> NDArray[np.float32]:
