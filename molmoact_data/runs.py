@@ -72,8 +72,8 @@ def claim(
 
 
 def _refuse_strangers(run: Path, kind: RunKind) -> None:
-    """Any model folder has a config.json; only a run's of this kind may be replaced."""
-    if not (run / CONFIG_FILE).is_file():
+    """Any model folder has a config.json, many have `data/`; only a run of this kind may be replaced."""
+    if not (run / CONFIG_FILE).is_file() and not any(kind.is_ours(p.name) for p in run.iterdir()):
         return
     try:
         kind.read_config(run)

@@ -151,6 +151,7 @@ def test_a_fresh_folder_is_claimed_and_described(tmp_path: Path) -> None:
 
 
 def test_nothing_resumes_or_is_replaced_silently(tmp_path: Path) -> None:
+    claim_run(tmp_path, config(tmp_path), resume=False, overwrite=False)
     save(tmp_path, 3)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"not empty.*--resume.*--overwrite"):

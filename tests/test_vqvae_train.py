@@ -121,7 +121,7 @@ def test_two_processes_see_the_same_batch_and_keep_one_codebook(
     # Before the quantiser starts, two processes must give the losses of one: the mean over the same maps.
     script = (
         "from pathlib import Path; from vqvae.config import resolve_config; from vqvae.train import train\n"
-        f"train(resolve_config('debug', {{}}, {{}}), Path({str(tmp_path)!r}), resume=False)"
+        f"train(resolve_config('debug', {{}}, {{}}), Path({str(tmp_path / 'run')!r}), resume=False)"
     )
     (tmp_path / "go.py").write_text(script)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -131,12 +131,12 @@ def test_two_processes_see_the_same_batch_and_keep_one_codebook(
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    two, one = losses(tmp_path), losses(whole_run)
+    two, one = losses(tmp_path / "run"), losses(whole_run)
     for step in (0, 1):
         assert two[step]["loss"] == pytest.approx(one[step]["loss"], rel=1e-5)
     assert two[1]["commitment"] == 0 < two[2]["commitment"]
     assert [line["step"] for line in two] == [line["step"] for line in one]
-    assert load(tmp_path).model.geometry == debug().geometry
+    assert load(tmp_path / "run").model.geometry == debug().geometry
 
 
 def test_existing_runs_are_not_overwritten(whole_run: Path) -> None:
@@ -144,10 +144,13 @@ def test_existing_runs_are_not_overwritten(whole_run: Path) -> None:
         train(debug(), whole_run, resume=False)
 
 
-@pytest.mark.parametrize("config", ['{"architectures": ["MolmoAct"]}', "not JSON", "[1]"])
-def test_overwrite_does_not_touch_a_folder_that_is_no_run(tmp_path: Path, config: str) -> None:
-    """A model's folder has a config.json too."""
-    (tmp_path / "config.json").write_text(config)
+@pytest.mark.parametrize("config", ['{"architectures": ["MolmoAct"]}', "not JSON", "[1]", None])
+def test_overwrite_does_not_touch_a_folder_that_is_no_run(
+    tmp_path: Path, config: str | None
+) -> None:
+    """A model's folder has a config.json too, and other people's folders have a data/."""
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
     (tmp_path / "model.safetensors").write_bytes(b"somebody's")
     (tmp_path / "data").mkdir()
     with pytest.raises(UserError, match=r"not that of a VQ-VAE run.*--output-path"):
