@@ -68,7 +68,10 @@ class MolmoActVitConfig(PretrainedConfig):
 
 
 class MolmoActAdapterConfig(PretrainedConfig):
-    """The connector: which ViT blocks are read, how 2x2 windows are pooled and projected."""
+    """The connector: which ViT blocks are read, how 2x2 windows are pooled and projected.
+
+    `pooling_attention_mask` (MolmoAct2): absent patches are neither averaged nor attended to.
+    """
 
     model_type = ""  # the released files store an empty string here
     base_config_key = "adapter_config"
@@ -90,6 +93,7 @@ class MolmoActAdapterConfig(PretrainedConfig):
         image_feature_dropout: float = 0.0,
         initializer_range: float = 0.02,
         image_padding_embed: str | None = None,
+        pooling_attention_mask: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -107,10 +111,11 @@ class MolmoActAdapterConfig(PretrainedConfig):
         self.image_feature_dropout = image_feature_dropout
         self.initializer_range = initializer_range
         self.image_padding_embed = image_padding_embed
+        self.pooling_attention_mask = pooling_attention_mask
 
 
 class MolmoActLlmConfig(PretrainedConfig):
-    """The decoder: Qwen2.5 (pre-norm, qkv bias) or OLMo-2 (post-norm, q/k norm)."""
+    """The decoder: Qwen2.5 (pre-norm, qkv bias), OLMo-2 (post-norm, q/k norm) or Qwen3 (q/k norm per head)."""
 
     model_type = "molmoact_llm"
     base_config_key = "llm_config"
@@ -148,8 +153,10 @@ class MolmoActLlmConfig(PretrainedConfig):
             raise ValueError(
                 f"rope_scaling={rope_scaling!r}: no released MolmoAct scales its rotary positions"
             )
-        if use_qk_norm and qk_norm_type != "olmo":
-            raise ValueError(f"qk_norm_type={qk_norm_type!r}: only 'olmo' (over all heads) exists")
+        if use_qk_norm and qk_norm_type not in ("olmo", "qwen3"):
+            raise ValueError(
+                f"qk_norm_type={qk_norm_type!r}: 'olmo' (over all heads) and 'qwen3' (per head) exist"
+            )
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads

@@ -1,4 +1,5 @@
-"""The causal decoder, in both arrangements: Qwen2.5 (norm before) and OLMo-2 (norm after, q/k norm).
+"""The causal decoder, in three arrangements: Qwen2.5 (norm before), OLMo-2 (norm after, q/k norm) and Qwen3
+(norm before, q/k norm per head).
 
 Legend: B batch, S sequence, L model width, H heads, G key/value heads, D head width.
 Parameter names and the order of fused rows are those of the released checkpoints.
@@ -7,6 +8,7 @@ Parameter names and the order of fused rows are those of the released checkpoint
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,9 @@ from transformers.cache_utils import Cache
 
 from molmoact_train.families.molmoact.network.attention import attend
 from molmoact_train.families.molmoact.network.config import MolmoActLlmConfig
+
+KeysValues: TypeAlias = tuple[Tensor, Tensor]
+"""What one layer attends to: keys after norm and rotation, values as projected, each [B, G, K, D]."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +83,22 @@ class SelfAttention(nn.Module):
         self.att_proj = nn.Linear(width, sum(self.widths), bias=config.qkv_bias)
         self.attn_out = nn.Linear(self.widths[0], width, bias=False)
         self.use_qk_norm = config.use_qk_norm
+        self.norm_per_head = config.qk_norm_type == "qwen3"
         if config.use_qk_norm:
-            self.q_norm = RMSNorm(self.widths[0], config.layer_norm_eps)
-            self.k_norm = RMSNorm(self.widths[1], config.layer_norm_eps)
+            widths = [self.head_dim] * 2 if self.norm_per_head else self.widths
+            self.q_norm = RMSNorm(widths[0], config.layer_norm_eps)
+            self.k_norm = RMSNorm(widths[1], config.layer_norm_eps)
 
-    def forward(self, x_BSL: Tensor, context: Context) -> Tensor:
+    def forward(self, x_BSL: Tensor, context: Context) -> tuple[Tensor, KeysValues]:
+        """What is added to the stream, and the keys and values that were attended to."""
         query, key, value = self.att_proj(x_BSL).split(self.widths, dim=-1)
-        if self.use_qk_norm:
+        if self.use_qk_norm and not self.norm_per_head:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = (
             part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in (query, key, value)
         )
+        if self.use_qk_norm and self.norm_per_head:
+            query, key = self.q_norm(query), self.k_norm(key)
         query = rotate(query, context.cos_BSD, context.sin_BSD)
         key = rotate(key, context.cos_BSD, context.sin_BSD)
         if context.cache is not None:
@@ -101,7 +111,7 @@ class SelfAttention(nn.Module):
             is_causal=context.is_causal,
             dropout=self.dropout if self.training else 0.0,
         )
-        return self.attn_out(mixed.transpose(1, 2).flatten(2))
+        return self.attn_out(mixed.transpose(1, 2).flatten(2)), (key, value)
 
 
 class GatedMLP(nn.Module):
@@ -128,12 +138,14 @@ class Block(nn.Module):
         self.norm_after = config.norm_after
         self.dropout = nn.Dropout(config.residual_dropout)
 
-    def forward(self, x_BSL: Tensor, context: Context) -> Tensor:
+    def forward(self, x_BSL: Tensor, context: Context) -> tuple[Tensor, KeysValues]:
         if self.norm_after:
-            x_BSL = x_BSL + self.dropout(self.attn_norm(self.self_attn(x_BSL, context)))
-            return x_BSL + self.dropout(self.ff_norm(self.mlp(x_BSL)))
-        x_BSL = x_BSL + self.dropout(self.self_attn(self.attn_norm(x_BSL), context))
-        return x_BSL + self.dropout(self.mlp(self.ff_norm(x_BSL)))
+            mixed, keys_values = self.self_attn(x_BSL, context)
+            x_BSL = x_BSL + self.dropout(self.attn_norm(mixed))
+            return x_BSL + self.dropout(self.ff_norm(self.mlp(x_BSL))), keys_values
+        mixed, keys_values = self.self_attn(self.attn_norm(x_BSL), context)
+        x_BSL = x_BSL + self.dropout(mixed)
+        return x_BSL + self.dropout(self.mlp(self.ff_norm(x_BSL))), keys_values
 
 
 class TokenEmbedding(nn.Module):
@@ -176,11 +188,14 @@ class LanguageModel(nn.Module):
         mask_B1SK: Tensor | None,
         is_causal: bool,
         cache: Cache | None = None,
+        keys_values: list[KeysValues] | None = None,
     ) -> Tensor:
-        """Normalised hidden states [B, S, L]."""
+        """Normalised hidden states [B, S, L]; the layers' keys and values are appended to `keys_values`."""
         cos, sin = rotary_factors(position_ids_BS, self.config.head_dim, self.config.rope_theta)
         context = Context(cos, sin, mask_B1SK, is_causal, cache)
         x_BSL = self.emb_drop(embeddings_BSL)
         for block in self.blocks:
-            x_BSL = block(x_BSL, context)
+            x_BSL, of_layer = block(x_BSL, context)
+            if keys_values is not None:
+                keys_values.append(of_layer)
         return self.ln_f(x_BSL)

@@ -110,7 +110,11 @@ class MolmoActModel(MolmoActPreTrainedModel):
     def __init__(self, config: MolmoActConfig) -> None:
         super().__init__(config)
         self.transformer = LanguageModel(config.llm_config)
-        self.vision_backbone = VisionBackbone(config)
+        self.vision_backbone = VisionBackbone(
+            config.vit_config,
+            config.adapter_config,
+            ignore_image_masks=config.ignore_image_masks,
+        )
         self.savings = Savings()
         self.post_init()
 

@@ -14,7 +14,6 @@ from transformers.activations import ACT2FN
 from molmoact_train.families.molmoact.network.attention import attend, full_precision
 from molmoact_train.families.molmoact.network.config import (
     MolmoActAdapterConfig,
-    MolmoActConfig,
     MolmoActVitConfig,
 )
 from molmoact_train.families.molmoact.network.crops import CropBatch
@@ -38,7 +37,9 @@ class VisionAttention(nn.Module):
         self.wv = nn.Linear(width_in, width_kv)
         self.wo = nn.Linear(width_q, config.hidden_size)
 
-    def forward(self, inputs_kv: Tensor, inputs_q: Tensor | None = None) -> Tensor:
+    def forward(
+        self, inputs_kv: Tensor, inputs_q: Tensor | None = None, mask_B1SK: Tensor | None = None
+    ) -> Tensor:
         inputs_q = inputs_kv if inputs_q is None else inputs_q
         query, key, value = (
             projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -47,7 +48,7 @@ class VisionAttention(nn.Module):
         if self.float32_attention:
             query, key, value = full_precision(query, key, value)
         dropout = self.attention_dropout if self.training else 0.0
-        mixed = attend(query, key, value, dropout=dropout)
+        mixed = attend(query, key, value, mask_B1SK=mask_B1SK, dropout=dropout)
         return self.wo(mixed.transpose(1, 2).flatten(2).to(inputs_q.dtype))
 
 
@@ -153,10 +154,16 @@ class Projector(nn.Module):
 class VisionBackbone(nn.Module):
     """Image encoder and connector."""
 
-    def __init__(self, config: MolmoActConfig) -> None:
+    def __init__(
+        self,
+        vit: MolmoActVitConfig,
+        adapter: MolmoActAdapterConfig,
+        *,
+        ignore_image_masks: bool = False,
+    ) -> None:
         super().__init__()
-        vit, adapter = config.vit_config, config.adapter_config
-        self.ignore_image_masks = config.ignore_image_masks
+        self.ignore_image_masks = ignore_image_masks
+        self.masked_pooling = adapter.pooling_attention_mask
         # A negative layer counts from the declared number of layers, not from the instantiated one.
         self.tapped = [i if i >= 0 else vit.num_hidden_layers + i for i in adapter.vit_layers]
         width = vit.hidden_size * len(self.tapped)
@@ -187,19 +194,43 @@ class VisionBackbone(nn.Module):
         `deduplicate`, windows made of the same patches are pooled and projected once.
         """
         windows_V4, masks_V4 = _resolve(crops, pooled_patches_idx_BM4, image_masks_BTP)
+        return self.pool_windows(crops.crops_UPC, windows_V4, masks_V4, deduplicate=deduplicate)
+
+    def pool_windows(
+        self,
+        crops_UPC: Tensor,
+        windows_V4: Tensor,
+        masks_V4: Tensor | None = None,
+        *,
+        deduplicate: bool = True,
+    ) -> Tensor:
+        """Visual vectors [V, L] of windows given as rows of all U*P patches; -1 = no patch there."""
         copies_V = None
         if deduplicate and masks_V4 is None:
             windows_V4, copies_V = torch.unique(windows_V4, dim=0, return_inverse=True)
-        patches = self.feature_dropout(self.encode(crops.crops_UPC)).flatten(0, 1)
-        valid_V41 = (windows_V4 >= 0).unsqueeze(-1)
+        patches = self.feature_dropout(self.encode(crops_UPC)).flatten(0, 1)
+        present_V4 = windows_V4 >= 0
         gathered_V4W = patches[windows_V4.clamp(min=0)]
         if masks_V4 is not None and self._uses_masks:
             gathered_V4W = gathered_V4W + self._padding_term(masks_V4).to(gathered_V4W.dtype)
-        gathered_V4W = gathered_V4W * valid_V41.to(gathered_V4W.dtype)
-        query_V1W = gathered_V4W.mean(dim=1, keepdim=True)  # over four slots, absent ones are zeros
-        pooled_VW = self.image_pooling_2d(gathered_V4W, query_V1W)[:, 0]
+        gathered_V4W = gathered_V4W * present_V4.unsqueeze(-1).to(gathered_V4W.dtype)
+        query_V1W, mask_V114 = self._pooling_query(gathered_V4W, present_V4)
+        pooled_VW = self.image_pooling_2d(gathered_V4W, query_V1W, mask_V114)[:, 0]
         visual_VL = self.image_projector(pooled_VW)
         return visual_VL if copies_V is None else visual_VL[copies_V]
+
+    def _pooling_query(
+        self, gathered_V4W: Tensor, present_V4: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The mean patch of each window [V, 1, W] and what it may attend to.
+
+        MolmoAct averages over four slots, absent ones being zeros; MolmoAct2 over the patches that are there.
+        """
+        if not self.masked_pooling:
+            return gathered_V4W.mean(dim=1, keepdim=True), None
+        count_V11 = present_V4.sum(dim=1).clamp(min=1)[:, None, None]
+        mean_V1W = gathered_V4W.sum(dim=1, keepdim=True) / count_V11.to(gathered_V4W.dtype)
+        return mean_V1W, present_V4[:, None, None]
 
     @property
     def _uses_masks(self) -> bool:
