@@ -312,7 +312,7 @@ def gpu_path(
 
 def gpu_latency(tokenizer: Path) -> dict[str, Any]:
     """Seconds of one answer of 8 x 7 actions for two pictures; the weights are random, the work is the real one."""
-    from molmoact_train.families.molmoact.policy import PredictOptions, Predictor
+    from molmoact_train.families.molmoact.predictor import PredictOptions, Predictor
     from molmoact_train.families.molmoact.processor import MolmoActProcessor
 
     processor = MolmoActProcessor.from_pretrained(tokenizer)

@@ -197,17 +197,18 @@ def predict(
 
     Example: molmoact predict --checkpoint D --images front.png wrist.png --instruction "close the box"
     """
+    from molmoact_data.errors import UserError
+    from molmoact_data.policies import PredictionFailed
     from molmoact_data.teachers.registry import DEPTH_TOKENIZERS, resolve
     from molmoact_data.text.generated import read_norm_stats
     from molmoact_data.text.prompts import Wording
-    from molmoact_train.families.molmoact.policy import (
-        PredictOptions,
-        Predictor,
+    from molmoact_train.families.molmoact.answers import (
         parse_trace_flag,
         read_images,
         summary,
         write_pictures,
     )
+    from molmoact_train.families.molmoact.predictor import PredictOptions, Predictor
 
     pictures = read_images([*images, *(more_images or [])])
     drawn = None if trace is None else parse_trace_flag(trace)
@@ -220,7 +221,10 @@ def predict(
     )
     stats = None if norm_stats is None else read_norm_stats(norm_stats)
     predictor = Predictor.from_pretrained(checkpoint, device=device, norm_stats=stats)
-    found = predictor.predict(pictures, instruction, trace=drawn, options=options)
+    try:
+        found = predictor.predict(pictures, instruction, trace=drawn, options=options)
+    except PredictionFailed as failed:
+        raise UserError(f"{checkpoint} gave no action: {failed}.") from failed
     if output_path is not None:
         decoder = vqvae or next(iter(checkpoint.glob("vae-final.pt")), None)
         tokenizer = None

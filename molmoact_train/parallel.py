@@ -131,7 +131,7 @@ def load_weights(model: nn.Module, files: WeightFiles, world: World) -> None:
     for name, parameter in named.items():
         whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=world.device)
         if world.is_main:
-            whole.copy_(files.read(released_name(name)))
+            whole.copy_(files.read_finite(released_name(name)))
         if isinstance(parameter, DTensor):
             placed = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
             parameter.copy_(placed)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from molmoact_data.errors import UserError
 
@@ -58,7 +61,7 @@ class WeightFiles:
         with self._open(_SINGLE) as file:
             return dict.fromkeys(file.keys(), _SINGLE)
 
-    def _open(self, name: str):  # type: ignore[no-untyped-def]
+    def _open(self, name: str) -> Any:
         try:
             return safe_open(self.folder / name, framework="pt")
         except (SafetensorError, FileNotFoundError) as error:
@@ -86,6 +89,18 @@ class WeightFiles:
         with self._open(self._file_of[name]) as file:
             return file.get_tensor(name)
 
+    def read_finite(self, name: str) -> torch.Tensor:
+        """As `read`; raises `UserError` for a tensor that holds NaN or infinity."""
+        tensor = self.read(name)
+        if tensor.is_floating_point() and tensor.numel():
+            low, high = tensor.aminmax()  # NaN and both infinities show up in one of them
+            if not (torch.isfinite(low) and torch.isfinite(high)):
+                raise UserError(
+                    f"{self.folder / self._file_of[name]}: {name} holds NaN or infinity; this checkpoint is broken. "
+                    "Take an earlier one, or download it again."
+                )
+        return tensor
+
     def check_names(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """The files must hold exactly these tensors in these shapes; otherwise `UserError`."""
         missing = sorted(set(shapes) - set(self._file_of))
@@ -100,3 +115,37 @@ class WeightFiles:
                 raise UserError(
                     f"{self.folder}: {name} has shape {self.shape(name)}, config.json implies {shape}."
                 )
+
+
+def _same(name: str) -> str:
+    return name
+
+
+@torch.no_grad()
+def fill(model: nn.Module, files: WeightFiles, name_of: Callable[[str], str] = _same) -> None:
+    """Every parameter of `model` from the tensor of its name, in place; its own type and device are kept.
+
+    Raises `UserError` for a tensor that is missing, unknown, of another shape or not finite: nothing is guessed.
+    `name_of` gives a parameter's name in the files.
+    """
+    named = dict(model.named_parameters())
+    files.check_names({name_of(n): tuple(p.shape) for n, p in named.items()})
+    for name, parameter in named.items():
+        parameter.copy_(files.read_finite(name_of(name)))
+
+
+_PIECES, _PIECE_BYTES = 64, 1 << 16
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 that tells checkpoints apart without reading 32 GB: config.json, and of every weight file its name,
+    its size and 64 pieces of 64 kB, evenly spread from the header to the end."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            for piece in range(_PIECES):
+                file.seek(max(0, size - _PIECE_BYTES) * piece // (_PIECES - 1))
+                digest.update(file.read(_PIECE_BYTES))
+    return digest.hexdigest()

@@ -24,7 +24,7 @@ from molmoact_train.data.rendering import decode_image, shrink
 from molmoact_train.data.sources import ShardSource
 from molmoact_train.debug.tiny import TinySize, tiny_config, tiny_processor
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
-from molmoact_train.families.molmoact.policy import PredictOptions, Predictor
+from molmoact_train.families.molmoact.predictor import PredictOptions, Predictor
 from molmoact_train.train import train
 
 

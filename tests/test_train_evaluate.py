@@ -22,8 +22,10 @@ from molmoact_train.evaluate import (
     summarise_answers,
     trace_distance,
 )
+from molmoact_train.families.molmoact import predictor as predictor_module
+from molmoact_train.families.molmoact.grammar import build_grammar
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
-from molmoact_train.families.molmoact.policy import Prediction, Predictor
+from molmoact_train.families.molmoact.predictor import Prediction, Predictor
 
 SIZE = TinySize(width=32, layers=1, vit_width=16, vit_layers=2, image_size=56)
 ALONE = World(0, 1, torch.device("cpu"))
@@ -130,7 +132,7 @@ def test_a_perfect_answer_has_no_error_beyond_the_bins(
     expected = source.row(3)
 
     def oracle(self: Predictor, *_: object, **__: object) -> Prediction:
-        from molmoact_train.families.molmoact.policy import robot_actions
+        from molmoact_train.families.molmoact.predictor import robot_actions
 
         ((key, entry),) = self.norm_stats.items()
         bins = expected.action_bins.tolist()
@@ -142,7 +144,8 @@ def test_a_perfect_answer_has_no_error_beyond_the_bins(
     monkeypatch.setattr(Predictor, "predict", oracle)
     model = MolmoActForActionReasoning(tiny_config(SIZE))
     config = resolve("debug", given)
-    errors = evaluate.answer_errors(model, data, config, source, 3)
+    predictor = Predictor(model, data.processor, source.statistics.to_json())
+    errors = evaluate.answer_errors(predictor, data, config, source, 3)
     assert errors.code_accuracy == 1.0
     assert errors.trace_distance == 0.0
     action = source.statistics.action
@@ -151,9 +154,17 @@ def test_a_perfect_answer_has_no_error_beyond_the_bins(
     assert (errors.action_error_D <= half_bin + clipped).all()
 
 
-def test_generated_answers_have_every_part(folder: Path) -> None:
+@pytest.mark.parametrize("wording", ["released", "reference"])
+def test_generated_answers_have_every_part(
+    folder: Path, wording: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two answers of one source build one grammar; the reference's wording says the one arm twice."""
+    built = []
+    monkeypatch.setattr(
+        predictor_module, "build_grammar", lambda *a: built.append(a) or build_grammar(*a)
+    )
     given = {"checkpoint": "c", "data": ["x"], "save_folder": "s", "eval_data": [str(folder)]}
-    config = resolve("debug", given, {"eval_generate": 1})
+    config = resolve("debug", given, {"eval_generate": 2, "wording": wording})
     data = open_eval_data(config, tiny_processor(SIZE))
     assert data is not None
     torch.manual_seed(0)
@@ -163,3 +174,4 @@ def test_generated_answers_have_every_part(folder: Path) -> None:
         found
     )
     assert all(np.isfinite(list(found.values())))
+    assert len(built) == 1

@@ -25,7 +25,7 @@ from molmoact_train.checkpoint import TrainerState, save_checkpoint
 from molmoact_train.config import resolve
 from molmoact_train.debug.tiny import write_tiny_checkpoint
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
-from molmoact_train.families.molmoact.policy import PredictOptions, Predictor
+from molmoact_train.families.molmoact.predictor import PredictOptions, Predictor
 from molmoact_train.families.molmoact.processor import MolmoActProcessor
 from molmoact_train.folders.export import export_folder, unshard
 from molmoact_train.folders.merge import merge_lora, read_adapter

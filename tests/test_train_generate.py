@@ -17,16 +17,16 @@ from molmoact_data.errors import UserError
 from molmoact_data.pictures import overlay
 from molmoact_data.text import prompts, tokens
 from molmoact_train.debug.tiny import tiny_processor, write_tiny_checkpoint
+from molmoact_train.families.molmoact.answers import write_pictures
 from molmoact_train.families.molmoact.generate import decode_constrained, decode_free
 from molmoact_train.families.molmoact.grammar import AnswerShape, Grammar, build_grammar, build_trie
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
-from molmoact_train.families.molmoact.policy import (
+from molmoact_train.families.molmoact.predictor import (
     PredictOptions,
     Predictor,
     check_is_model,
     checked_trace,
     robot_actions,
-    write_pictures,
 )
 from molmoact_train.families.molmoact.processor import MolmoActProcessor
 

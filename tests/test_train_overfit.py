@@ -16,7 +16,7 @@ from molmoact_train.data.sources import ShardSource
 from molmoact_train.debug.data import write_debug_dataset
 from molmoact_train.debug.tiny import TinySize, tiny_config, tiny_processor
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
-from molmoact_train.families.molmoact.policy import PredictOptions, Predictor
+from molmoact_train.families.molmoact.predictor import PredictOptions, Predictor
 from molmoact_train.train import train
 
 SIZE = TinySize(width=64, layers=1, vit_width=32, image_size=56)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from molmoact_data.policies import PredictionFailed
 from molmoact_train.families.molmoact.grammar import Grammar
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 
@@ -55,7 +56,10 @@ class _Decoding:
         self.forward_passes = 0
 
     def feed(self, token_ids: list[int]) -> Tensor:
-        """Logits [vocabulary] for the token after `token_ids`; the first call puts the prompt before them."""
+        """Logits [vocabulary], finite, for the token after `token_ids`; the first call puts the prompt before them.
+
+        Raises `PredictionFailed`: an arg max over NaN would be an action.
+        """
         new = torch.tensor([token_ids], dtype=torch.long, device=self._device)
         inputs: dict[str, Any] = {"input_ids": new}
         if self._cache is None:
@@ -64,7 +68,15 @@ class _Decoding:
                 "input_ids": torch.cat([self._prompt["input_ids"], new], dim=1)
             }
         self.forward_passes += 1
-        return self._model(**inputs, past_key_values=self._cache, logits_to_keep=1).logits[0, -1]
+        done = self._model(**inputs, past_key_values=self._cache, logits_to_keep=1)
+        logits = done.logits[0, -1]
+        if not bool(torch.isfinite(logits).all()):
+            raise PredictionFailed(
+                "not_finite",
+                f"the network's numbers are NaN or infinite in pass {self.forward_passes}: its weights or its "
+                "precision are broken",
+            )
+        return logits
 
 
 @torch.inference_mode()

@@ -1,300 +1,154 @@
-"""A checkpoint folder and pictures -> depth codes, a trace and actions in the robot's units.
-
-Giving a trace steers: it is drawn on the first picture exactly as in training, the question says so, and only the
-action is generated.
-"""
+"""MolmoAct as a `Policy`: what a robot, a server or an evaluation asks for the next actions."""
 
 from __future__ import annotations
 
 import json
-import logging
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from molmoact_data.errors import UserError
-from molmoact_data.labels.actions import (
-    DatasetStatistics,
-    bin_centers,
-    unnormalize,
-    unnormalize_reference,
+from molmoact_data.policies import ActionChunk, Observation, PolicyInfo, PredictionFailed
+from molmoact_train.families.molmoact.predictor import (
+    Dtype,
+    Prediction,
+    PredictOptions,
+    Predictor,
 )
-from molmoact_data.labels.depth import DepthTokenizer
-from molmoact_data.labels.traces import GRID_MAX
-from molmoact_data.pictures import overlay
-from molmoact_data.processes import pick_device
-from molmoact_data.statistics import resolve_key
-from molmoact_data.text import prompts
-from molmoact_train.families.molmoact.generate import Decoded, decode_constrained, decode_free
-from molmoact_train.families.molmoact.grammar import AnswerShape, Grammar, build_grammar
-from molmoact_train.families.molmoact.images import ImageLike, to_rgb
-from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
-from molmoact_train.families.molmoact.processor import MolmoActProcessor
-from molmoact_train.weights import resolve_model_folder
+from molmoact_train.weights import fingerprint, resolve_model_folder
 
-logger = logging.getLogger(__name__)
-
-Trace = Sequence[Sequence[int]]
+RUN_FILE = "train_config.json"
+"""Beside an export of ours: the configuration of the run that made it."""
+DEFAULT_CAMERAS = 2
+"""The released fine-tuned models read an external and a wrist camera."""
 
 
-@dataclass(frozen=True)
-class PredictOptions:
-    """How to answer."""
-
-    unnorm_key: str | None = None
-    """Entry of the checkpoint's `norm_stats`; None = the only one."""
-    chunk_size: int | None = 8
-    """Steps per answer; None = one flat action (published pre-training and mid-training checkpoints)."""
-    num_arms: int = 1
-    constrained: bool = True
-    wording: prompts.Wording = "released"
-    """What the checkpoint was trained on: the published wording, or that of the reference's fine-tuning code."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One answer in numbers."""
-
-    text: str
-    unnorm_key: str
-    depth_codes: list[list[int]]
-    """Per depth span; empty when steered by a trace."""
-    traces: list[list[list[float]]]
-    """Per arm, [x, y] on 0..255."""
-    action_bins: list[list[int]]
-    """[H][D], 1..256."""
-    actions: list[list[float]]
-    """[H][D] in the robot's units."""
-    problems: list[str]
-    """What was wrong with the text; always empty when constrained."""
-    seconds: dict[str, float]
-    """Wall time by stage: prepare, prefill, depth, trace, action, ..."""
-    forward_passes: int
-    num_tokens: int
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-class Predictor:
-    """One loaded checkpoint."""
+class MolmoActPolicy:
+    """One checkpoint and how it is asked. Stateless between calls: `reset` only seeds."""
 
     def __init__(
-        self,
-        model: MolmoActForActionReasoning,
-        processor: MolmoActProcessor,
-        norm_stats: Mapping[str, Any],
-    ) -> None:
-        self.model, self.processor, self.norm_stats = model.eval(), processor, norm_stats
-        self._grammars: dict[AnswerShape, Grammar] = {}
+        self, predictor: Predictor, options: PredictOptions, *, num_cameras: int, checkpoint: str,
+        sha256: str = "",
+    ) -> None:  # fmt: skip
+        """`checkpoint` and `sha256` only name the model in `info`; `num_cameras` is the most it reads."""
+        key, entry = predictor.entry(options.unnorm_key)
+        self.predictor, self.options = predictor, replace(options, unnorm_key=key)
+        self._info = PolicyInfo(
+            family="molmoact",
+            checkpoint=checkpoint,
+            sha256=sha256,
+            num_cameras=num_cameras,
+            action_dim=len(entry["action"]["q01"]),
+            horizon=options.chunk_size or 1,
+            state_dim=None,
+            statistics_key=key,
+            extra={"constrained": options.constrained, "wording": options.wording,
+                   "num_arms": options.num_arms},
+        )  # fmt: skip
 
     @classmethod
-    def from_pretrained(
+    def from_folder(
         cls,
         folder: str | Path,
         *,
         device: str = "auto",
-        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-        norm_stats: Mapping[str, Any] | None = None,
-    ) -> Predictor:
-        """`auto`: CUDA and bf16 where there is a GPU, else CPU and fp32. `norm_stats` replaces the checkpoint's."""
+        dtype: Dtype = "auto",
+        statistics_key: str | None = None,
+        statistics: Mapping[str, Any] | None = None,
+        constrained: bool = True,
+        chunk_size: int | None = 8,
+        num_arms: int = 1,
+        num_cameras: int | None = None,
+    ) -> MolmoActPolicy:
+        """A model folder or Hub id. What the run that made it wrote down (wording, cameras) is honoured.
+
+        `statistics` replaces the checkpoint's `norm_stats`; `statistics_key` picks the entry where there are
+        several. `chunk_size=None` asks for one flat action (published pre- and mid-trained models).
+        """
         folder = resolve_model_folder(str(folder))
-        check_is_model(folder)
-        chosen = pick_device(device)
-        if dtype == "auto":
-            dtype = "bfloat16" if chosen.type == "cuda" else "float32"
-        processor = MolmoActProcessor.from_pretrained(folder)
-        model = MolmoActForActionReasoning.from_pretrained(folder, dtype=getattr(torch, dtype))
-        stats = model.config.norm_stats if norm_stats is None else norm_stats
-        return cls(model.to(chosen), processor, stats)
+        predictor = Predictor.from_pretrained(
+            folder, device=device, dtype=dtype, norm_stats=statistics
+        )
+        run = run_of(folder)
+        options = PredictOptions(
+            unnorm_key=statistics_key,
+            chunk_size=chunk_size,
+            num_arms=num_arms,
+            constrained=constrained,
+            wording=run.get("wording", "released"),
+        )
+        cameras = num_cameras or int(run.get("max_images", DEFAULT_CAMERAS))
+        return cls(
+            predictor, options, num_cameras=cameras, checkpoint=str(folder),
+            sha256=fingerprint(folder),
+        )  # fmt: skip
 
-    def predict(
-        self,
-        images: Sequence[ImageLike],
-        instruction: str,
-        *,
-        trace: Trace | None = None,
-        options: PredictOptions | None = None,
-    ) -> Prediction:
-        """One answer for the pictures of one moment, the external camera first."""
-        options = options or PredictOptions()
-        if not self.norm_stats:
+    @property
+    def info(self) -> PolicyInfo:
+        return self._info
+
+    def reset(self, seed: int | None = None) -> None:
+        """Nothing is remembered between answers and the most likely one is taken; a seed changes nothing."""
+        if seed is not None:
+            torch.manual_seed(seed)
+
+    def act(
+        self, observation: Observation, *, trace: Sequence[Sequence[int]] | None = None
+    ) -> ActionChunk:
+        """The next chunk, in the robot's units. See `Policy.act` for what is raised."""
+        self._check(observation)
+        pictures = list(observation.images.values())
+        found = self.predictor.predict(
+            pictures, observation.instruction, trace=trace, options=self.options
+        )
+        return self._chunk(found)
+
+    def _check(self, observation: Observation) -> None:
+        if not observation.instruction.strip():
+            raise UserError("the instruction is empty; say what the robot is to do.")
+        count = len(observation.images)
+        if not 1 <= count <= self._info.num_cameras:
             raise UserError(
-                "the checkpoint holds no norm_stats, so neither the number of action dimensions nor their units are "
-                "known. Give a dataset_statistics.json with --norm-stats."
+                f"this model reads 1 to {self._info.num_cameras} cameras, the external one first; the observation "
+                f"has {count} ({', '.join(observation.images) or 'none'})."
             )
-        key = resolve_key(list(self.norm_stats), options.unnorm_key)
-        entry = self.norm_stats[key]
-        shape = AnswerShape(
-            action_dim=len(entry["action"]["q01"]),
-            chunk_size=options.chunk_size,
-            kind="reasoning" if trace is None else "trajectory",
-            num_images=len(images),
-            num_arms=options.num_arms,
-            wording=options.wording,
-        )
-        clock = time.perf_counter()
-        inputs = self._inputs(images, instruction, trace, shape)
-        grammar = self._grammar(shape)
-        prepare_s = time.perf_counter() - clock
-        done = self._decode(inputs, grammar, constrained=options.constrained)
-        return self._read(done, key, entry, prepare_s)
+        for role, rgb in observation.images.items():
+            if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+                raise UserError(
+                    f"camera {role!r}: an image is RGB uint8 [height, width, 3], got {rgb.dtype} {rgb.shape}."
+                )
 
-    def _inputs(
-        self, images: Sequence[ImageLike], instruction: str, trace: Trace | None, shape: AnswerShape
-    ) -> dict[str, Any]:
-        pictures: list[ImageLike] = list(images)
-        if trace is not None:
-            pictures[0] = overlay.draw_trace(to_rgb(pictures[0]), checked_trace(trace))
-        question = prompts.question(instruction, shape.kind, len(pictures), wording=shape.wording)
-        inputs = self.processor(text=self.processor.prompt(question), images=[pictures])
-        if self.model.dtype != torch.float32:
-            inputs["images"] = inputs["images"].to(self.model.dtype)
-        return inputs
-
-    def _grammar(self, shape: AnswerShape) -> Grammar:
-        if shape not in self._grammars:
-            self._grammars[shape] = build_grammar(
-                shape, self.processor.encode_many, self.processor.eos_id
+    def _chunk(self, found: Prediction) -> ActionChunk:
+        """Only a whole, well-formed answer becomes motion."""
+        if found.problems:
+            raise PredictionFailed("malformed", "; ".join(found.problems), text=found.text)
+        if len(found.actions) != self._info.horizon:
+            raise PredictionFailed(
+                "bad_shape",
+                f"{len(found.actions)} steps, not {self._info.horizon}",
+                text=found.text,
             )
-        return self._grammars[shape]
-
-    def _decode(self, inputs: dict[str, Any], grammar: Grammar, *, constrained: bool) -> Decoded:
-        if constrained:
-            return decode_constrained(self.model, inputs, grammar)
-        return decode_free(
-            self.model, inputs, max_new_tokens=grammar.max_tokens, eos_id=self.processor.eos_id
-        )
-
-    def _read(
-        self, done: Decoded, key: str, entry: Mapping[str, Any], prepare_s: float
-    ) -> Prediction:
-        text = self.processor.decode(done.token_ids)
-        parsed = prompts.parse(text, action_dim=len(entry["action"]["q01"]))
-        return Prediction(
-            text=text,
-            unnorm_key=key,
-            depth_codes=parsed.depth_codes,
-            traces=parsed.traces,
-            action_bins=parsed.action_bins,
-            actions=robot_actions(parsed.action_bins, key, entry).tolist(),
-            problems=parsed.problems,
-            seconds={"prepare": prepare_s, **done.seconds},
-            forward_passes=done.forward_passes,
-            num_tokens=len(done.token_ids),
+        trace = found.traces[0] if found.traces and found.traces[0] else None
+        return ActionChunk(
+            actions_HD=np.asarray(found.actions, dtype=np.float32),
+            trace_P2=None if trace is None else np.asarray(trace, dtype=np.float32),
+            depth_codes=np.asarray(found.depth_codes[0]) if found.depth_codes else None,
+            text=found.text,
+            seconds=found.seconds,
+            num_tokens=found.num_tokens,
         )
 
 
-def robot_actions(
-    action_bins: Sequence[Sequence[int]], key: str, entry: Mapping[str, Any]
-) -> NDArray[np.float64]:
-    """Bins [H][D] -> [H, D] in the robot's units.
-
-    An entry with our per-dimension `spec` is inverted exactly, grippers included; a released one as its own
-    parser does (the last dimension raw, the gripper inversion not undone).
-    """
-    action = entry["action"]
-    centers = bin_centers(np.array(action_bins, dtype=np.int64).reshape(-1, len(action["q01"])))
-    if "spec" in entry:
-        return unnormalize(centers, DatasetStatistics.from_json({key: entry}, key))
-    return unnormalize_reference(
-        centers, np.array(action["q01"]), np.array(action["q99"]), action.get("mask")
-    )
-
-
-def checked_trace(trace: Trace) -> list[list[int]]:
-    """A trace fit for drawing: at least two [x, y] points on 0..255."""
-    points = [list(point) for point in trace]
-    if len(points) < 2 or any(
-        len(p) != 2 or not all(isinstance(value, int) and 0 <= value <= GRID_MAX for value in p)
-        for p in points
-    ):
-        raise UserError(
-            f"a trace is at least two [x, y] points, x right and y down, 0..{GRID_MAX} over the first image; "
-            f"got {points}"
-        )
-    return points
-
-
-def parse_trace_flag(text: str) -> list[list[int]]:
-    """`"[[x,y],...]"` -> points, checked."""
+def run_of(folder: Path) -> Mapping[str, Any]:
+    """The configuration of the training run beside a model of ours; empty for a released one."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return {}
     try:
-        points = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"--trace wants [[x,y],...], got {text!r}: {error}.") from error
-    if not isinstance(points, list) or not all(isinstance(p, list) for p in points):
-        raise UserError(f"--trace wants [[x,y],...], got {text!r}.")
-    return checked_trace(points)
-
-
-def summary(found: Prediction) -> str:
-    """A prediction for a person."""
-    stages = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in found.seconds.items())
-    lines = [f"depth codes: {' '.join(map(str, codes))}" for codes in found.depth_codes]
-    lines += [f"trace: {trace}" for trace in found.traces]
-    lines += [
-        f"action {step}: {' '.join(f'{value:.4f}' for value in row)}"
-        for step, row in enumerate(found.actions)
-    ]
-    lines += [f"problem: {problem}" for problem in found.problems]
-    lines.append(f"{found.num_tokens} tokens in {found.forward_passes} passes; {stages}")
-    return "\n".join(lines)
-
-
-def check_is_model(folder: Path) -> None:
-    """A folder of whole weights, not an adapter and not a training checkpoint."""
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(
-            f"{folder} is a LoRA adapter without its base model: make a whole one with\n"
-            f"  molmoact merge-lora --base BASE --adapter {folder} --output-path DIR"
-        )
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-        raise UserError(
-            f"{folder} is not a model folder (config.json and safetensors). A training checkpoint becomes one with\n"
-            f"  molmoact unshard --checkpoint {folder} --output-path DIR"
-        )
-
-
-def read_images(paths: Sequence[Path]) -> list[Image.Image]:
-    """The pictures, upright, RGB."""
-    return [_read_image(path) for path in paths]
-
-
-def _read_image(path: Path) -> Image.Image:
-    try:
-        return Image.fromarray(to_rgb(Image.open(path)))
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"cannot read the image {path}: {error}") from error
-
-
-def write_pictures(
-    prediction: Prediction,
-    first_image: ImageLike,
-    folder: Path,
-    depth_tokenizer: DepthTokenizer | None,
-) -> list[Path]:
-    """`prediction.json`, `trace.png` (over the first image) and, with a tokenizer, `depth.png`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / "prediction.json"]
-    written[0].write_text(json.dumps(prediction.to_json(), indent=1) + "\n", encoding="utf-8")
-    if prediction.traces:
-        rgb = to_rgb(first_image)
-        for trace, colour in zip(prediction.traces, overlay.ARM_COLOURS_RGB, strict=False):
-            points = np.rint(np.array(trace)).astype(int)
-            rgb = overlay.draw_path(rgb, points, colour, overlay.TRACE_THICKNESS)
-        Image.fromarray(rgb).save(folder / "trace.png")
-        written.append(folder / "trace.png")
-    codes = [span for span in prediction.depth_codes if span]
-    if codes and depth_tokenizer is not None:
-        depth = np.asarray(depth_tokenizer.decode(np.array(codes[:1])))[0]
-        scaled = (depth - depth.min()) / max(float(np.ptp(depth)), 1e-8)
-        Image.fromarray(np.rint(scaled * 255).astype(np.uint8)).save(folder / "depth.png")
-        written.append(folder / "depth.png")
-    return written
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
