@@ -1,19 +1,23 @@
 """Strict configuration: a mapping (YAML, flags) becomes a frozen dataclass, or an error that helps.
 
 The dataclass lives beside its owner and raises `ValueError` from `__post_init__` for impossible
-combinations; this module only does what all of them share.
+combinations; this module only does what all of them share. A field says everything once: its name is the
+key in YAML and the flag, its docstring the help text, its default the one that `--help` shows.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
+import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from molmoact_data.errors import UserError, unknown_name
 
@@ -96,3 +100,106 @@ def content_hash(value: Any) -> str:
     """sha256 of the canonical JSON of plain data: equal content, equal hash, in any process."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+# Fields as flags
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    factory: Callable[[], Any] | Any = dataclasses.MISSING,
+    panel: str | None = None,
+    flag: str | None = None,
+    choices: Sequence[str] = (),
+    metavar: str | None = None,
+) -> Any:
+    """A dataclass field with what its flag needs beyond name, type, default and docstring.
+
+    `panel`: heading of `--help` under which this field and those after it stand. `flag`: another name for
+    the flag (`camera` for a field `cameras`); "" = in YAML only. `choices`: the values of a string that are
+    not a Literal's. `metavar`: how a value is written (`ROLE=KEY`). A field that needs none of these is an
+    ordinary one.
+    """
+    metadata = {"panel": panel, "flag": flag, "choices": tuple(choices), "metavar": metavar}
+    if factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One field of a configuration, as a command line sees it."""
+
+    name: str
+    flag: str
+    """Without the dashes in front."""
+    kind: type
+    """str, int, float, bool or Path: of the value, or of each where it is repeated."""
+    repeated: bool
+    pairs: bool
+    """Each value is NAME=VALUE; together they are a mapping."""
+    default: Any
+    """`dataclasses.MISSING` where one must be given."""
+    help: str
+    panel: str | None
+    choices: tuple[str, ...]
+    metavar: str | None
+
+
+def options(cls: type) -> list[Option]:
+    """The fields of a configuration dataclass in order, those of dataclasses inside it in their place."""
+    hints, docs = get_type_hints(cls), _docstrings(cls)
+    found: list[Option] = []
+    panel: str | None = None
+    for field in dataclasses.fields(cls):
+        panel = field.metadata.get("panel") or panel
+        hint = _without_none(hints[field.name])
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            found += [o if o.panel else dataclasses.replace(o, panel=panel) for o in options(hint)]
+        elif field.metadata.get("flag") != "":
+            found.append(_option(field, hint, docs.get(field.name, ""), panel))
+    return found
+
+
+def _option(field: dataclasses.Field[Any], hint: Any, text: str, panel: str | None) -> Option:
+    container = get_origin(hint)
+    pairs = container not in (None, Literal, tuple, list)
+    repeated = pairs or container in (tuple, list)
+    single = get_args(hint)[1 if pairs else 0] if repeated else hint
+    literal = get_args(single) if get_origin(single) is Literal else ()
+    factory = field.default_factory
+    return Option(
+        name=field.name,
+        flag=(field.metadata.get("flag") or field.name).replace("_", "-"),
+        kind=str if literal or pairs else single,
+        repeated=repeated,
+        pairs=pairs,
+        default=field.default if factory is dataclasses.MISSING else factory(),
+        help=text,
+        panel=panel,
+        choices=literal if not pairs and literal else field.metadata.get("choices", ()),
+        metavar=field.metadata.get("metavar") or ("NAME=VALUE" if pairs else None),
+    )
+
+
+def _without_none(hint: Any) -> Any:
+    """`X | None` -> X; what may be left out is not a type of its own on a command line."""
+    if get_origin(hint) not in (Union, UnionType):
+        return hint
+    (single,) = (part for part in get_args(hint) if part is not NoneType)
+    return single
+
+
+@cache
+def _docstrings(cls: type) -> dict[str, str]:
+    """Field -> the string that follows it in the source, on one line."""
+    body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            text = after.value if isinstance(after, ast.Expr) else None
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                found[field.target.id] = " ".join(text.value.split())
+    return found

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
-from molmoact_data.errors import unknown_name
+from molmoact_data.config import Option, options
+from molmoact_data.errors import UserError, unknown_name
+
+Command = Callable[..., None]
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON result on stdout, nothing else there.")
@@ -52,3 +59,105 @@ def chosen(value: str, flag: str, literal: Any) -> Any:
     if value not in get_args(literal):
         raise unknown_name(flag, value, get_args(literal))
     return value
+
+
+# Flags from configurations
+
+
+def options_of(
+    config: type,
+    *,
+    only: Collection[str] | None = None,
+    without: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> Callable[[Command], Command]:
+    """Decorate a command: every field of the dataclass `config` is a flag, before the command's own.
+
+    The command's first argument is a mapping from field to value of the flags that were typed; those left
+    out belong to the preset and the YAML file. `only` and `without` name fields; `defaults` are shown
+    instead of the dataclass's where the command has others.
+    """
+    found = [o for o in options(config) if o.name not in without]
+    if only is not None:
+        found = [o for o in found if o.name in only]
+    shown = {o.name: o.default for o in found} | dict(defaults or {})
+
+    def decorate(function: Command) -> Command:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+
+        @functools.wraps(function)
+        def command(**values: Any) -> None:
+            typed = {o.name: _value(o, values.pop(o.name)) for o in found}
+            kept = {name: v for name, v in typed.items() if v not in (None, [], (), {})}
+            function(kept, **values)
+
+        flags = [_parameter(o, shown[o.name]) for o in found]
+        command.__signature__ = inspect.Signature([*flags, *own])  # type: ignore[attr-defined]
+        command.__annotations__ = {}
+        del command.__wrapped__  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def choice(help: str, choices: Sequence[str]) -> Any:  # noqa: A002  as in typer.Option
+    """An option with named values: they are shown and completed; the owner refuses others with the nearest."""
+    return typer.Option(help=help, metavar=_metavar(choices), autocompletion=_completion(choices))
+
+
+def _parameter(found: Option, default: Any) -> inspect.Parameter:
+    """What typer reads; its own default is None, so that a flag that was not typed is known as such."""
+    flag = f"--{found.flag}/--no-{found.flag}" if found.kind is bool else f"--{found.flag}"
+    text = " ".join(part for part in (found.help, _shown(default)) if part)
+    info = typer.Option(
+        flag,
+        help=text.replace("[", "\\["),  # brackets are Rich's own language
+        rich_help_panel=found.panel,
+        metavar=found.metavar or _metavar(found.choices),
+        autocompletion=_completion(found.choices),
+    )
+    kind = list[found.kind] if found.repeated else found.kind  # type: ignore[name-defined]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(
+        found.name, keyword, default=None, annotation=Annotated[kind | None, info]
+    )
+
+
+def _shown(default: Any) -> str:
+    """A default in words; nothing for what is simply left out."""
+    if default is MISSING:
+        return "[required]"
+    if default is None or default in ((), [], {}):
+        return ""
+    if isinstance(default, bool):
+        default = "yes" if default else "no"
+    if isinstance(default, tuple | list):
+        default = ", ".join(map(str, default))
+    return f"[default: {default:g}]" if isinstance(default, float) else f"[default: {default}]"
+
+
+def _metavar(choices: Sequence[str]) -> str | None:
+    return f"[{'|'.join(choices)}]" if choices else None
+
+
+def _completion(choices: Sequence[str]) -> Callable[[str], list[str]] | None:
+    return (
+        (lambda incomplete: [c for c in choices if c.startswith(incomplete)]) if choices else None
+    )
+
+
+def _value(found: Option, typed: Any) -> Any:
+    return _mapping(typed or (), found) if found.pairs else typed
+
+
+def _mapping(values: Sequence[str], found: Option) -> dict[str, str]:
+    """`NAME=VALUE` flags as a mapping, in the order given."""
+    parsed: dict[str, str] = {}
+    for value in values:
+        name, equals, rest = value.partition("=")
+        if not equals or not name or not rest:
+            raise UserError(f"--{found.flag} wants {found.metavar}, repeatable; got {value!r}.")
+        if name in parsed:
+            raise UserError(f"--{found.flag} names {name!r} twice.")
+        parsed[name] = rest
+    return parsed
