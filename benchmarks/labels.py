@@ -18,14 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from molmoact_data.labels.actions import (
-    ActionSpec,
-    DatasetStatistics,
-    bin_actions,
-    chunk,
-    feature_statistics,
-    normalize,
-)
+from molmoact_data.labels.actions import bin_actions, chunk, normalize
 from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.labels.traces import TraceConfig, episode_traces
 from molmoact_data.outputs.columns import EpisodeLabels, label_columns
@@ -33,6 +26,7 @@ from molmoact_data.outputs.shards import ShardWriter
 from molmoact_data.schema import RecordLayout
 from molmoact_data.sources.base import EpisodeColumns
 from molmoact_data.sources.opening import open_source
+from molmoact_data.statistics import ActionSpec, DatasetStatistics, feature_statistics
 
 REFERENCE_US, REFERENCE_BYTES = 163.0, 1579.0
 TARGET_US, TARGET_BYTES = 5.0, 250.0

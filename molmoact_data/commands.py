@@ -72,14 +72,10 @@ def parse(
 
     Example: molmoact parse generations.jsonl --norm-stats dataset_statistics.json --json
     """
-    from molmoact_data.text.generated import (
-        ActionDecoder,
-        open_texts,
-        read_norm_stats,
-        summary_line,
-    )
+    from molmoact_data.statistics import read_entries
+    from molmoact_data.text.generated import ActionDecoder, open_texts, summary_line
 
-    decoder = ActionDecoder.from_norm_stats(read_norm_stats(norm_stats), unnorm_key)
+    decoder = ActionDecoder.from_norm_stats(read_entries(norm_stats), unnorm_key)
     num_texts = num_bad = 0
     for num_texts, text in enumerate(open_texts(file), start=1):
         decoded = decoder.decode(text)

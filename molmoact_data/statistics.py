@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
 
+REFERENCE_ARM_DIM = 7
 FEATURE_FIELDS = ("mean", "std", "min", "max", "q01", "q99")
 
 
@@ -33,7 +35,7 @@ class FeatureStatistics:
 
     @property
     def dim(self) -> int:
-        """D."""
+        """Dimensions, D."""
         return self.q01.size
 
     def to_json(self) -> dict[str, list[float]]:
@@ -60,6 +62,186 @@ class FeatureStatistics:
         if len({array.shape for array in arrays.values()}) != 1:
             raise UserError("statistics lists differ in length: the file is damaged")
         return cls(**arrays)
+
+
+# One dataset: its features, and how its actions become tokens
+
+
+@dataclass(frozen=True)
+class DimensionSpec:
+    """How one action dimension becomes a number in [-1, 1].
+
+    normalize: scale q01..q99 to -1..1; otherwise the raw value is kept (and clipped when binned).
+    gripper: what the dimension drives; informs reports and decoding to a robot, changes no arithmetic.
+    invert: a raw value a becomes 1 - a, a normalised one x becomes -x.
+    """
+
+    normalize: bool
+    gripper: bool = False
+    invert: bool = False
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """One `DimensionSpec` per action dimension; stored with the statistics, honoured both ways."""
+
+    dimensions: tuple[DimensionSpec, ...]
+
+    @classmethod
+    def default(cls, action_dim: int) -> ActionSpec:
+        """The reference's spec for 7-D; every dimension normalised, none called a gripper, otherwise.
+
+        7-D is read as six end-effector deltas and a gripper stored as 1 - a, as all released models have
+        it. Any other D says nothing about where grippers are (14 may be two 7-D arms or 2 x (6 joints +
+        gripper)), so nothing is guessed: quantile scaling is right for every dimension, including a
+        gripper, and inverts exactly. Use `with_grippers` to say more.
+        """
+        if action_dim == REFERENCE_ARM_DIM:
+            return cls.with_grippers(action_dim, (action_dim - 1,), invert=True)
+        return cls(tuple(DimensionSpec(normalize=True) for _ in range(action_dim)))
+
+    @classmethod
+    def with_grippers(
+        cls, action_dim: int, gripper_dims: Sequence[int], *, invert: bool, normalize: bool = False
+    ) -> ActionSpec:
+        """All dimensions normalised except the named grippers, which follow `normalize` and `invert`."""
+        wrong = [d for d in gripper_dims if not 0 <= d < action_dim]
+        if wrong:
+            raise UserError(
+                f"gripper dimension {wrong[0]} does not exist: dimensions are 0..{action_dim - 1}"
+            )
+        gripper = DimensionSpec(normalize=normalize, gripper=True, invert=invert)
+        arm = DimensionSpec(normalize=True)
+        return cls(tuple(gripper if d in gripper_dims else arm for d in range(action_dim)))
+
+    @property
+    def dim(self) -> int:
+        """Action dimensions, D."""
+        return len(self.dimensions)
+
+    @property
+    def normalize_D(self) -> NDArray[np.bool_]:
+        """Which dimensions are scaled by quantiles; the `mask` of the released format."""
+        return np.array([d.normalize for d in self.dimensions], dtype=bool)
+
+    @property
+    def invert_D(self) -> NDArray[np.bool_]:
+        """Which dimensions are inverted."""
+        return np.array([d.invert for d in self.dimensions], dtype=bool)
+
+    def to_json(self) -> list[dict[str, bool]]:
+        """One object per dimension."""
+        return [
+            {"normalize": d.normalize, "gripper": d.gripper, "invert": d.invert}
+            for d in self.dimensions
+        ]
+
+    @classmethod
+    def from_json(cls, rows: Sequence[Mapping[str, bool]]) -> ActionSpec:
+        """The inverse of `to_json`."""
+        try:
+            return cls(tuple(DimensionSpec(**row) for row in rows))
+        except TypeError as error:
+            raise UserError(f"the action spec of the statistics is damaged: {error}") from error
+
+
+@dataclass(frozen=True)
+class DatasetStatistics:
+    """One entry of `dataset_statistics.json`: what is needed to encode and decode this dataset's actions."""
+
+    key: str
+    action: FeatureStatistics
+    spec: ActionSpec
+    state: FeatureStatistics | None
+    num_transitions: int
+    num_trajectories: int
+
+    def __post_init__(self) -> None:
+        if self.action.dim != self.spec.dim:
+            raise UserError(
+                f"statistics {self.key!r} have {self.action.dim} action dimensions, the spec {self.spec.dim}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """{key: entry}. `mask` is what released models read, `spec` is the whole truth."""
+        entry: dict[str, Any] = {
+            "action": {**self.action.to_json(), "mask": self.spec.normalize_D.tolist()},
+            "num_transitions": self.num_transitions,
+            "num_trajectories": self.num_trajectories,
+            "spec": self.spec.to_json(),
+        }
+        if self.state is not None:
+            entry["proprio"] = self.state.to_json()
+        return {self.key: entry}
+
+    @classmethod
+    def from_json(cls, obj: Mapping[str, Any], key: str | None = None) -> DatasetStatistics:
+        """Read one entry. A file without our `spec` gets its `mask`, inverted as the 7-D default is."""
+        if not isinstance(obj, Mapping):
+            raise UserError("statistics must be an object {dataset key: entry}")
+        name = resolve_key(list(obj), key)
+        entry = obj[name]
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("action"), Mapping):
+            raise UserError(f"the statistics entry {name!r} has no object `action`")
+        action = FeatureStatistics.from_json(entry["action"])
+        if "spec" in entry:
+            spec = ActionSpec.from_json(entry["spec"])
+        else:
+            spec = _spec_of_mask(entry["action"].get("mask"), action.dim)
+        state = entry.get("proprio")
+        return cls(
+            key=name,
+            action=action,
+            spec=spec,
+            state=None if state is None else FeatureStatistics.from_json(state),
+            num_transitions=_count(entry, "num_transitions"),
+            num_trajectories=_count(entry, "num_trajectories"),
+        )
+
+    def sha256(self) -> str:
+        """Hash of the content; equal for equal values whatever order they arrived in."""
+        return canonical_sha256(self.to_json())
+
+
+def _count(entry: Mapping[str, Any], name: str) -> int:
+    if not isinstance(entry.get(name), int):
+        raise UserError(f"the statistics have no whole number {name!r}; found {', '.join(entry)}")
+    return entry[name]
+
+
+def _spec_of_mask(mask: Sequence[bool] | None, action_dim: int) -> ActionSpec:
+    default = ActionSpec.default(action_dim)
+    if mask is None or list(mask) == default.normalize_D.tolist():
+        return default
+    return ActionSpec(tuple(DimensionSpec(normalize=bool(m)) for m in mask))
+
+
+# Files
+
+
+def read_entries(path: Path) -> dict[str, Any]:
+    """The entries {dataset key: entry} of a statistics file, not looked into. Raises `UserError` without one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the statistics {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold an object {{dataset key: statistics}}.")
+    return content
+
+
+def read_statistics(path: Path, key: str | None = None) -> DatasetStatistics:
+    """One entry of a `dataset_statistics.json`; `key` may be left out where there is only one."""
+    entries = read_entries(path)
+    try:
+        return DatasetStatistics.from_json(entries, key)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+# Computing
 
 
 def feature_statistics(values_ND: NDArray[np.floating]) -> FeatureStatistics:

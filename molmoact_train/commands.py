@@ -199,8 +199,8 @@ def predict(
     """
     from molmoact_data.errors import UserError
     from molmoact_data.policies import PredictionFailed
+    from molmoact_data.statistics import read_entries
     from molmoact_data.teachers.registry import DEPTH_TOKENIZERS, resolve
-    from molmoact_data.text.generated import read_norm_stats
     from molmoact_data.text.prompts import Wording
     from molmoact_train.families.molmoact.answers import (
         parse_trace_flag,
@@ -219,7 +219,7 @@ def predict(
         constrained=constrained,
         wording=chosen(wording, "--wording", Wording),
     )
-    stats = None if norm_stats is None else read_norm_stats(norm_stats)
+    stats = None if norm_stats is None else read_entries(norm_stats)
     predictor = Predictor.from_pretrained(checkpoint, device=device, norm_stats=stats)
     try:
         found = predictor.predict(pictures, instruction, trace=drawn, options=options)

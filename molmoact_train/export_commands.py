@@ -73,7 +73,7 @@ def export_hf(
 
     Example: molmoact export-hf --checkpoint RUN/final --output-path my-model --dtype bfloat16
     """
-    from molmoact_data.text.generated import read_norm_stats
+    from molmoact_data.statistics import read_entries
     from molmoact_train.folders.export import export_folder, plan
     from molmoact_train.folders.layout import Dtype
 
@@ -87,7 +87,7 @@ def export_hf(
         checkpoint,
         output_path,
         dtype=chosen(dtype, "--dtype", Dtype),
-        norm_stats=None if norm_stats is None else read_norm_stats(norm_stats),
+        norm_stats=None if norm_stats is None else read_entries(norm_stats),
         overwrite=overwrite,
     )
     report_export(done, as_json=as_json)

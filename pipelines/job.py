@@ -14,9 +14,9 @@ from molmoact_data import schema
 from molmoact_data.config import as_dict, content_hash
 from molmoact_data.errors import unknown_name
 from molmoact_data.files.storage import Storage
-from molmoact_data.labels.actions import DatasetStatistics
 from molmoact_data.labels.pointing import DEFAULT_PROMPT
 from molmoact_data.sources.base import SourceInfo
+from molmoact_data.statistics import DatasetStatistics
 from molmoact_data.teachers.registry import DEPTH_ESTIMATORS, GRIPPER_POINTERS
 
 EMBEDDED = "embedded"

@@ -43,8 +43,8 @@ def retokenize(
     Example: molmoact retokenize out --statistics merged.json --output-path out-merged
     """
     from molmoact_data.files.storage import Storage
-    from molmoact_data.outputs.measuring import read_statistics
     from molmoact_data.outputs.output import Output
+    from molmoact_data.statistics import read_statistics
     from pipelines.retokenize import RetokenizeConfig, retokenize as run
 
     frozen = read_statistics(statistics, statistics_key) if statistics else None

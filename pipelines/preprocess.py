@@ -15,13 +15,13 @@ from pathlib import Path
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
-from molmoact_data.labels.actions import DatasetStatistics, spec_warnings
-from molmoact_data.outputs.measuring import read_statistics
+from molmoact_data.labels.actions import spec_warnings
 from molmoact_data.outputs.shards import ShardRecord, ShardSpec, plan_shards
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 from molmoact_data.sources.cameras import resolve_cameras
 from molmoact_data.sources.opening import open_source
 from molmoact_data.sources.selection import select_episodes
+from molmoact_data.statistics import DatasetStatistics, read_statistics
 from molmoact_data.teachers import registry
 from molmoact_data.teachers.teachers import Teachers
 from pipelines import manifest, state

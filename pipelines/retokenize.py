@@ -19,7 +19,7 @@ from molmoact_data import schema
 from molmoact_data.config import as_dict, build, content_hash
 from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
-from molmoact_data.labels.actions import DatasetStatistics, bin_actions, chunk, normalize
+from molmoact_data.labels.actions import bin_actions, chunk, normalize
 from molmoact_data.outputs.columns import fixed_array, fixed_size_lists
 from molmoact_data.outputs.output import BATCH_ROWS, Output, open_parquet
 from molmoact_data.outputs.shards import (
@@ -30,6 +30,7 @@ from molmoact_data.outputs.shards import (
     plan_shards,
 )
 from molmoact_data.sources.base import EpisodeRef
+from molmoact_data.statistics import DatasetStatistics
 from pipelines import manifest, state
 from pipelines.job import LabelConfig
 

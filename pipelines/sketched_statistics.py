@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact_data.labels.actions import DatasetStatistics
 from molmoact_data.sources.base import EpisodeSource
+from molmoact_data.statistics import DatasetStatistics
 from pipelines.sketch import (
     FeatureSketch,
     merge_sketches,

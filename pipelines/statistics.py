@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, UserError
-from molmoact_data.labels.actions import (
+from molmoact_data.labels.actions import observe_gripper
+from molmoact_data.sources.base import EpisodeRef, EpisodeSource
+from molmoact_data.statistics import (
     ActionSpec,
     DatasetStatistics,
     DimensionSpec,
     feature_statistics,
-    observe_gripper,
 )
-from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import numpy as np
 
 from molmoact_data import schema
 from molmoact_data.files.storage import Storage
-from molmoact_data.labels.actions import ActionSpec, DatasetStatistics, feature_statistics
 from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.outputs.shards import plan_shards
 from molmoact_data.sources.base import (
@@ -22,6 +21,7 @@ from molmoact_data.sources.base import (
     EpisodeRef,
     SourceInfo,
 )
+from molmoact_data.statistics import ActionSpec, DatasetStatistics, feature_statistics
 
 HEIGHT, WIDTH = 48, 64
 CAMERAS = {"primary": "observation.images.front", "wrist": "observation.images.wrist"}

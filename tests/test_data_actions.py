@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
 from molmoact_data.labels.actions import (
-    ActionSpec,
-    DatasetStatistics,
-    DimensionSpec,
     bin_actions,
     bin_centers,
     chunk,
@@ -23,7 +20,14 @@ from molmoact_data.labels.actions import (
     unnormalize,
     unnormalize_reference,
 )
-from molmoact_data.statistics import FEATURE_FIELDS, feature_statistics, resolve_key
+from molmoact_data.statistics import (
+    FEATURE_FIELDS,
+    ActionSpec,
+    DatasetStatistics,
+    DimensionSpec,
+    feature_statistics,
+    resolve_key,
+)
 from molmoact_data.text import tokens
 
 

@@ -41,7 +41,7 @@ def test_reference_action_strings_are_those_of_the_reference_itself(make_output,
             columns = super().read_columns(ref, extra)
             return type(columns)(**{**vars(columns), "action": arrays["actions"][rows]})
 
-    from molmoact_data.labels.actions import ActionSpec, DatasetStatistics, feature_statistics
+    from molmoact_data.statistics import ActionSpec, DatasetStatistics, feature_statistics
 
     statistics = DatasetStatistics(
         "dots", feature_statistics(arrays["actions"]), ActionSpec.default(7), None, 110, 4

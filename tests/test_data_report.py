@@ -14,14 +14,7 @@ import pytest
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
-from molmoact_data.labels.actions import (
-    ActionSpec,
-    DatasetStatistics,
-    bin_actions,
-    chunk,
-    feature_statistics,
-    normalize,
-)
+from molmoact_data.labels.actions import bin_actions, chunk, normalize
 from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.labels.quality import episode_sums, merge, summarise
 from molmoact_data.labels.traces import TraceConfig, episode_traces
@@ -32,6 +25,7 @@ from molmoact_data.report.data import FRAME_DISTANCE, NUM_WORST, read_report_dat
 from molmoact_data.report.page import render, write_report
 from molmoact_data.schema import RecordLayout
 from molmoact_data.sources.base import EpisodeColumns
+from molmoact_data.statistics import ActionSpec, DatasetStatistics, feature_statistics
 
 FULL = RecordLayout(cameras=("primary",), action_dim=7, state_dim=None, depth_codes=100)
 BARE = RecordLayout(

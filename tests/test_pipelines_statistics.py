@@ -12,7 +12,7 @@ from made_datasets import make_dataset
 import pipelines.sketched_statistics
 from molmoact_data import schema
 from molmoact_data.errors import UserError
-from molmoact_data.labels.actions import DatasetStatistics
+from molmoact_data.statistics import DatasetStatistics
 from pipelines.options import nested
 from pipelines.preprocess import preprocess
 from pipelines.sketched_statistics import RANK_ERROR, SketchedNumbers

@@ -1,4 +1,4 @@
-"""Actions to bins and back: per-dimension spec, normalise, bin, chunk, and each inverse next to it.
+"""Actions to bins and back: normalise, bin, chunk, and each inverse next to it.
 
 Letters: T frames, D action dimensions, H chunk steps. Bins are 1..num_bins over [-1, 1]; bin d has the
 centre -1 + (2 * min(d - 1, num_bins - 2) + 1) / (num_bins - 1), so the last two bins share a centre.
@@ -6,173 +6,17 @@ centre -1 + (2 * min(d - 1, num_bins - 2) + 1) / (num_bins - 1), so the last two
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
-from molmoact_data.statistics import (
-    FeatureStatistics,
-    canonical_sha256,
-    feature_statistics as feature_statistics,
-    resolve_key,
-)
+from molmoact_data.statistics import DatasetStatistics
 
 DEFAULT_NUM_BINS = 256
 MIN_NUM_BINS, MAX_NUM_BINS = 2, 1024
-REFERENCE_ARM_DIM = 7
-
-
-@dataclass(frozen=True)
-class DimensionSpec:
-    """How one action dimension becomes a number in [-1, 1].
-
-    normalize: scale q01..q99 to -1..1; otherwise the raw value is kept (and clipped when binned).
-    gripper: what the dimension drives; informs reports and decoding to a robot, changes no arithmetic.
-    invert: a raw value a becomes 1 - a, a normalised one x becomes -x.
-    """
-
-    normalize: bool
-    gripper: bool = False
-    invert: bool = False
-
-
-@dataclass(frozen=True)
-class ActionSpec:
-    """One `DimensionSpec` per action dimension; stored with the statistics, honoured both ways."""
-
-    dimensions: tuple[DimensionSpec, ...]
-
-    @classmethod
-    def default(cls, action_dim: int) -> ActionSpec:
-        """The reference's spec for 7-D; every dimension normalised, none called a gripper, otherwise.
-
-        7-D is read as six end-effector deltas and a gripper stored as 1 - a, as all released models have
-        it. Any other D says nothing about where grippers are (14 may be two 7-D arms or 2 x (6 joints +
-        gripper)), so nothing is guessed: quantile scaling is right for every dimension, including a
-        gripper, and inverts exactly. Use `with_grippers` to say more.
-        """
-        if action_dim == REFERENCE_ARM_DIM:
-            return cls.with_grippers(action_dim, (action_dim - 1,), invert=True)
-        return cls(tuple(DimensionSpec(normalize=True) for _ in range(action_dim)))
-
-    @classmethod
-    def with_grippers(
-        cls, action_dim: int, gripper_dims: Sequence[int], *, invert: bool, normalize: bool = False
-    ) -> ActionSpec:
-        """All dimensions normalised except the named grippers, which follow `normalize` and `invert`."""
-        wrong = [d for d in gripper_dims if not 0 <= d < action_dim]
-        if wrong:
-            raise UserError(
-                f"gripper dimension {wrong[0]} does not exist: dimensions are 0..{action_dim - 1}"
-            )
-        gripper = DimensionSpec(normalize=normalize, gripper=True, invert=invert)
-        arm = DimensionSpec(normalize=True)
-        return cls(tuple(gripper if d in gripper_dims else arm for d in range(action_dim)))
-
-    @property
-    def dim(self) -> int:
-        """D."""
-        return len(self.dimensions)
-
-    @property
-    def normalize_D(self) -> NDArray[np.bool_]:
-        """Which dimensions are scaled by quantiles; the `mask` of the released format."""
-        return np.array([d.normalize for d in self.dimensions], dtype=bool)
-
-    @property
-    def invert_D(self) -> NDArray[np.bool_]:
-        """Which dimensions are inverted."""
-        return np.array([d.invert for d in self.dimensions], dtype=bool)
-
-    def to_json(self) -> list[dict[str, bool]]:
-        """One object per dimension."""
-        return [
-            {"normalize": d.normalize, "gripper": d.gripper, "invert": d.invert}
-            for d in self.dimensions
-        ]
-
-    @classmethod
-    def from_json(cls, rows: Sequence[Mapping[str, bool]]) -> ActionSpec:
-        """The inverse of `to_json`."""
-        try:
-            return cls(tuple(DimensionSpec(**row) for row in rows))
-        except TypeError as error:
-            raise UserError(f"the action spec of the statistics is damaged: {error}") from error
-
-
-@dataclass(frozen=True)
-class DatasetStatistics:
-    """One entry of `dataset_statistics.json`: what is needed to encode and decode this dataset's actions."""
-
-    key: str
-    action: FeatureStatistics
-    spec: ActionSpec
-    state: FeatureStatistics | None
-    num_transitions: int
-    num_trajectories: int
-
-    def __post_init__(self) -> None:
-        if self.action.dim != self.spec.dim:
-            raise UserError(
-                f"statistics {self.key!r} have {self.action.dim} action dimensions, the spec {self.spec.dim}"
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        """{key: entry}. `mask` is what released models read, `spec` is the whole truth."""
-        entry: dict[str, Any] = {
-            "action": {**self.action.to_json(), "mask": self.spec.normalize_D.tolist()},
-            "num_transitions": self.num_transitions,
-            "num_trajectories": self.num_trajectories,
-            "spec": self.spec.to_json(),
-        }
-        if self.state is not None:
-            entry["proprio"] = self.state.to_json()
-        return {self.key: entry}
-
-    @classmethod
-    def from_json(cls, obj: Mapping[str, Any], key: str | None = None) -> DatasetStatistics:
-        """Read one entry. A file without our `spec` gets its `mask`, inverted as the 7-D default is."""
-        if not isinstance(obj, Mapping):
-            raise UserError("statistics must be an object {dataset key: entry}")
-        name = resolve_key(list(obj), key)
-        entry = obj[name]
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("action"), Mapping):
-            raise UserError(f"the statistics entry {name!r} has no object `action`")
-        action = FeatureStatistics.from_json(entry["action"])
-        if "spec" in entry:
-            spec = ActionSpec.from_json(entry["spec"])
-        else:
-            spec = _spec_of_mask(entry["action"].get("mask"), action.dim)
-        state = entry.get("proprio")
-        return cls(
-            key=name,
-            action=action,
-            spec=spec,
-            state=None if state is None else FeatureStatistics.from_json(state),
-            num_transitions=_count(entry, "num_transitions"),
-            num_trajectories=_count(entry, "num_trajectories"),
-        )
-
-    def sha256(self) -> str:
-        """Hash of the content; equal for equal values whatever order they arrived in."""
-        return canonical_sha256(self.to_json())
-
-
-def _count(entry: Mapping[str, Any], name: str) -> int:
-    if not isinstance(entry.get(name), int):
-        raise UserError(f"the statistics have no whole number {name!r}; found {', '.join(entry)}")
-    return entry[name]
-
-
-def _spec_of_mask(mask: Sequence[bool] | None, action_dim: int) -> ActionSpec:
-    default = ActionSpec.default(action_dim)
-    if mask is None or list(mask) == default.normalize_D.tolist():
-        return default
-    return ActionSpec(tuple(DimensionSpec(normalize=bool(m)) for m in mask))
 
 
 def normalize(
@@ -284,7 +128,7 @@ def observe_gripper(action_ND: NDArray[np.floating], dimension: int = -1) -> Gri
 
 
 def spec_warnings(statistics: DatasetStatistics) -> list[str]:
-    """Where the spec loses information on this data, in words; an empty list is what one wants."""
+    """Where the spec loses information on this data, in words; empty = nothing is lost."""
     warnings = []
     action = statistics.action
     for d, spec in enumerate(statistics.spec.dimensions):

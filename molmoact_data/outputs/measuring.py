@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,11 @@ from numpy.typing import NDArray
 from molmoact_data import schema
 from molmoact_data.errors import EpisodeRejected, UserError
 from molmoact_data.files.storage import Storage
-from molmoact_data.labels.actions import ActionSpec, DatasetStatistics, feature_statistics
 from molmoact_data.outputs.columns import fixed_array
 from molmoact_data.outputs.output import Output
 from molmoact_data.sources.base import EpisodeColumns
 from molmoact_data.sources.opening import open_source
+from molmoact_data.statistics import ActionSpec, DatasetStatistics, feature_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -169,19 +168,3 @@ def lerobot_statistics_of(
         feature: lerobot_statistics(np.concatenate([feature_values(p, feature) for p in paths]))
         for feature in features
     }
-
-
-def read_statistics(path: Path, key: str | None) -> DatasetStatistics:
-    """One entry of a `dataset_statistics.json`."""
-    import json
-
-    if not path.is_file():
-        raise UserError(f"no statistics file at {path}.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from error
-    try:
-        return DatasetStatistics.from_json(content, key)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
-from molmoact_data.labels.actions import DatasetStatistics
 from molmoact_data.outputs.shards import ShardRecord
+from molmoact_data.statistics import DatasetStatistics
 
 BATCH_ROWS = 256
 """Rows with images held at once; at 20 kB an image this is some 10 MB."""

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
-from molmoact_data.labels.actions import DatasetStatistics
 from molmoact_data.outputs.output import open_parquet
+from molmoact_data.statistics import DatasetStatistics
 
 HISTOGRAM_BINS = 48
 HEAT_CELLS = 32

@@ -62,19 +62,6 @@ class ActionDecoder:
         }
 
 
-def read_norm_stats(path: Path) -> dict[str, Any]:
-    """The JSON object of a statistics file. Raises UserError where there is none."""
-    try:
-        obj = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the statistics {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(obj, dict):
-        raise UserError(f"{path} must hold an object {{dataset key: statistics}}.")
-    return obj
-
-
 def open_texts(path: Path) -> Iterator[str]:
     """The texts of a JSON-lines file, one at a time; `-` reads standard input."""
     if str(path) == "-":

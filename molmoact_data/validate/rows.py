@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from molmoact_data import schema
-from molmoact_data.labels.actions import DatasetStatistics, bin_actions, chunk, normalize
+from molmoact_data.labels.actions import bin_actions, chunk, normalize
 from molmoact_data.labels.traces import to_grid
 from molmoact_data.outputs.columns import fixed_array
+from molmoact_data.statistics import DatasetStatistics
 from molmoact_data.validate.findings import Finding, Problem
 
 MAY_BE_NULL = frozenset({schema.TRACE_REJECT_REASON})

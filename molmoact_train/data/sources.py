@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
-from molmoact_data.labels.actions import DatasetStatistics
+from molmoact_data.statistics import DatasetStatistics
 from molmoact_data.text.prompts import SampleKind
 from molmoact_train.data.conversations import CONVERSATIONS, ConversationSource
 from molmoact_train.data.rows import ParquetRows

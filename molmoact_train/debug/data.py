@@ -22,6 +22,7 @@ from molmoact_data.labels.traces import TraceConfig, episode_traces
 from molmoact_data.outputs.columns import EpisodeLabels, label_columns
 from molmoact_data.outputs.shards import ShardRecord, ShardWriter, file_sha256
 from molmoact_data.sources.base import EpisodeColumns
+from molmoact_data.statistics import ActionSpec, DatasetStatistics, feature_statistics
 
 NAME = "debug/square"
 
@@ -42,10 +43,10 @@ def write_debug_dataset(
     rng = np.random.default_rng(seed)
     paths = [_path(rng, frames) for _ in range(episodes)]
     moves = [_actions(path, action_dim) for path in paths]
-    statistics = actions.DatasetStatistics(
+    statistics = DatasetStatistics(
         key=name,
-        action=actions.feature_statistics(np.concatenate(moves)),
-        spec=actions.ActionSpec.default(action_dim),
+        action=feature_statistics(np.concatenate(moves)),
+        spec=ActionSpec.default(action_dim),
         state=None,
         num_transitions=episodes * frames,
         num_trajectories=episodes,
@@ -98,7 +99,7 @@ def _rows(
     episode: int,
     path_T2: NDArray[np.float32],
     move_TD: NDArray[np.float32],
-    statistics: actions.DatasetStatistics,
+    statistics: DatasetStatistics,
     size: int,
 ) -> pa.Table:
     num = len(path_T2)

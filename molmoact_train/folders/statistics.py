@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from molmoact_data.errors import UserError
-from molmoact_data.labels.actions import DatasetStatistics
+from molmoact_data.statistics import DatasetStatistics
 from molmoact_train.config import TrainConfig
 from molmoact_train.data.sources import Source
 

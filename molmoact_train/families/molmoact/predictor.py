@@ -17,17 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
-from molmoact_data.labels.actions import (
-    DatasetStatistics,
-    bin_centers,
-    unnormalize,
-    unnormalize_reference,
-)
+from molmoact_data.labels.actions import bin_centers, unnormalize, unnormalize_reference
 from molmoact_data.labels.traces import GRID_MAX
 from molmoact_data.pictures import overlay
 from molmoact_data.policies import PredictionFailed
 from molmoact_data.processes import pick_device
-from molmoact_data.statistics import resolve_key
+from molmoact_data.statistics import DatasetStatistics, resolve_key
 from molmoact_data.text import prompts
 from molmoact_train.families.molmoact.generate import Decoded, decode_constrained, decode_free
 from molmoact_train.families.molmoact.grammar import AnswerShape, Grammar, build_grammar
