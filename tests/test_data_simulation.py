@@ -248,7 +248,7 @@ def test_every_action_dimension_is_alive() -> None:
 
 
 def test_actions_are_a_function_of_the_seed() -> None:
-    one, again = (act_only(11, EpisodeConfig(family="lift"))[0] for _ in range(2))
+    one, again = (act_only(11, EpisodeConfig(family="pick"))[0] for _ in range(2))
     np.testing.assert_array_equal(one, again)
 
 
@@ -298,7 +298,7 @@ def test_frames_are_a_function_of_the_seed_and_survive_a_shard(tmp_path) -> None
 
 @pytest.fixture(scope="module")
 def episode(_gl):
-    config = EpisodeConfig(image_hw=SMALL, quality=FLAT, family="lift", split="test")
+    config = EpisodeConfig(image_hw=SMALL, quality=FLAT, family="pick", split="test")
     return run_episode(2, config)
 
 

@@ -93,7 +93,7 @@ def plan(task: Task, world: World, style: Style) -> list[Phase]:
     carry = matrix_from_vector(np.asarray(style.carry_tilt)) @ grasp
     phases = _pick_phases(task, world, grasp, carry)
     match task.family:
-        case "lift":
+        case "pick":
             return [*phases, Phase("hold", None, CLOSED, max_steps=3)]
         case "turn":
             return phases + _turn_phases(task, world, grasp)

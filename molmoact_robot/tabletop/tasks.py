@@ -12,8 +12,8 @@ from molmoact_robot.tabletop.objects import GRASPABLE, KINDS, Placed
 from molmoact_robot.tabletop.randomization import Split
 from molmoact_robot.tabletop.world import World, yaw_of
 
-Family = Literal["lift", "on", "in", "stack", "turn", "pour"]
-FAMILIES: tuple[Family, ...] = ("lift", "on", "in", "stack", "turn", "pour")
+Family = Literal["pick", "on", "in", "stack", "turn", "pour"]
+FAMILIES: tuple[Family, ...] = ("pick", "on", "in", "stack", "turn", "pour")
 
 LIFTED_M = 0.06
 POUR_TILT_RAD = np.deg2rad(45)
@@ -26,7 +26,7 @@ PLACE_RADIUS_M = {"on": 0.05, "in": 0.05, "stack": 0.02}
 
 @dataclass(frozen=True)
 class Task:
-    """The first object is acted on; the second is where it goes, except for `lift` and `turn`."""
+    """The first object is acted on; the second is where it goes, except for `pick` and `turn`."""
 
     family: Family
     instruction: str
@@ -62,7 +62,7 @@ def _instruction(family: Family, objects: tuple[Placed, ...], turn_rad: float) -
     subject, other = (f"the {o.colour} {o.kind}" for o in objects[:2])
     side = "left" if turn_rad > 0 else "right"
     return {
-        "lift": f"pick up {subject}",
+        "pick": f"pick up {subject}",
         "on": f"put {subject} on {other}",
         "in": f"put {subject} in {other}",
         "stack": f"stack {subject} on {other}",
@@ -74,7 +74,7 @@ def _instruction(family: Family, objects: tuple[Placed, ...], turn_rad: float) -
 def succeeded(task: Task, world: World) -> bool:
     """Decided from the physics state alone; `world` remembers where the object started."""
     match task.family:
-        case "lift":
+        case "pick":
             return bool(world.subject_position[2] - world.subject_start_position[2] > LIFTED_M)
         case "turn":
             return _turned(task, world)
