@@ -18,6 +18,7 @@ import typer
 
 from molmoact_data import commands as label_views, lifecycle_commands as data_lifecycle
 from molmoact_data.errors import LimitExceeded, UserError
+from molmoact_robot import commands as robots
 from molmoact_train import commands as models, export_commands as model_folders
 from pipelines import (
     commands as labelling,
@@ -77,6 +78,7 @@ COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
         model_folders.merge_lora,
         model_folders.export_hf,
     ),
+    "Robots": (robots.eval_,),
     "Other": (version,),
 }
 VQVAE_COMMANDS: Mapping[str, Callable[..., None]] = {
@@ -105,7 +107,10 @@ def configure(
 
 
 def door() -> typer.Typer:
-    """The program: every command under its heading; names are the functions', with dashes."""
+    """The program: every command under its heading; names are the functions', with dashes.
+
+    A function whose name would hide a builtin ends in an underscore, which its command does not.
+    """
     whole = typer.Typer(
         name="molmoact",
         no_args_is_help=True,
@@ -116,7 +121,8 @@ def door() -> typer.Typer:
     )
     for heading, functions in COMMANDS.items():
         for function in functions:
-            whole.command(rich_help_panel=heading)(function)
+            name = function.__name__.rstrip("_").replace("_", "-")
+            whole.command(name, rich_help_panel=heading)(function)
     vqvae = typer.Typer(
         no_args_is_help=True, help="The depth VQ-VAE: train, measure, encode, decode, convert."
     )

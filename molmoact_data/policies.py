@@ -26,6 +26,10 @@ POLICIES: Mapping[str, str] = {
 }
 """`model_type` of a checkpoint's config.json -> its policy class, which has `from_folder(folder, ...)`."""
 
+EMBEDDED = "embedded"
+EMBEDDED_POLICY = Path(__file__).parents[1] / "molmoact_robot" / "weights" / "tabletop"
+"""The small model that ships with the package, for the table-top world: what the name `embedded` stands for."""
+
 
 class PredictionFailed(Exception):
     """The model's answer is no action: malformed text, numbers that are not finite, a wrong shape.
@@ -121,13 +125,19 @@ class Policy(Protocol):
         ...
 
 
+def checkpoint_folder(name: str | Path) -> Path:
+    """The folder that `--checkpoint` means: the shipped model for `embedded`, otherwise the path itself."""
+    return EMBEDDED_POLICY if str(name) == EMBEDDED else Path(name)
+
+
 def load_policy(folder: str | Path, **options: Any) -> Policy:
     """The policy of a checkpoint folder, by the `model_type` in its config.json; torch is imported now.
 
     `options` go to the family's `from_folder`: `device`, `dtype`, `statistics_key`, ...
     """
-    module, _, attribute = policy_class(Path(folder)).partition(":")
-    return getattr(importlib.import_module(module), attribute).from_folder(Path(folder), **options)
+    path = checkpoint_folder(folder)
+    module, _, attribute = policy_class(path).partition(":")
+    return getattr(importlib.import_module(module), attribute).from_folder(path, **options)
 
 
 def policy_class(folder: Path) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
+
+if find_library("EGL"):
+    os.environ.setdefault("MUJOCO_GL", "egl")  # before anything imports mujoco
 
 import huggingface_hub.constants  # noqa: F401 - read the environment before a test changes it
 import pytest

@@ -1,6 +1,5 @@
 """The table-top world: its camera maths, its splits, its motion, and what LeRobot reads of it."""
 
-# ruff: noqa: E402  (OpenGL is asked for before mujoco is imported)
 from __future__ import annotations
 
 import dataclasses
@@ -11,33 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mujoco
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from made_gl import needs_gl
 from PIL import Image
 from scipy.spatial.transform import Rotation
-
-
-def gl_problem() -> str | None:
-    """Why nothing can be rendered, or None. Asked in another process, and before mujoco is imported here:
-    with `MUJOCO_GL=egl` and no EGL library even its import fails.
-    """
-    code = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 8, 8)"
-    environment = {"MUJOCO_GL": "egl", **os.environ}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
-    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["abort"])[-1]
-
-
-GL_PROBLEM = gl_problem()
-if GL_PROBLEM is None:
-    os.environ.setdefault("MUJOCO_GL", "egl")
-else:
-    os.environ.pop("MUJOCO_GL", None)
-
-import mujoco
 
 from molmoact_data.errors import UserError
 from molmoact_robot.tabletop import camera, randomization, textures
@@ -59,23 +39,6 @@ from scripts.embedded.frame_shards import read_shard, stack_frames, write_shard
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "examples" / "demo_dataset"
 SMALL = (64, 64)
-
-
-@pytest.fixture(scope="session")
-def _gl() -> None:
-    if GL_PROBLEM:
-        pytest.skip(
-            f"no software OpenGL here (apt-get install libegl1 libgl1-mesa-dri): {GL_PROBLEM}"
-        )
-
-
-render = [pytest.mark.render, pytest.mark.usefixtures("_gl")]
-
-
-def needs_gl(test):
-    for mark in render:
-        test = mark(test)
-    return test
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +260,7 @@ def test_frames_are_a_function_of_the_seed_and_survive_a_shard(tmp_path) -> None
 
 
 @pytest.fixture(scope="module")
-def episode(_gl):
+def episode():
     config = EpisodeConfig(image_hw=SMALL, quality=FLAT, family="pick", split="test")
     return run_episode(2, config)
 

@@ -77,13 +77,18 @@ class SceneRenderer:
         return Shot(self.colour(data, camera), depth_HW, pixel_12[0], visible)
 
     def calibration(self, data: Any, camera: str) -> PinholeCamera:
-        index = self._model.camera(camera).id
-        axes_33 = data.cam_xmat[index].reshape(3, 3)
-        return PinholeCamera(
-            intrinsics(float(self._model.cam_fovy[index]), self._image_hw),
-            world_to_camera(data.cam_xpos[index], axes_33),
-            self._image_hw,
-        )
+        return calibration(self._model, data, camera, self._image_hw)
+
+
+def calibration(model: Any, data: Any, camera: str, image_hw: tuple[int, int]) -> PinholeCamera:
+    """One camera of a posed model; needs no OpenGL."""
+    index = model.camera(camera).id
+    axes_33 = data.cam_xmat[index].reshape(3, 3)
+    return PinholeCamera(
+        intrinsics(float(model.cam_fovy[index]), image_hw),
+        world_to_camera(data.cam_xpos[index], axes_33),
+        image_hw,
+    )
 
 
 def depth_to_u16(depth_HW: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -1,0 +1,112 @@
+"""`molmoact eval`: where a model meets a robot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from molmoact_data.console import (
+    DeviceOption,
+    JsonOption,
+    OverwriteOption,
+    ResumeOption,
+    emit_json,
+    say,
+)
+
+
+def eval_(
+    *,
+    env: Annotated[
+        str, typer.Option(help="tabletop, or module:Class, a gymnasium class of your own.")
+    ] = "tabletop",
+    checkpoint: Annotated[
+        str, typer.Option(help="Model folder; `embedded`; or a baseline: `expert`, `idle`.")
+    ],
+    output_path: Annotated[Path, typer.Option(help="Folder for results, page and films.")],
+    tasks: Annotated[
+        str | None, typer.Option(help="Names with commas; default: all of the environment.")
+    ] = None,
+    trials: Annotated[int, typer.Option(help="Episodes per task.")] = 10,
+    seed: Annotated[int, typer.Option(help="Episode k of every task has seed + k.")] = 0,
+    execute: Annotated[
+        int | None, typer.Option(help="Steps of an answer before the next question; default: all.")
+    ] = None,
+    steer: Annotated[
+        str, typer.Option(help="none, or expert: draw the demonstrator's path on every question.")
+    ] = "none",
+    env_arg: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=VALUE for the environment, e.g. split=train; repeat."),
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Per episode; default: the environment's own limit.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Processes; each loads the model.")] = 1,
+    video: Annotated[
+        bool, typer.Option("--video/--no-video", help="A film of every episode.")
+    ] = True,
+    vqvae: Annotated[
+        str | None,
+        typer.Option(help="Decoder of the films' depth, or `embedded`; default: the checkpoint's."),
+    ] = None,
+    unnorm_key: Annotated[
+        str | None, typer.Option(help="Entry of norm_stats; needed when there are several.")
+    ] = None,
+    max_failed_predictions: Annotated[
+        float, typer.Option(help="Share of answers without actions above which to exit with 3.")
+    ] = 0.1,
+    min_success: Annotated[
+        float | None, typer.Option(help="Share of successes below which to exit with 3.")
+    ] = None,
+    device: DeviceOption = "auto",
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how often a model succeeds: episodes, films, success rates with intervals.
+
+    Example: molmoact eval --env tabletop --checkpoint embedded --tasks pick --trials 24 --output-path pick
+    """
+    from molmoact_data.config import build
+    from molmoact_robot.environments.base import parse_settings
+    from molmoact_robot.evaluate import PAGE, EvalConfig, evaluate, one_line, summary
+
+    options = {"device": device, "statistics_key": unnorm_key}
+    config = build(
+        EvalConfig,
+        {
+            "player": {
+                "env": env,
+                "checkpoint": checkpoint,
+                "env_settings": parse_settings(env_arg or []),
+                "policy_options": {k: v for k, v in options.items() if v is not None},
+                "vqvae": vqvae,
+                "rollout": {"execute": execute, "steer": steer, "max_steps": max_steps},
+                "video": video,
+            },
+            "tasks": tuple(name.strip() for name in tasks.split(",")) if tasks else (),
+            "trials": trials,
+            "seed": seed,
+            "jobs": jobs,
+            "max_failed_predictions": max_failed_predictions,
+            "min_success": min_success,
+        },
+    )
+    try:
+        results = evaluate(
+            config,
+            output_path,
+            resume=resume,
+            overwrite=overwrite,
+            progress=lambda result, done, total: say(one_line(result, done, total)),
+        )
+    finally:
+        if (output_path / PAGE).is_file():
+            say(f"see {output_path / PAGE}")
+    if as_json:
+        emit_json(results)
+    else:
+        typer.echo(summary(results))
