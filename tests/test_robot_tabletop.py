@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import gymnasium
 import numpy as np
 import pytest
@@ -21,8 +17,8 @@ from molmoact_robot.environments.tabletop import GYM_ID, TabletopEnv
 from molmoact_robot.rollout import RolloutConfig, Trial, run_episode
 from molmoact_robot.tabletop.episodes import EpisodeConfig, run_episode as demonstrate
 from molmoact_robot.tabletop.scene import FLAT
+from molmoact_robot.tabletop.view import SceneRenderer
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"image_size": 64, "quality": "flat"}
 
 
@@ -50,17 +46,23 @@ def test_gymnasiums_own_checker_is_content() -> None:
     env.close()
 
 
-def test_opengl_is_not_touched_before_a_reset() -> None:
-    code = (
-        "import sys\n"
-        "from molmoact_robot.environments.tabletop import TabletopEnv\n"
-        "TabletopEnv().close()\n"
-        "print([m for m in sys.modules if m.startswith('OpenGL.EGL')])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+@needs_gl
+def test_opengl_is_first_touched_by_a_reset(monkeypatch) -> None:
+    """LeRobot makes environments before it forks its servers; a context made there would be shared."""
+    made = []
+
+    class Counted(SceneRenderer):
+        def __init__(self, *arguments, **named) -> None:
+            made.append(self)
+            super().__init__(*arguments, **named)
+
+    monkeypatch.setattr("molmoact_robot.environments.tabletop.SceneRenderer", Counted)
+    env = TabletopEnv(**SMALL)
+    assert not made
+    for seed in (0, 1):
+        env.reset(seed=seed)
+    env.close()
+    assert len(made) == 2
 
 
 @needs_gl

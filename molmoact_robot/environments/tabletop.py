@@ -72,7 +72,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     """
 
     Settings = TabletopSettings
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012
     tasks = FAMILIES
     measured_with: ClassVar[dict[str, Any]] = {"render": "on-demand"}  # the pictures are the same
 
