@@ -55,6 +55,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr("huggingface_hub._upload_large_folder.WAITING_TIME_IF_NO_TASKS", 0.05)
     close_session()
     with RunningHub() as running:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.url)
         yield running
 
 

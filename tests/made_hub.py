@@ -69,8 +69,10 @@ class Handler(BaseHTTPRequestHandler):
         if status is not None:
             self.reply(status, {"error": "refused by the test"})
         elif path == "/api/repos/create":
-            self.hub.created.append(json.loads(body))
-            self.reply(200, {"url": f"{self.hub.url}/datasets/{json.loads(body)['name']}"})
+            request = json.loads(body)
+            self.hub.created.append(request)
+            repo_id = f"{request['organization']}/{request['name']}"
+            self.reply(200, {"url": f"{self.hub.url}/datasets/{repo_id}"})
         elif path == "/api/validate-yaml":
             self.reply(200, {"errors": [], "warnings": []})
         elif "/preupload/" in path:
@@ -84,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
             self.commit(body)
         elif "/resolve/" in path:
             self.resolve(method, path)
+        elif "/tree/" in path:
+            self.tree()
         elif path.startswith("/api/datasets/"):
             self.info()
         else:
@@ -127,6 +131,13 @@ class Handler(BaseHTTPRequestHandler):
     def info(self) -> None:
         siblings = [{"rfilename": k, "size": len(v)} for k, v in self.hub.files.items()]
         self.reply(200, {"id": "u/n", "sha": COMMIT, "siblings": siblings, "private": False})
+
+    def tree(self) -> None:
+        files = [
+            {"type": "file", "path": k, "size": len(v), "oid": hashlib.sha1(v).hexdigest()}
+            for k, v in self.hub.files.items()
+        ]
+        self.reply(200, files)
 
     def resolve(self, method: str, path: str) -> None:
         name = re.sub(r"^.*/resolve/[^/]+/", "", path)

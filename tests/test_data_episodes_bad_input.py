@@ -444,7 +444,8 @@ def test_a_hub_dataset_is_fetched_metadata_and_rows_first_and_videos_when_needed
 ) -> None:
     import huggingface_hub
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import EntryNotFoundError
+    from httpx import Request, Response
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     cache, commit, fetched = tmp_path / "cache" / ("a" * 40), "a" * 40, []
     (dataset.root / VIDEO.format(1)).unlink()  # listed by the Hub, gone when asked for
@@ -473,7 +474,8 @@ def test_a_hub_dataset_is_fetched_metadata_and_rows_first_and_videos_when_needed
     def hf_hub_download(_repo: str, name: str, *, repo_type: str, revision: str) -> str:
         assert (repo_type, revision) == ("dataset", commit)
         if not (dataset.root / name).exists():
-            raise EntryNotFoundError(name, response=SimpleNamespace(headers={}, request=None))
+            response = Response(404, request=Request("GET", f"https://huggingface.co/{name}"))
+            raise RemoteEntryNotFoundError(name, response=response)
         return fetch(name)
 
     monkeypatch.setattr(HfApi, "dataset_info", dataset_info)

@@ -11,13 +11,13 @@ from molmoact_data.errors import UserError, first_line
 @contextmanager
 def hub_errors(what: str, then: str) -> Iterator[None]:
     """Raise `UserError` for what goes wrong with `what` on the Hub; `then` is what to do about it."""
+    from httpx import HTTPError, NetworkError, TimeoutException
     from huggingface_hub.errors import (
         HfHubHTTPError,
         LocalEntryNotFoundError,
         LocalTokenNotFoundError,
         OfflineModeIsEnabled,
     )
-    from requests import ConnectionError as NoConnection, RequestException, Timeout
 
     try:
         yield
@@ -25,13 +25,7 @@ def hub_errors(what: str, then: str) -> Iterator[None]:
         raise UserError(
             f"{what}: HF_HUB_OFFLINE is set, so the Hub is not asked. {then}"
         ) from error
-    except (NoConnection, Timeout) as error:
-        where = "the Hub" if error.request is None else str(error.request.url)
-        raise UserError(f"{what}: no answer from {where}. {then}") from error
-    except (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        LocalTokenNotFoundError,
-        RequestException,
-    ) as error:
+    except (NetworkError, TimeoutException) as error:
+        raise UserError(f"{what}: no answer from {error.request.url}. {then}") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError, HTTPError) as error:
         raise UserError(f"{what}: the Hub refused: {first_line(error)} {then}") from error

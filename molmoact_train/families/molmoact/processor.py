@@ -30,7 +30,12 @@ from molmoact_train.families.molmoact.images import (
     stack_padded,
     to_rgb,
 )
-from molmoact_train.families.molmoact.vocabulary import extend_vocabulary, id_of, load_tokenizer
+from molmoact_train.families.molmoact.vocabulary import (
+    extend_vocabulary,
+    id_of,
+    load_tokenizer,
+    save_tokenizer,
+)
 
 PROCESSOR_NAME = "processor_config.json"
 
@@ -113,7 +118,7 @@ class MolmoActProcessor:
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.chat_template = CHAT_TEMPLATE
         self.tokenizer.padding_side = "left"
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
         self.image_processor.save_pretrained(folder)
         fields = {
             "processor_class": "MolmoActProcessor",

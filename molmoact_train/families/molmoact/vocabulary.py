@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import AddedToken
 
 from molmoact_data.errors import UserError
@@ -20,7 +21,29 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(
             f"{folder} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt)"
         )
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    if (folder / "tokenizer.json").is_file():
+        # As the file says: the class that tokenizer_config.json names would bring its own splitting rules.
+        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    # "No" is said, not left out: transformers asks at the terminal where a configuration names code.
+    return AutoTokenizer.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the tokenizer so that transformers 4, and with it the released code and vLLM, reads it too.
+
+    Transformers 5 names a class that 4 does not know, and writes a list where 4 wants a mapping.
+    """
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    if fields.get("tokenizer_class") == "TokenizersBackend":
+        fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(extra := fields.get("extra_special_tokens"), list):
+        del fields["extra_special_tokens"]
+        fields["additional_special_tokens"] = extra
+    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def extend_vocabulary(tokenizer: PreTrainedTokenizerBase, embedding_size: int | None = None) -> int:

@@ -119,6 +119,8 @@ class MolmoActLlmConfig(PretrainedConfig):
 
     model_type = "molmoact_llm"
     base_config_key = "llm_config"
+    rope_scaling = None
+    """As the released files spell it; the base class would rename it to `rope_parameters`."""
 
     def __init__(
         self,
@@ -134,6 +136,7 @@ class MolmoActLlmConfig(PretrainedConfig):
         layer_norm_eps: float = 1e-6,
         rope_theta: float = 1_000_000.0,
         rope_scaling: dict[str, Any] | None = None,
+        rope_parameters: dict[str, Any] | None = None,
         max_position_embeddings: int = 4096,
         qk_norm_type: str = "olmo",
         embedding_dropout: float = 0.0,
@@ -148,7 +151,12 @@ class MolmoActLlmConfig(PretrainedConfig):
         tie_word_embeddings: bool = False,
         **kwargs: Any,
     ) -> None:
+        """`rope_parameters` is what a file says that the released code saved under transformers 5."""
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        if rope_parameters is not None:
+            kind = rope_parameters.get("rope_type", "default")
+            rope_scaling = rope_scaling if kind == "default" else rope_parameters
+            rope_theta = rope_parameters.get("rope_theta", rope_theta)
         if rope_scaling is not None:
             raise ValueError(
                 f"rope_scaling={rope_scaling!r}: no released MolmoAct scales its rotary positions"
@@ -208,10 +216,11 @@ class MolmoActConfig(PretrainedConfig):
     ) -> None:
         """`ignore_image_masks=True` reproduces the released HF and vLLM code, which never adds 7B-O's
         padding embedding although training did."""
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        # The sections first: the base class asks for the text section while it is being built.
         self.vit_config = _section(MolmoActVitConfig, vit_config)
         self.adapter_config = _section(MolmoActAdapterConfig, adapter_config)
         self.llm_config = _section(MolmoActLlmConfig, llm_config)
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
         self.image_patch_id = image_patch_id
         self.initializer_range = initializer_range
         self.n_action_bins = n_action_bins

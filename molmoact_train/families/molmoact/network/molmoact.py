@@ -240,7 +240,6 @@ class MolmoActForActionReasoning(MolmoActPreTrainedModel, GenerationMixin):
         with_accuracy: bool = False,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
-        cache_position: Tensor | None = None,
         logits_to_keep: int = 0,
         return_dict: bool | None = None,
     ) -> MolmoActOutput:
@@ -256,10 +255,7 @@ class MolmoActForActionReasoning(MolmoActPreTrainedModel, GenerationMixin):
         Loss: `labels` (Hugging Face: shifted inside, -100 ignored) or, in training, `targets` [B, S] (already
         the next token) with `loss_weights` [B, S] and `loss_divisor` (default: the sum of the weights).
         """
-        del (
-            cache_position,
-            return_dict,
-        )  # transformers' generation passes them; nothing depends on them
+        del return_dict  # transformers' generation passes it; nothing depends on it
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         hidden_BSL = self.model(
@@ -315,7 +311,8 @@ class MolmoActForActionReasoning(MolmoActPreTrainedModel, GenerationMixin):
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         if inputs.pop("inputs_embeds", None) is not None:
             raise ValueError("generation starts from input_ids: images are placed by token id")
-        if inputs["cache_position"][0] != 0:
+        cache = inputs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
             for name in ("images", "pooled_patches_idx", "image_masks", "crop_slots"):
                 inputs[name] = None
         return inputs
