@@ -56,6 +56,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     close_session()
     with RunningHub() as running:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.url)
+        # The server speaks LFS, not Xet; the variable is for child processes.
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
         yield running
 
 

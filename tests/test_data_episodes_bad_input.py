@@ -443,8 +443,8 @@ def test_a_hub_dataset_is_fetched_metadata_and_rows_first_and_videos_when_needed
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
-    from huggingface_hub import HfApi
     from httpx import Request, Response
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     cache, commit, fetched = tmp_path / "cache" / ("a" * 40), "a" * 40, []
