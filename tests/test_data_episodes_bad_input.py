@@ -223,7 +223,14 @@ def test_task_text_is_found_in_every_known_place(dataset: Dataset) -> None:
     assert consume(open_source(dataset.root), 0)[0] == ("push",) * 6
     tasks = np.array([0, 0, 0, 1, 1, 1])  # several tasks in one episode, frame by frame
     dataset.set_rows(task_index=tasks)
+    with pytest.raises(EpisodeRejected, match="the episode's metadata lists 'push'") as caught:
+        consume(open_source(dataset.root), 0)
+    assert caught.value.reason is RejectReason.INSTRUCTION_AMBIGUOUS
+    listed = [{"episode_index": 0, "tasks": ["push", "pull"], "length": 6}]
+    write_json_lines(dataset.root / "meta/episodes.jsonl", listed)
     assert consume(open_source(dataset.root), 0)[0] == ("push",) * 3 + ("pull",) * 3
+    listed[0]["tasks"] = ["push"]
+    write_json_lines(dataset.root / "meta/episodes.jsonl", listed)
     dataset.set_rows(task_index=None)  # the episode's own metadata
     assert consume(open_source(dataset.root), 0)[0] == ("push",) * 6
     for column in ("language_instruction", "task"):
@@ -252,11 +259,17 @@ def test_metadata_that_lies_is_reported_and_rows_are_trusted(
         assert len(consume(source, position)[1]) == length
 
 
-def test_wrong_lengths_are_reported_and_an_undeclared_episode_is_read(dataset: Dataset) -> None:
+def test_a_wrong_length_is_rejected_with_all_numbers_and_an_undeclared_episode_is_read(
+    dataset: Dataset,
+) -> None:
     write_json_lines(dataset.root / "meta/episodes.jsonl", [{"episode_index": 0, "length": 99}])
     source = open_source(dataset.root)
     assert any("episode 0 declares 99 frames and has 6 rows" in w for w in source.info.warnings)
-    assert [consume(source, i)[0][0] for i in (0, 1)] == ["push", "pull"]
+    numbers = r"6 rows in .*episode_000000.parquet, 99 rows declared, 6 pictures of"
+    with pytest.raises(EpisodeRejected, match=numbers) as caught:
+        source.read_columns(source.episodes[0])
+    assert caught.value.reason is RejectReason.LENGTHS_DISAGREE
+    assert consume(source, 1)[0][0] == "pull"
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,8 @@ def test_a_line_separator_within_a_task_does_not_end_its_line(v2: Path) -> None:
     task = "push\u2028the square\x85"
     line = json.dumps({"task_index": 0, "task": task}, ensure_ascii=False)
     (v2 / "meta/tasks.jsonl").write_text(line + "\n", encoding="utf-8")
+    episode = json.dumps({"episode_index": 0, "tasks": [task], "length": 6}, ensure_ascii=False)
+    (v2 / "meta/episodes.jsonl").write_text(episode + "\n", encoding="utf-8")
     source = open_source(v2)
     assert source.read_columns(source.episodes[0]).instructions == (task,) * LENGTHS[0]
 
@@ -162,7 +164,6 @@ def test_a_damaged_file_without_metadata_is_an_episode_that_is_rejected(v2: Path
 @pytest.mark.parametrize(
     ("column", "reason"),
     [
-        ("data/file_index", RejectReason.ROWS_MISSING),
         (f"videos/{FRONT}/chunk_index", RejectReason.VIDEO_MISSING),
         (f"videos/{FRONT}/from_timestamp", RejectReason.VIDEO_MISSING),
     ],

@@ -205,8 +205,8 @@ def test_an_rlds_dataset_on_s3_is_its_local_copy(bucket: str, cache: Path, rlds:
 def test_a_large_rlds_dataset_is_opened_from_its_first_shard_alone(
     bucket: str, cache: Path, rlds: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for limit in ("object_store.GATHERED_BYTES", "rlds_opening.COUNTED_BYTES"):
-        monkeypatch.setattr(f"molmoact_data.sources.{limit}", 0)
+    for limit in ("files.object_store.GATHERED_BYTES", "sources.rlds.opening.COUNTED_BYTES"):
+        monkeypatch.setattr(f"molmoact_data.{limit}", 0)
     local, remote = open_source(rlds), open_source(upload(rlds, f"{bucket}/droid/1.0.0"))
 
     assert [n for n in cached(cache) if "tfrecord" in n] == ["droid-train.tfrecord-00000-of-00003"]

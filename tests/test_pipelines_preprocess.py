@@ -271,7 +271,7 @@ BAD_EPISODES = {
     truncated_video: (1, "video_undecodable"),
     empty_video: (1, "video_empty"),
     git_lfs_pointer: (1, "video_git_lfs_pointer"),
-    short_rows: (1, "video_longer_than_rows"),
+    short_rows: (1, "lengths_disagree"),
     short_video: (2, "video_shorter_than_rows"),
     other_action_dimension: (1, "action_dimension_differs"),
 }

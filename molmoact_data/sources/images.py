@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from itertools import islice
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from molmoact_data.errors import EpisodeRejected, RejectReason
-from molmoact_data.sources.base import CameraBatch
+from molmoact_data.sources.base import CameraBatch, CameraFeature
 
 PASSED_THROUGH = ("JPEG", "PNG")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")
@@ -36,6 +37,26 @@ def iter_image_batches(
             raise _size_changed(key, first, size_hw, batch.rgb_NHWC.shape[1:])
         size_hw = batch.rgb_NHWC.shape[1:]
         yield batch
+
+
+def of_declared_size(
+    batches: Generator[CameraBatch, None, None], camera: CameraFeature
+) -> Generator[CameraBatch, None, None]:
+    """The batches, where their pictures are of the camera's size (0 = unknown). Raises `EpisodeRejected`.
+
+    Points in pixels are scaled by that size.
+    """
+    declared = (camera.height, camera.width)
+    with closing(batches):
+        for batch in batches:
+            found = batch.rgb_NHWC.shape[1:3]
+            if all(declared) and found != declared:
+                raise EpisodeRejected(
+                    RejectReason.PICTURE_SIZE_DIFFERS,
+                    f"{camera.key}: pictures of {found[1]}x{found[0]}, the dataset's are "
+                    f"{declared[1]}x{declared[0]} (width x height)",
+                )
+            yield batch
 
 
 def image_batch(

@@ -11,35 +11,77 @@ from numpy.typing import NDArray
 from molmoact_data.errors import EpisodeRejected, RejectReason
 
 TEXT_COLUMNS = ("language_instruction", "task", "instruction")
+NO_TEXT = ("", "nan", "none", "null", "<na>")
+"""What a missing value became on its way through other programs."""
+
+
+def usable_text(value: object) -> str | None:
+    """The value where it is an instruction; None for a number, NaN, true, and blank text."""
+    if not isinstance(value, str) or value.strip().lower() in NO_TEXT:
+        return None
+    return value
 
 
 def frame_instructions(
     num_frames: int,
     task_index: NDArray[np.integer] | None,
-    tasks: Mapping[int, str],
+    tasks: Mapping[int, Sequence[str]],
     text_columns: Mapping[str, Sequence[str | None]],
     episode_tasks: Sequence[str],
 ) -> tuple[str, ...]:
     """[T] texts, none of them blank; `EpisodeRejected` where no place has one for every frame.
 
     The order is LeRobot's own first (`task_index` into the task table), then a text column in the
-    rows, then the episode's metadata where that lists a single task.
+    rows, then the episode's metadata where that lists a single task. A number to which the table gives
+    several texts means the one that the episode's metadata lists; a text that the metadata does not list
+    contradicts it, and nobody can tell which of the two is true.
     """
     missing = []
     if task_index is not None:
-        texts = [tasks.get(int(index), "") for index in task_index]
-        if all(text.strip() for text in texts):
-            return tuple(texts)
-        bad = next(i for i, text in enumerate(texts) if not text.strip())
+        chosen = {
+            int(number): _text_of_task(int(number), tasks, episode_tasks)
+            for number in np.unique(task_index)
+        }
+        texts = [chosen[int(number)] for number in task_index]
+        if all(texts):
+            return tuple(str(text) for text in texts)
+        bad = texts.index(None)
         missing.append(f"task {int(task_index[bad])} of row {bad} is not in meta/tasks or is blank")
     for name, column in text_columns.items():
-        if all(text and text.strip() for text in column):
+        if all(usable_text(text) for text in column):
             return tuple(str(text) for text in column)
         missing.append(f"column {name!r} is blank in places")
     if len(episode_tasks) == 1:
         return (episode_tasks[0],) * num_frames
     missing.append(f"the episode's metadata lists {len(episode_tasks)} tasks")
     raise EpisodeRejected(RejectReason.INSTRUCTION_MISSING, "; ".join(missing))
+
+
+def _text_of_task(
+    number: int, tasks: Mapping[int, Sequence[str]], episode_tasks: Sequence[str]
+) -> str | None:
+    """The one text that a task's number stands for in this episode; None where the table has none."""
+    texts = list({_plain(text): text for text in reversed(tasks.get(number, ()))}.values())[::-1]
+    listed = {_plain(text) for text in episode_tasks}
+    agreeing = [text for text in texts if _plain(text) in listed] if listed else texts
+    if not texts or len(agreeing) == 1:
+        return agreeing[0] if texts else None
+    shown = " and ".join(map(repr, texts[:2]))
+    if agreeing:
+        detail = (
+            f"task {number} has {len(texts)} texts in meta/tasks, {shown}, and nothing tells which"
+        )
+    else:
+        own = ", ".join(map(repr, episode_tasks[:3]))
+        detail = (
+            f"the rows' task {number} is {shown} in meta/tasks, the episode's metadata lists {own}"
+        )
+    raise EpisodeRejected(RejectReason.INSTRUCTION_AMBIGUOUS, detail)
+
+
+def _plain(text: str) -> str:
+    """Without the differences that make no other instruction."""
+    return " ".join(text.lower().split()).rstrip(".")
 
 
 def text_columns(schema: pa.Schema) -> list[str]:
@@ -53,4 +95,6 @@ def is_text(kind: pa.DataType) -> bool:
     """True for strings, categorical ones included."""
     if pa.types.is_dictionary(kind):
         return is_text(kind.value_type)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )

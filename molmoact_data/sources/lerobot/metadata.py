@@ -7,8 +7,8 @@ v3.0: `meta/episodes/**.parquet`, `meta/tasks.parquet`, many episodes per Parque
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from molmoact_data.sources.lerobot.info import (
     path_template,
     read_info,
 )
-from molmoact_data.sources.lerobot.instructions import is_text
+from molmoact_data.sources.lerobot.instructions import is_text, usable_text
+from molmoact_data.sources.video.spans import SharedFile
 
 _V2_DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 _V2_VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
@@ -52,10 +53,12 @@ class LeRobotMetadata:
 
     version: str
     info: Mapping[str, Any]
-    tasks: Mapping[int, str]
+    tasks: Mapping[int, tuple[str, ...]]
+    """Texts by `task_index`: several where the table contradicts itself, none where it is no text."""
     episodes: pa.Table
     data_path: str
     video_path: str
+    _kept: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def is_v3(self) -> bool:
@@ -81,6 +84,10 @@ class LeRobotMetadata:
             return self.data_path.format(**self._v2_names(episode_index))
         return self.data_path.format(**self._v3_names(episode_index, "data"))
 
+    def declared_length(self, episode_index: int) -> int | None:
+        """Rows by the metadata; None where it does not say."""
+        return self._value(episode_index, "length") or None
+
     def video_span(self, episode_index: int, key: str) -> VideoSpan:
         """Relative path and time span of the episode's video."""
         if not self.is_v3:
@@ -93,11 +100,41 @@ class LeRobotMetadata:
             raise FileNotFoundError(f"the metadata has no {field}/{_SPAN[0]}")
         return VideoSpan(self.video_path.format(video_key=key, **names), start, end)
 
+    def shared_file(self, episode_index: int, key: str) -> SharedFile | None:
+        """All episodes in the video file of this one; None in v2.x, where a file is an episode."""
+        if not self.is_v3:
+            return None
+        row = int(np.searchsorted(self.episode_index, episode_index))
+        numbers = [self._numbers(f"videos/{key}/{name}") for name in _FILE]
+        here = np.flatnonzero((numbers[0] == numbers[0][row]) & (numbers[1] == numbers[1][row]))
+        start_s, end_s = (self._numbers(f"videos/{key}/{name}")[here] for name in _SPAN)
+        episodes = self.episode_index[here]
+        placed = self.episode_index[~np.isnan(numbers[0] + numbers[1])]
+        at_end = int(episodes[-1]) == self.episode_index[-1]
+        last = (self.info.get("total_episodes") or 0) - 1 if at_end else self.episode_index[-1]
+        return SharedFile(
+            episodes=episodes,
+            start_s=start_s,
+            end_s=end_s,
+            lengths=self._numbers("length")[here],
+            gap_before=~np.isin(episodes - 1, placed) & (episodes > 0),
+            gap_after=bool(episodes[-1] < last and episodes[-1] + 1 not in placed),
+        )
+
+    def _numbers(self, column: str) -> NDArray[np.float64]:
+        """[E] of the table; NaN where it does not say."""
+        if column not in self._kept:
+            missing = np.full(len(self.episodes), np.nan)
+            there = column in self.episodes.column_names
+            kept = self.episodes[column].cast(pa.float64()).to_numpy() if there else missing
+            self._kept[column] = kept
+        return self._kept[column]
+
     def episode_tasks(self, episode_index: int) -> tuple[str, ...]:
         """Task texts that the episode's own metadata lists, without blanks."""
         texts = self._value(episode_index, "tasks") or ()
         texts = (texts,) if isinstance(texts, str) else texts
-        return tuple(text for text in texts if isinstance(text, str) and text.strip())
+        return tuple(text for text in texts if usable_text(text))
 
     def _v2_names(self, episode_index: int) -> dict[str, int]:
         chunk = episode_index // (int(self.info.get("chunks_size") or 0) or 1000)
@@ -173,9 +210,20 @@ def _num_rows(path: Path) -> int:
         return 0
 
 
-def _v2_tasks(folder: Folder) -> dict[int, str]:
+def _v2_tasks(folder: Folder) -> dict[int, tuple[str, ...]]:
     rows = json_lines(folder, "meta/tasks.jsonl")
-    return {integer(row, "task_index", where): str(row.get("task") or "") for where, row in rows}
+    return _texts_by_number(
+        (integer(row, "task_index", where), row.get("task")) for where, row in rows
+    )
+
+
+def _texts_by_number(rows: Iterable[tuple[int | None, object]]) -> dict[int, tuple[str, ...]]:
+    """Every text that a number has, in order, each once."""
+    texts: dict[int, dict[str, None]] = {}
+    for number, value in rows:
+        if number is not None and (text := usable_text(value)) is not None:
+            texts.setdefault(number, {})[text] = None
+    return {number: tuple(found) for number, found in texts.items()}
 
 
 def _v3_episodes(folder: Folder, info: Mapping[str, Any]) -> pa.Table:
@@ -227,7 +275,7 @@ def _without_statistics(path: Path) -> pa.Table:
     return pq.read_table(path, columns=[n for n in names if not n.startswith("stats/")])
 
 
-def _v3_tasks(folder: Folder) -> dict[int, str]:
+def _v3_tasks(folder: Folder) -> dict[int, tuple[str, ...]]:
     """The text is a pandas index: a column named `task`, `__index_level_0__`, or anything."""
     if not folder.exists("meta/tasks.parquet"):
         return {}
@@ -241,8 +289,7 @@ def _v3_tasks(folder: Folder) -> dict[int, str]:
     text = next((n for n in ("task", "__index_level_0__") if n in texts), texts[0])
     table = pq.read_table(path, columns=["task_index", text])
     column = _cast(table["task_index"], pa.int64(), f"{path.name} of {folder.name!r}, task_index")
-    rows = zip(column.to_pylist(), table[text].to_pylist(), strict=True)
-    return {index: task or "" for index, task in rows if index is not None}
+    return _texts_by_number(zip(column.to_pylist(), table[text].to_pylist(), strict=True))
 
 
 def _parquet_schema(path: Path) -> pa.Schema:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, UserError
-from molmoact_data.files.inputs import Folder, HubFolder
+from molmoact_data.files.inputs import Folder, HubFolder, LocalFolder
 from molmoact_data.sources.base import CameraFeature, EpisodeRef, SourceInfo
 from molmoact_data.sources.lerobot.info import declared_cameras
 from molmoact_data.sources.lerobot.metadata import LeRobotMetadata, read_metadata
+from molmoact_data.sources.lerobot.places import (
+    RowCounts,
+    count_rows,
+    rows_elsewhere,
+    warnings_of,
+)
 from molmoact_data.sources.lerobot.rows import (
-    EPISODE_INDEX,
     RaggedColumnError,
     RowReader,
     dense,
@@ -39,7 +45,9 @@ def open_lerobot(folder: Folder, *, threads: int | None = None) -> LeRobotSource
     metadata = read_metadata(folder)
     row_files = _row_files(folder, metadata)
     rows_are_here = _gather_rows(folder, metadata, row_files)
-    reader = RowReader(folder, metadata)
+    counts = _row_counts(folder, metadata, row_files) if rows_are_here else None
+    elsewhere = rows_elsewhere(metadata, counts) if counts is not None and metadata.is_v3 else {}
+    reader = RowReader(folder, metadata, elsewhere)
     probe = _Probe.of(reader, metadata)
     cameras, missing = _present_cameras(folder, metadata)
     fps, fps_warnings = _fps(metadata, probe)
@@ -59,7 +67,8 @@ def open_lerobot(folder: Folder, *, threads: int | None = None) -> LeRobotSource
         state_dim=state_dim,
         robot_type=metadata.info.get("robot_type"),
         warnings=(
-            *_count_warnings(folder, metadata, row_files if rows_are_here else None),
+            *_count_warnings(metadata, counts),
+            *warnings_of(metadata, elsewhere),
             *fps_warnings,
             *action_warnings,
             *state_warnings,
@@ -70,7 +79,7 @@ def open_lerobot(folder: Folder, *, threads: int | None = None) -> LeRobotSource
     )
     lengths = metadata.episodes["length"].to_pylist()
     indices = metadata.episode_index.tolist()
-    return LeRobotSource(
+    source = LeRobotSource(
         info=info,
         episodes=tuple(EpisodeRef(i, n or 0) for i, n in zip(indices, lengths, strict=True)),
         folder=folder,
@@ -80,6 +89,40 @@ def open_lerobot(folder: Folder, *, threads: int | None = None) -> LeRobotSource
         state_column=state,
         threads=threads,
     )
+    return _with_real_sizes(source)
+
+
+def _with_real_sizes(source: LeRobotSource) -> LeRobotSource:
+    """Cameras as large as their pictures are, where not one of the first agrees with the metadata."""
+    cameras, warnings = [], []
+    for camera in source.info.cameras:
+        found = _probed_sizes(source, camera)
+        declared = (camera.height, camera.width)
+        if not found or declared in found:
+            cameras.append(camera)
+            continue
+        height, width = found[0]
+        cameras.append(replace(camera, height=height, width=width))
+        if all(declared):
+            warnings.append(
+                f"metadata says {camera.key!r} is {camera.width}x{camera.height}, its pictures are "
+                f"{width}x{height}"
+            )
+    info = replace(source.info, cameras=tuple(cameras), warnings=(*source.info.warnings, *warnings))
+    return replace(source, info=info)
+
+
+def _probed_sizes(source: LeRobotSource, camera: CameraFeature) -> list[tuple[int, int]]:
+    """Height and width in the first episodes that have pictures; no video is downloaded for that."""
+    if not isinstance(source.folder, LocalFolder):
+        return []
+    found = []
+    for ref in source.episodes[: 10 * PROBED_EPISODES]:
+        with suppress(EpisodeRejected, FileNotFoundError):
+            found.append(source.picture_hw(ref.episode_index, camera))
+        if len(found) == PROBED_EPISODES:
+            break
+    return found
 
 
 class _Probe:
@@ -218,22 +261,22 @@ def _names(feature: Any, dim: int) -> tuple[str, ...] | None:
     return tuple(str(name) for name in names)
 
 
-def _count_warnings(
-    folder: Folder, metadata: LeRobotMetadata, row_files: list[str] | None
-) -> list[str]:
+def _count_warnings(metadata: LeRobotMetadata, counts: RowCounts | None) -> list[str]:
     """Where the declared totals and lengths differ from each other or from the rows, if those are here."""
     lengths = np.asarray(metadata.episodes["length"].to_pylist(), dtype=np.float64)
-    counted = None if row_files is None else _rows_per_episode(folder, metadata, row_files)
     warnings = []
     total_episodes, total_frames = (
         metadata.info.get(key) for key in ("total_episodes", "total_frames")
     )
     if total_episodes is not None and total_episodes != len(lengths):
         warnings.append(f"metadata declares {total_episodes} episodes and lists {len(lengths)}")
-    rows = sum(counted.values()) if counted is not None else int(np.nansum(lengths))
+    counted: Counter[int] = Counter()
+    for in_file in (counts or {}).values():
+        counted.update(in_file)
+    rows = counted.total() if counts is not None else int(np.nansum(lengths))
     if total_frames is not None and total_frames != rows:
         warnings.append(f"metadata declares {total_frames} frames, the rows are {rows}")
-    if counted is None:
+    if counts is None:
         return warnings
     index = metadata.episode_index.tolist()
     differ = [(i, n) for i, n in zip(index, lengths, strict=True) if counted.get(i, n) != n]
@@ -248,40 +291,27 @@ def _count_warnings(
     return warnings
 
 
-def _rows_per_episode(
+def _row_counts(
     folder: Folder, metadata: LeRobotMetadata, row_files: list[str]
-) -> dict[int, int] | None:
-    """Counted rows by episode; None where that would be too slow."""
+) -> RowCounts | None:
+    """Counted rows by file and episode; None where that would be too slow."""
     local = [path for path in row_files if folder.exists(path)]
     if len(local) > CHECKED_ROW_FILES:
         return None
     if metadata.is_v3:
-        return _v3_rows_per_episode(folder, local)
-    counted = {}
+        return count_rows(folder, local)
     by_path = {metadata.data_file(i): i for i in metadata.episode_index.tolist()}
-    for path in local:
-        if path in by_path and (footer := _footer_or_none(folder, path)) is not None:
-            counted[by_path[path]] = footer.num_rows
-    return counted
-
-
-def _v3_rows_per_episode(folder: Folder, paths: list[str]) -> dict[int, int]:
-    counted: dict[int, int] = {}
-    for path in paths:
-        footer = _footer_or_none(folder, path)
-        if footer is None or EPISODE_INDEX not in footer.schema.to_arrow_schema().names:
-            continue
-        column = pq.read_table(folder.fetch(path), columns=[EPISODE_INDEX])[EPISODE_INDEX]
-        if not pa.types.is_integer(column.type):
-            continue  # its episodes are rejected when they are read
-        for entry in pc.value_counts(column).to_pylist():
-            counted[entry["values"]] = counted.get(entry["values"], 0) + entry["counts"]
-    return counted
+    footers = {path: _footer_or_none(folder, path) for path in local if path in by_path}
+    return {
+        path: {by_path[path]: footer.num_rows}
+        for path, footer in footers.items()
+        if footer is not None
+    }
 
 
 def _footer_or_none(folder: Folder, path: str) -> pq.FileMetaData | None:
     """None where the file is damaged: its episodes are rejected when they are read."""
     try:
         return pq.read_metadata(folder.fetch(path))
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError):
         return None

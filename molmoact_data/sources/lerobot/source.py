@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, RejectReason, unknown_name
-from molmoact_data.files.inputs import Folder
+from molmoact_data.files.inputs import Folder, LocalFolder
 from molmoact_data.sources.base import (
     CameraBatch,
     CameraFeature,
@@ -20,11 +20,12 @@ from molmoact_data.sources.base import (
     EpisodeRef,
     SourceInfo,
 )
-from molmoact_data.sources.images import iter_image_batches
+from molmoact_data.sources.images import image_batch, iter_image_batches, of_declared_size
 from molmoact_data.sources.lerobot.instructions import frame_instructions, text_columns
 from molmoact_data.sources.lerobot.metadata import LeRobotMetadata
+from molmoact_data.sources.lerobot.places import EPISODE_INDEX
 from molmoact_data.sources.lerobot.rows import RaggedColumnError, RowReader, dense, numbers
-from molmoact_data.sources.video.clip import VideoClip, iter_video
+from molmoact_data.sources.video.clip import VideoClip, count_frames, iter_video, picture_hw
 
 FRAME_INDEX, TIMESTAMP, TASK_INDEX = "frame_index", "timestamp", "task_index"
 
@@ -48,9 +49,7 @@ class LeRobotSource:
         episode = ref.episode_index
         texts = text_columns(self.rows.schema(episode))
         names = [self.action_column, *filter(None, [self.state_column])]
-        table = self.rows.read(
-            episode, [*names, TIMESTAMP, FRAME_INDEX, TASK_INDEX, *texts, *extra]
-        )
+        table = self._rows(episode, [*names, TIMESTAMP, FRAME_INDEX, TASK_INDEX, *texts, *extra])
         for name in (self.action_column, *extra):
             if name not in table.column_names:
                 raise EpisodeRejected(
@@ -76,7 +75,7 @@ class LeRobotSource:
         self, ref: EpisodeRef, camera_keys: Sequence[str], batch_size: int
     ) -> Iterator[dict[str, CameraBatch]]:
         """All cameras in lockstep, each decoded once; see `EpisodeSource.iter_frames`."""
-        table = self.rows.read(ref.episode_index, [TIMESTAMP, FRAME_INDEX])
+        table = self._rows(ref.episode_index, [TIMESTAMP, FRAME_INDEX])
         _, timestamp_s = _clock(table, self.info.fps)
         with ExitStack() as stack:
             streams = {
@@ -94,6 +93,39 @@ class LeRobotSource:
             for _ in range(0, len(timestamp_s), batch_size):
                 yield {key: next(stream) for key, stream in streams.items()}
 
+    def _rows(self, episode: int, columns: Sequence[str]) -> pa.Table:
+        """The episode's rows, as many as the metadata declares and all of it. Raises `EpisodeRejected`."""
+        names = dict.fromkeys([*columns, EPISODE_INDEX])
+        table = self.rows.read(episode, list(names))
+        declared = self.metadata.declared_length(episode)
+        if declared is not None and len(table) != declared:
+            raise EpisodeRejected(
+                RejectReason.LENGTHS_DISAGREE,
+                f"{len(table)} rows in {', '.join(self.rows.files(episode))}, {declared} rows declared, "
+                f"{self._pictures(episode)}",
+            )
+        if EPISODE_INDEX in table.column_names:
+            numbered = numbers(table, EPISODE_INDEX)
+            other = np.flatnonzero(numbered != episode)
+            if len(other):
+                raise EpisodeRejected(
+                    RejectReason.ROWS_OUT_OF_ORDER,
+                    f"row {other[0]} of episode {episode} says it is of episode {numbered[other[0]]}",
+                )
+        return table
+
+    def _pictures(self, episode: int) -> str:
+        """How many pictures the first camera with a video has, in words; nothing is downloaded for that."""
+        video = next((c for c in self.info.cameras if c.storage == "video"), None)
+        if video is None or not isinstance(self.folder, LocalFolder):
+            return "pictures as rows" if video is None else "pictures not counted"
+        try:
+            span = self.metadata.video_span(episode, video.key)
+            clip = VideoClip(self.folder.fetch(span.path), span.start_s, span.end_s)
+            return f"{count_frames(clip, self.info.fps)} pictures of {video.key}"
+        except (FileNotFoundError, EpisodeRejected):
+            return f"no readable pictures of {video.key}"
+
     def _camera(self, key: str) -> CameraFeature:
         by_key = {camera.key: camera for camera in self.info.cameras}
         if key not in by_key:
@@ -107,15 +139,27 @@ class LeRobotSource:
         timestamp_s: NDArray[np.float32],
         batch_size: int,
     ) -> Generator[CameraBatch, None, None]:
-        if camera.storage == "image":
-            return iter_image_batches(
-                self._encoded_images(episode, camera.key, len(timestamp_s), batch_size),
-                len(timestamp_s),
-                batch_size,
-                key=camera.key,
-                is_depth=camera.is_depth,
+        if camera.storage == "video":
+            return of_declared_size(
+                self._iter_video(episode, camera, timestamp_s, batch_size), camera
             )
-        return self._iter_video(episode, camera, timestamp_s, batch_size)
+        images = iter_image_batches(
+            self._encoded_images(episode, camera.key, len(timestamp_s), batch_size),
+            len(timestamp_s),
+            batch_size,
+            key=camera.key,
+            is_depth=camera.is_depth,
+        )
+        return of_declared_size(images, camera)
+
+    def picture_hw(self, episode: int, camera: CameraFeature) -> tuple[int, int]:
+        """Height and width of the episode's first picture. Raises `EpisodeRejected`, `FileNotFoundError`."""
+        if camera.storage == "video":
+            return picture_hw(self.folder.fetch(self.metadata.video_span(episode, camera.key).path))
+        first = next(iter(self._encoded_images(episode, camera.key, 1, 1)))
+        batch = image_batch([first], key=camera.key, is_depth=camera.is_depth)
+        height, width = batch.rgb_NHWC.shape[1:3]
+        return height, width
 
     def _iter_video(
         self,
@@ -126,12 +170,13 @@ class LeRobotSource:
     ) -> Generator[CameraBatch, None, None]:
         try:
             span = self.metadata.video_span(episode, camera.key)
+            shared = self.metadata.shared_file(episode, camera.key)
             held = self.folder.hold(span.path)  # every decoding thread opens the file
         except FileNotFoundError as error:
             raise EpisodeRejected(RejectReason.VIDEO_MISSING, f"no such file: {error}") from error
         with held as path:
             frames = iter_video(
-                VideoClip(path, span.start_s, span.end_s),
+                VideoClip(path, span.start_s, span.end_s, episode, shared),
                 timestamp_s,
                 fps=self.info.fps,
                 batch_size=batch_size,
@@ -181,9 +226,7 @@ class LeRobotSource:
 
     def _instructions(self, episode: int, table: pa.Table, texts: Sequence[str]) -> tuple[str, ...]:
         has_index = TASK_INDEX in table.column_names
-        task_index = numbers(table, TASK_INDEX) if has_index else None
-        if task_index is not None and task_index.dtype.kind == "f":  # nulls: no task there
-            task_index = np.nan_to_num(task_index, nan=-1).astype(np.int64)
+        task_index = _whole_numbers(numbers(table, TASK_INDEX)) if has_index else None
         return frame_instructions(
             len(table),
             task_index,
@@ -206,6 +249,16 @@ class LeRobotSource:
             RejectReason.STATE_DIMENSION_DIFFERS,
             RejectReason.STATE_NON_FINITE,
         )
+
+
+def _whole_numbers(values: NDArray[Any]) -> NDArray[np.int64]:
+    """Task numbers; -1, which is no task, for a null, true, false and anything between two numbers."""
+    if values.dtype.kind == "b":
+        return np.full(len(values), -1)
+    if values.dtype.kind == "f":
+        whole = np.isfinite(values) & (values == np.floor(values)) & (abs(values) < 2**53)
+        return np.where(whole, values, -1).astype(np.int64)
+    return values.astype(np.int64)
 
 
 def _without_bytes(pixels: NDArray[Any]) -> CameraBatch:

@@ -20,7 +20,7 @@ from molmoact_data.sources.base import (
     EpisodeRef,
     SourceInfo,
 )
-from molmoact_data.sources.images import iter_image_batches
+from molmoact_data.sources.images import iter_image_batches, of_declared_size
 from molmoact_data.sources.lerobot.instructions import frame_instructions
 from molmoact_data.sources.rlds.features import RldsFeature
 from molmoact_data.sources.rlds.mapping import RldsMapping, concatenate
@@ -199,7 +199,7 @@ class RldsSource:
         batches = iter_image_batches(
             encoded, num_steps, batch_size, key=camera.key, is_depth=camera.is_depth
         )
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(of_declared_size(batches, camera)):
             if number == 0 and not camera.is_depth and np.ptp(batch.rgb_NHWC[0]) == 0:
                 raise EpisodeRejected(
                     RejectReason.IMAGE_MISSING, f"{camera.key} is a placeholder of one colour"

@@ -1,13 +1,14 @@
 """Video decoded once, in order, in bounded memory: the frames of one episode out of one file.
 
-The presentation times of a file are read first, without decoding (demuxing costs about 3 us per
-packet), so every row is matched to its frame, and a video that is too short, too long or out of
-step is rejected, before the first pixel is computed. Random access (`LeRobotDataset[i]`: open, seek,
-decode, close per frame) lost by a factor of 30 and more; see docs/sources.md.
+The presentation times of a file are read first, without decoding (`VideoIndex`), so every row is matched
+to its frame, and a video that is too short, too long or out of step is rejected, before the first pixel
+is computed. Random access (`LeRobotDataset[i]`: open, seek, decode, close per frame) lost by a factor of
+30 and more; see docs/sources.md.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Generator
 from contextlib import closing
@@ -19,8 +20,11 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, RejectReason
 from molmoact_data.files.inputs import is_git_lfs_pointer
-from molmoact_data.sources.video.file import OpenVideo, open_video
+from molmoact_data.sources.video.file import OpenVideo, open_video, read_picture_hw
+from molmoact_data.sources.video.spans import SharedFile
 from molmoact_data.sources.video.threads import iter_batches
+
+logger = logging.getLogger(__name__)
 
 TOLERANCE_FRAMES = 0.5
 """A row takes the frame nearest to its time if that is at most this many frame periods away.
@@ -44,6 +48,9 @@ class VideoClip:
     """Presentation time of the episode's first row (`from_timestamp`); 0 where the file is the episode."""
     end_s: float | None = None
     """`to_timestamp`; None where the whole file is the episode."""
+    episode: int = 0
+    shared: SharedFile | None = None
+    """The table's stretches of all episodes in the file; None where the whole file is the episode."""
 
 
 def iter_video(
@@ -64,11 +71,10 @@ def iter_video(
     wanted_s = clip.start_s + timestamp_s.astype(np.float64)
     _check_declared_span(clip, len(wanted_s), fps)
     with open_video(clip.path) as video:
-        ticks, key_ticks = _choose_presentation_times(video, clip, wanted_s, fps)
         batches = iter_batches(
             video,
-            ticks,
-            key_ticks,
+            _choose_presentation_times(video, clip, wanted_s, fps),
+            video.index.key_ticks,
             threads=threads or default_threads(),
             batch_size=batch_size,
             is_depth=is_depth,
@@ -76,6 +82,20 @@ def iter_video(
         # A caller that leaves early: the decoding threads end before their file is closed.
         with closing(batches):
             yield from batches
+
+
+def picture_hw(path: Path) -> tuple[int, int]:
+    """Height and width of what a player shows, from the file's beginning. Raises `EpisodeRejected`."""
+    refuse_unreadable(path)
+    return read_picture_hw(path)
+
+
+def count_frames(clip: VideoClip, fps: float) -> int:
+    """Pictures that a player would show of the clip, without decoding. Raises `EpisodeRejected`."""
+    refuse_unreadable(clip.path)
+    with open_video(clip.path) as video:
+        first, last = _own_frames(video.index.presentation_s, clip, fps)
+    return last - first
 
 
 def match_frames(
@@ -149,55 +169,75 @@ def _check_declared_span(clip: VideoClip, num_rows: int, fps: float) -> None:
 
 def _choose_presentation_times(
     video: OpenVideo, clip: VideoClip, wanted_s: NDArray[np.float64], fps: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Presentation times in stream ticks: of the frame for each row [T], and of the keyframes."""
+) -> NDArray[np.int64]:
+    """Presentation times in stream ticks of the frame for each row [T]."""
     tolerance_s = (TOLERANCE_FRAMES + _ROUNDING_FRAMES) / fps
-    tick_s = float(video.stream.time_base or 0)
-    ticks, key_ticks = _presentation_ticks(video, wanted_s, tolerance_s)
+    _refuse_contradicted(video, clip, fps)
+    presentation_s = video.index.presentation_s
+    first, last = _own_frames(presentation_s, clip, fps)
     try:
-        nearest = match_frames(ticks.astype(np.float64) * tick_s, wanted_s, tolerance_s)
+        nearest = match_frames(presentation_s[first:last], wanted_s, tolerance_s)
     except EpisodeRejected as rejected:
-        from_the_start = clip.end_s is None and wanted_s[0] <= tolerance_s
-        promised = video.stream.frames if from_the_start else 0
-        raise _explained(rejected, promised, len(ticks), clip) from rejected
-    if clip.end_s is None and ticks[-1] * tick_s > wanted_s[-1] + tolerance_s:
+        raise _explained(rejected, video, clip) from rejected
+    if clip.end_s is None and presentation_s[-1] > wanted_s[-1] + tolerance_s:
         raise EpisodeRejected(
             RejectReason.VIDEO_LONGER_THAN_ROWS,
-            f"{clip.path.name} goes on to {ticks[-1] * tick_s:.4f} s, "
+            f"{clip.path.name} goes on to {presentation_s[-1]:.4f} s, "
             f"the last of {len(wanted_s)} rows is at {wanted_s[-1]:.4f} s",
         )
-    return ticks[nearest], key_ticks
+    return video.index.ticks[first:last][one_frame_each(nearest, last - first, clip.path.name)]
 
 
-def _explained(
-    rejected: EpisodeRejected, promised: int, found: int, clip: VideoClip
-) -> EpisodeRejected:
+def one_frame_each(nearest: NDArray[np.int64], num_frames: int, name: str) -> NDArray[np.int64]:
+    """[T] frames of an episode that has `num_frames`, every one used once at most.
+
+    Rows whose clock drifts against a video of constant rate take some frames twice and skip others; where
+    there are as many frames as rows, the recorder wrote one per row, and the row's number counts.
+    Otherwise nobody can tell: raises `EpisodeRejected`.
+    """
+    twice = len(nearest) - len(np.unique(nearest))
+    if not twice:
+        return nearest
+    if num_frames == len(nearest):
+        logger.warning(
+            "%s: the rows' clock drifts against the video (%d frames would be used twice); there are as "
+            "many frames as rows, so row i takes frame i",
+            name,
+            twice,
+        )
+        return np.arange(num_frames)
+    raise EpisodeRejected(
+        RejectReason.FRAME_TIMESTAMP_MISMATCH,
+        f"{name}: {len(nearest)} rows, {num_frames} frames, of which {twice} would be used twice",
+    )
+
+
+def _own_frames(
+    presentation_s: NDArray[np.float64], clip: VideoClip, fps: float
+) -> tuple[int, int]:
+    """First and last + 1 frame that may belong to the episode: its neighbours' never do."""
+    if clip.end_s is None:
+        return 0, len(presentation_s)
+    half_s = TOLERANCE_FRAMES / fps
+    first, last = np.searchsorted(presentation_s, [clip.start_s - half_s, clip.end_s - half_s])
+    return int(first), int(last)
+
+
+def _refuse_contradicted(video: OpenVideo, clip: VideoClip, fps: float) -> None:
+    if clip.shared is None:
+        return
+    problem = clip.shared.problem(clip.episode, video.index, fps)
+    if problem is not None:
+        raise EpisodeRejected(RejectReason.VIDEO_SPAN_CONTRADICTED, f"{clip.path.name}: {problem}")
+
+
+def _explained(rejected: EpisodeRejected, video: OpenVideo, clip: VideoClip) -> EpisodeRejected:
     """A file whose header promises more frames than it holds was cut off, it is not short."""
     short = rejected.reason is RejectReason.VIDEO_SHORTER_THAN_ROWS
-    if short and promised > found:
+    index = video.index
+    if short and index.is_cut_off:
         return EpisodeRejected(
             RejectReason.VIDEO_UNDECODABLE,
-            f"{clip.path.name} is truncated: {found} of {promised} frames are left",
+            f"{clip.path.name} is truncated: {index.stored} of {index.promised} frames are left",
         )
     return EpisodeRejected(rejected.reason, f"{clip.path.name}: {rejected.detail}")
-
-
-def _presentation_ticks(
-    video: OpenVideo, wanted_s: NDArray[np.float64], tolerance_s: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sorted times of all frames and of the keyframes, from the keyframe before the first row on."""
-    tick_s = float(video.stream.time_base or 0)
-    past_end = (wanted_s[-1] + 2 * tolerance_s) / tick_s
-    # Half a tick up: from_timestamp is a rounded decimal and must not miss its own keyframe.
-    video.seek(int(wanted_s[0] / tick_s + 0.5))
-    ticks, key_ticks = [], []
-    for packet in video.container.demux(video.stream):
-        if packet.pts is None or packet.is_discard:
-            continue
-        ticks.append(packet.pts)
-        if packet.is_keyframe:
-            key_ticks.append(packet.pts)
-        # A frame is never shown before it is decoded, so all later packets are past the end too.
-        if packet.dts is not None and packet.dts > past_end:
-            break
-    return np.sort(np.asarray(ticks, np.int64)), np.sort(np.asarray(key_ticks, np.int64))

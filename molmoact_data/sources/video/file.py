@@ -20,6 +20,13 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, RejectReason
+from molmoact_data.sources.video.index import (
+    UPRIGHT,
+    VideoIndex,
+    first_orientation,
+    index_of,
+    orientation_of,
+)
 
 
 @dataclass(frozen=True)
@@ -29,16 +36,13 @@ class OpenVideo:
     path: Path
     container: InputContainer
     stream: VideoStream
+    index: VideoIndex
     to_rgb: VideoReformatter = field(default_factory=VideoReformatter)
-
-    def seek(self, tick: int) -> None:
-        """Go to the keyframe at or before this presentation time."""
-        self.container.seek(tick, stream=self.stream)
 
     @property
     def frame_hw(self) -> tuple[int, int]:
-        """Height and width in pixels, by the stream's header."""
-        return self.stream.height, self.stream.width
+        """Height and width in pixels as a player shows it, by the stream's header."""
+        return self.index.orientation.size_hw(self.stream.height, self.stream.width)
 
     def frames_at(self, ticks: NDArray[np.int64], first_row: int) -> Iterator[VideoFrame]:
         """Frames at these times [T]; frames in between are decoded, as they must, and dropped."""
@@ -55,9 +59,9 @@ class OpenVideo:
         raise self.undecodable(f"frame {first_row + row} could not be decoded")
 
     def _decoded(self, wanted: list[int]) -> Iterator[VideoFrame]:
-        """From the keyframe before the first wanted time; nothing is decoded beyond the last."""
+        """From the keyframe that the first wanted frame needs; nothing is decoded beyond the last."""
         not_read = set(wanted)
-        self.seek(wanted[0])
+        self.container.seek(self.index.start_for(wanted[0]), stream=self.stream)
         for packet in self.container.demux(self.stream):
             not_read.discard(packet.pts)
             yield from self.stream.codec_context.decode(packet)
@@ -69,7 +73,31 @@ class OpenVideo:
         """Convert to RGB, into `out_HWC`."""
         plane = self.to_rgb.reformat(frame, format="rgb24").planes[0]
         rows = np.frombuffer(cast(Any, plane), np.uint8).reshape(plane.height, plane.line_size)
-        np.copyto(out_HWC.reshape(plane.height, -1), rows[:, : 3 * plane.width])
+        pixels = rows[:, : 3 * plane.width]
+        if self.index.orientation == UPRIGHT:
+            np.copyto(out_HWC.reshape(plane.height, -1), pixels)
+        else:
+            turned = self.index.orientation.turned(pixels.reshape(plane.height, plane.width, 3))
+            np.copyto(out_HWC, turned)
+
+    def write_luma(self, frame: VideoFrame, out_HW: NDArray[np.uint16]) -> None:
+        """The first plane as it was stored: depth units, not brightness, so no range conversion."""
+        plane = frame.planes[0]
+        sample: str = "<u2" if frame.format.components[0].bits > 8 else "u1"
+        rows = np.frombuffer(cast(Any, plane), np.dtype(sample)).reshape(plane.height, -1)
+        np.copyto(out_HW, self.index.orientation.turned(rows[:, : plane.width]))
+
+    def check(self, frame: VideoFrame, shape_HW: tuple[int, ...]) -> None:
+        """Every frame is as large as the first, and turned as it is. Raises `EpisodeRejected`."""
+        found_hw = (frame.height, frame.width)
+        if found_hw[:: -1 if self.index.orientation.swap else 1] != shape_HW:
+            expected, found = "x".join(map(str, shape_HW)), "x".join(map(str, found_hw))
+            raise EpisodeRejected(
+                RejectReason.VIDEO_SIZE_CHANGED,
+                f"{self.path.name} begins with frames of {expected} and has one of {found}",
+            )
+        if orientation_of(frame) != self.index.orientation:
+            raise self.undecodable("its frames are not all turned alike by whole quarter turns")
 
     def undecodable(self, what: str) -> EpisodeRejected:
         """The reject that names this file."""
@@ -77,8 +105,11 @@ class OpenVideo:
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[OpenVideo]:
-    """The file and its first video stream; whatever FFmpeg refuses becomes VIDEO_UNDECODABLE."""
+def open_video(path: Path, index: VideoIndex | None = None) -> Iterator[OpenVideo]:
+    """The file and its first video stream; whatever FFmpeg refuses becomes VIDEO_UNDECODABLE.
+
+    `index` is the file's, where it is known.
+    """
     with naming_decoder_errors(path), av.open(str(path), metadata_errors="ignore") as container:
         if not container.streams.video:
             raise EpisodeRejected(RejectReason.VIDEO_UNDECODABLE, f"no video stream in {path.name}")
@@ -86,7 +117,18 @@ def open_video(path: Path) -> Iterator[OpenVideo]:
         # Threads inside one decoder gain little on small frames; see `video_threads`.
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
-        yield OpenVideo(path, container, stream)
+        yield OpenVideo(path, container, stream, index or index_of(path, container, stream))
+
+
+def read_picture_hw(path: Path) -> tuple[int, int]:
+    """Height and width as a player shows them, without looking at more than the first frame."""
+    with naming_decoder_errors(path), av.open(str(path), metadata_errors="ignore") as container:
+        if not container.streams.video:
+            raise EpisodeRejected(RejectReason.VIDEO_UNDECODABLE, f"no video stream in {path.name}")
+        stream = container.streams.video[0]
+        orientation = first_orientation(container, stream)
+        height, width = stream.height, stream.width
+    return orientation.size_hw(height, width)
 
 
 @contextmanager
@@ -98,11 +140,3 @@ def naming_decoder_errors(path: Path) -> Iterator[None]:
         raise EpisodeRejected(
             RejectReason.VIDEO_UNDECODABLE, f"{path.name}: {error.strerror}"
         ) from error
-
-
-def write_luma(frame: VideoFrame, out_HW: NDArray[np.uint16]) -> None:
-    """The first plane as it was stored: depth units, not brightness, so no range conversion."""
-    plane = frame.planes[0]
-    sample: str = "<u2" if frame.format.components[0].bits > 8 else "u1"
-    rows = np.frombuffer(cast(Any, plane), np.dtype(sample)).reshape(plane.height, -1)
-    np.copyto(out_HW, rows[:, : plane.width])

@@ -20,12 +20,10 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from molmoact_data.errors import EpisodeRejected, RejectReason
 from molmoact_data.sources.video.file import (
     OpenVideo,
     naming_decoder_errors,
     open_video,
-    write_luma,
 )
 
 AHEAD_BYTES = 32 * 2**20
@@ -178,7 +176,7 @@ def _decode_stretches(
             row, end = stretch
             try:
                 with naming_decoder_errors(shared.path):
-                    mine = mine or stack.enter_context(open_video(shared.path))
+                    mine = mine or stack.enter_context(open_video(shared.path, shared.index))
                     frames = mine.frames_at(ticks[row:end], row)
                     for part in rows.parts(row, end):
                         for out in part:
@@ -200,13 +198,8 @@ def _next(stretches: deque[tuple[int, int]]) -> tuple[int, int] | None:
 
 
 def _write(video: OpenVideo, frame: VideoFrame, out: Batch) -> None:
-    if (frame.height, frame.width) != out.shape[:2]:
-        expected, found = "x".join(map(str, out.shape[:2])), f"{frame.height}x{frame.width}"
-        raise EpisodeRejected(
-            RejectReason.VIDEO_SIZE_CHANGED,
-            f"{video.path.name} begins with frames of {expected} and has one of {found}",
-        )
+    video.check(frame, out.shape[:2])
     if out.ndim == 3:
         video.write_rgb(frame, out)
     else:
-        write_luma(frame, out)
+        video.write_luma(frame, out)
