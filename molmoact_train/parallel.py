@@ -7,6 +7,7 @@ One process on CPU is not sharded; everything else is, one GPU included (which g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from molmoact_data.processes import World
 from molmoact_train import lora
 from molmoact_train.config import TrainConfig
-from molmoact_train.families.molmoact.network import MolmoActConfig, MolmoActForActionReasoning
+from molmoact_train.families.base import Family
 from molmoact_train.optim import freeze_for_full, released_name
 from molmoact_train.weights import WeightFiles
 
@@ -46,28 +47,24 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
 class BuiltModel:
     """A model ready for its first step."""
 
-    model: MolmoActForActionReasoning
+    model: nn.Module
     lora_targets: list[str]
     """Names of the adapted layers; empty without LoRA."""
 
 
-def build_model(config: TrainConfig, folder: Path, world: World) -> BuiltModel:
+def build_model(config: TrainConfig, folder: Path, family: Family, world: World) -> BuiltModel:
     """The checkpoint in `folder`, prepared for training on this process (see the module docstring)."""
     files = WeightFiles(folder)
-    with torch.device("meta"):
-        model = MolmoActForActionReasoning(MolmoActConfig.from_pretrained(folder))
-    model.set_residual_dropout(config.residual_dropout)
-    targets: list[str] = []
-    if config.lora:
-        targets = lora.add_adapters(model, lora.LoraSettings.of(config))
-    else:
-        freeze_for_full(model, config.ft_embedding or "lm_head")
+    model, targets = model_without_memory(config, folder, family)
+    units = family.units(model)
     if config.activation_checkpointing:
-        checkpoint_activations(model)
+        checkpoint_activations(model, units)
+        units = family.units(model)  # now the wrappers
     if config.torch_compile:
-        compile_blocks(model)
+        for unit in units:  # lengths vary between micro-batches, hence dynamic shapes
+            unit.compile(dynamic=True)
     if world.is_sharded:
-        shard(model, world, compute_dtype(config, world.device))
+        shard(model, family, world, compute_dtype(config, world.device))
     model.to_empty(device=world.device)
     load_weights(model, files, world)
     if config.lora:
@@ -76,20 +73,21 @@ def build_model(config: TrainConfig, folder: Path, world: World) -> BuiltModel:
     return BuiltModel(model, targets)
 
 
-def _units(model: MolmoActForActionReasoning) -> list[nn.Module]:
-    """What is checkpointed and compiled: every block, the pooling and the projector."""
-    vision = model.model.vision_backbone
-    return [
-        *vision.image_vit.transformer.resblocks,
-        vision.image_pooling_2d,
-        vision.image_projector,
-        *model.model.transformer.blocks,
-    ]
+def model_without_memory(
+    config: TrainConfig, folder: Path, family: Family
+) -> tuple[nn.Module, list[str]]:
+    """The network with its trained and frozen parameters on `meta`, and the names of adapted layers."""
+    with torch.device("meta"):
+        model = family.build(folder, config)
+    if config.lora:
+        return model, lora.add_adapters(model, lora.LoraSettings.of(config))
+    freeze_for_full(model, family, config)
+    return model, []
 
 
-def checkpoint_activations(model: MolmoActForActionReasoning) -> None:
+def checkpoint_activations(model: nn.Module, units: Sequence[nn.Module]) -> None:
     """Keep only the inputs of each unit; its insides are computed again in the backward pass."""
-    chosen = {id(unit) for unit in _units(model)}
+    chosen = {id(unit) for unit in units}
     apply_activation_checkpointing(
         model,
         checkpoint_wrapper_fn=checkpoint_wrapper,
@@ -97,29 +95,17 @@ def checkpoint_activations(model: MolmoActForActionReasoning) -> None:
     )
 
 
-def compile_blocks(model: MolmoActForActionReasoning) -> None:
-    """torch.compile of each unit on its own; lengths vary between micro-batches, hence dynamic shapes."""
-    for unit in _units(model):
-        unit.compile(dynamic=True)
-
-
-def shard(model: MolmoActForActionReasoning, world: World, dtype: torch.dtype) -> None:
-    """FSDP2, innermost first: ViT blocks, pooling, projector, vision; decoder blocks, embedding; the rest.
-
-    The head and the final norm stay in the root's group, which lives from the forward to the backward pass:
-    the chunked loss calls the head many times. The embedding is gathered in float32, so that the residual
-    stream starts, and stays, in float32 as published.
-    """
+def shard(model: nn.Module, family: Family, world: World, dtype: torch.dtype) -> None:
+    """FSDP2, innermost first: the family's units, then its larger shards, then the rest as the root's group."""
     mesh = init_device_mesh(world.device.type, (world.size,))
     low = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     full = MixedPrecisionPolicy(cast_forward_inputs=False)
-    vision, language = model.model.vision_backbone, model.model.transformer
-    for unit in _units(model):
+    for unit in family.units(model):
         fully_shard(unit, mesh=mesh, mp_policy=low)
-    fully_shard(vision, mesh=mesh, mp_policy=low)
-    fully_shard(language.wte, mesh=mesh, mp_policy=full)
+    for module, in_float32 in family.shards(model):
+        fully_shard(module, mesh=mesh, mp_policy=full if in_float32 else low)
     fully_shard(model, mesh=mesh, mp_policy=low)
 
 

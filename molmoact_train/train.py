@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from molmoact_data import runs, schema
 from molmoact_data.errors import UserError
@@ -23,10 +24,10 @@ from molmoact_data.processes import World, join_world
 from molmoact_train import checkpoint, evaluate
 from molmoact_train.checkpoint import TrainerState
 from molmoact_train.config import TrainConfig
-from molmoact_train.data.collate import MicroBatch, StepBatch, check_batch_arithmetic, step_batches
+from molmoact_train.data.collate import StepBatch, check_batch_arithmetic, step_batches
 from molmoact_train.data.dataset import TrainingData, open_eval_data, open_training_data
-from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
-from molmoact_train.families.molmoact.processor import MolmoActProcessor
+from molmoact_train.families.base import Family
+from molmoact_train.families.registry import family_for
 from molmoact_train.folders import final_export, statistics as norm_stats
 from molmoact_train.metrics import MetricsLog
 from molmoact_train.optim import (
@@ -75,18 +76,20 @@ def train(
         # Input first: a wrong path must not cost the loading of 32 GB.
         check_batch_arithmetic(config.global_batch_size, config.device_batch_size, world.size)
         model_folder = resolve_model_folder(config.checkpoint)
-        processor = MolmoActProcessor.from_pretrained(model_folder)
-        data = open_training_data(config, processor)
-        held_out = open_eval_data(config, processor)
+        family = family_for(config.family, model_folder)
+        encoder = family.encoder(model_folder, config, training=True)
+        data = open_training_data(config, family, encoder)
+        plain = family.encoder(model_folder, config, training=False)
+        held_out = open_eval_data(config, family, plain)
         statistics = norm_stats.merged(config, model_folder, data.sources)
         resume_from = _claim(run, config, world, resume=resume, overwrite=overwrite)
         if world.is_main:
             write_json(run / schema.STATISTICS_FILE, statistics)
 
         # Model and optimiser.
-        built = build_model(config, model_folder, world)
+        built = build_model(config, model_folder, family, world)
         model = built.model
-        optimizer = build_optimizer(model, config)
+        optimizer = build_optimizer(model, family, config)
         schedule = Schedule(config.lr_scheduler, config.warmup, config.duration)
         state = TrainerState(0, 0, world.size, config.seed, config.data_seed)
         if resume_from is not None:
@@ -112,7 +115,9 @@ def train(
 
                 # One update.
                 rates = set_rates(optimizer, schedule, step)
-                done = train_step(model, optimizer, batch, config, world, step, accuracy=is_logged)
+                done = train_step(
+                    family, model, optimizer, batch, config, world, step, accuracy=is_logged
+                )
                 state = replace(
                     state,
                     step=step,
@@ -130,7 +135,7 @@ def train(
 
                 # Held-out evaluation.
                 if held_out is not None and (is_last or step % config.eval_interval == 0):
-                    report.write(step, run_evaluation(model, held_out, config, world))
+                    report.write(step, run_evaluation(family, model, held_out, config, world))
                     clock = time.perf_counter()
 
                 # Save: at the interval, at the end, and when asked to stop.
@@ -154,7 +159,8 @@ def train(
 
 
 def train_step(
-    model: MolmoActForActionReasoning,
+    family: Family,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: StepBatch,
     config: TrainConfig,
@@ -171,31 +177,52 @@ def train_step(
     seed_step(config.seed, step, world.rank)
     counts = _counts(batch)
     totals = world.sum(torch.tensor(list(counts.values()), dtype=torch.float64))
-    total_weight = float(totals[0])
-    divisor = total_weight / world.size
-    loss, correct = torch.zeros(3, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    weights = list(batch.micro_batches[0].weights)
+    divisors = {name: float(totals[i]) / world.size for i, name in enumerate(weights)}
+    terms, sums = Totals(), Totals()
     for micro_batch in batch.micro_batches:
-        parts = _forward_backward(model, micro_batch, config, world, divisor, accuracy=accuracy)
-        loss += parts[:3]
-        correct += parts[3:]
-    loss, correct = world.sum(loss) / world.size, world.sum(correct)
-    _stop_unless_finite(float(loss[0]), "loss", step, batch)
-    members = trained_parameters(model)
+        with autocast(config, world.device):
+            done = family.losses(
+                model, micro_batch, world.device, config, divisors, accuracy=accuracy
+            )
+        done.loss.backward()
+        terms.add(done.terms)
+        sums.add(done.sums)
+    losses = {name: value / world.size for name, value in terms.over(world).items()}
+    _stop_unless_finite(losses["loss"], "loss", step, batch)
+    members = trained_parameters(model, family)
     norms = {g: float(n) for g, n in clip_by_group(members, config.max_grad_norm).items()}
     for group, norm in norms.items():
         _stop_unless_finite(norm, f"gradient of the {group} group", step, batch)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    report = {
-        "train/loss": float(loss[0]),
-        "train/cross_entropy": float(loss[1]),
-        "train/z_loss": float(loss[2]),
+    main_weight = float(totals[0])
+    return {
+        **{f"train/{name}": value for name, value in losses.items()},
         **{f"grad_norm/{group}": norm for group, norm in norms.items()},
         **dict(zip(counts, totals.tolist(), strict=True)),
+        **{f"train/{name}": value / main_weight for name, value in sums.over(world).items()},
     }
-    if accuracy:
-        report["train/accuracy"] = float(correct) / total_weight
-    return report
+
+
+class Totals:
+    """Named scalars, added up in float64 on the CPU over batches, then over processes."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, torch.Tensor] = {}
+
+    def add(self, scalars: Mapping[str, torch.Tensor]) -> None:
+        """Add one batch's; every batch must have the same names."""
+        for name, value in scalars.items():
+            before = self._values.get(name, torch.zeros((), dtype=torch.float64))
+            self._values[name] = before + value.detach().double().cpu()
+
+    def over(self, world: World) -> dict[str, float]:
+        """The sums over all processes."""
+        if not self._values:
+            return {}
+        summed = world.sum(torch.stack(list(self._values.values())))
+        return dict(zip(self._values, summed.tolist(), strict=True))
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -203,43 +230,15 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
 
 
-def _forward_backward(
-    model: MolmoActForActionReasoning,
-    batch: MicroBatch,
-    config: TrainConfig,
-    world: World,
-    divisor: float,
-    *,
-    accuracy: bool,
-) -> torch.Tensor:
-    """Gradients of one micro-batch; returns loss, cross-entropy, z-loss and the weight of right tokens."""
-    inputs = batch.inputs_on(world.device)
-    with autocast(config, world.device):
-        out = model(
-            **inputs,
-            loss_divisor=divisor,
-            z_loss_scale=config.z_loss,
-            with_accuracy=accuracy,
-        )
-    out.loss.backward()
-    parts = out.token_loss
-    right = torch.zeros((), dtype=torch.float64)
-    if accuracy:
-        weights = inputs["loss_weights"].flatten()[out.loss_rows]
-        right = (weights * parts.correct_R).sum().double().cpu()
-    values = torch.stack([out.loss.detach(), parts.cross_entropy, parts.z_loss]).double().cpu()
-    return torch.cat([values, right[None]])
-
-
 def _counts(batch: StepBatch) -> dict[str, float]:
-    """What this process contributes to the sums that every process needs; the loss weight comes first."""
+    """What this process contributes to the sums that every process needs; the loss weights come first."""
+    batches = batch.micro_batches
+    weights = [b.weights for b in batches]
     return {
-        "batch/loss_tokens": sum(b.loss_weight for b in batch.micro_batches),
-        "batch/tokens": float(sum(b.real_tokens for b in batch.micro_batches)),
-        "batch/padded_tokens": float(
-            sum(b.inputs["input_ids"].numel() for b in batch.micro_batches)
-        ),
-        "batch/samples": float(sum(len(b.positions) for b in batch.micro_batches)),
+        **{f"batch/{name}": sum(w[name] for w in weights) for name in weights[0]},
+        "batch/tokens": float(sum(b.num_tokens for b in batches)),
+        "batch/padded_tokens": float(sum(b.num_padded for b in batches)),
+        "batch/samples": float(sum(len(b.positions) for b in batches)),
         "train/too_long": float(len(batch.too_long)),
     }
 
@@ -256,14 +255,13 @@ def _stop_unless_finite(value: float, what: str, step: int, batch: StepBatch) ->
 
 
 def run_evaluation(
-    model: MolmoActForActionReasoning, held_out: TrainingData, config: TrainConfig, world: World
+    family: Family, model: nn.Module, held_out: TrainingData, config: TrainConfig, world: World
 ) -> dict[str, float]:
     """Held-out numbers with dropout off."""
     model.eval()
     try:
-        return evaluate.teacher_forced(model, held_out, config, world) | evaluate.generated(
-            model, held_out, config, world
-        )
+        forced = evaluate.teacher_forced(family, model, held_out, config, world)
+        return forced | evaluate.generated(family, model, held_out, config, world)
     finally:
         model.train()
 

@@ -44,6 +44,20 @@ def resolve_model_folder(checkpoint: str) -> Path:
         ) from error
 
 
+def check_is_model(folder: Path) -> None:
+    """A folder of whole weights, not an adapter and not a training checkpoint."""
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder} is a LoRA adapter without its base model: make a whole one with\n"
+            f"  molmoact merge-lora --base BASE --adapter {folder} --output-path DIR"
+        )
+    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{folder} is not a model folder (config.json and safetensors). A training checkpoint becomes one with\n"
+            f"  molmoact unshard --checkpoint {folder} --output-path DIR"
+        )
+
+
 class WeightFiles:
     """Tensor name -> file, and reading of single tensors."""
 

@@ -23,9 +23,13 @@ from molmoact_train.data.dataset import open_training_data
 from molmoact_train.data.rendering import decode_image, shrink
 from molmoact_train.data.sources import ShardSource
 from molmoact_train.debug.tiny import TinySize, tiny_config, tiny_processor
+from molmoact_train.families.molmoact.encoder import max_image_side
+from molmoact_train.families.molmoact.family import MolmoActFamily
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 from molmoact_train.families.molmoact.predictor import PredictOptions, Predictor
 from molmoact_train.train import train
+
+FAMILY = MolmoActFamily()
 
 
 def lively_checkpoint(folder: Path, size: TinySize) -> Path:
@@ -69,14 +73,17 @@ def main() -> None:
     outcome = train(config, overwrite=True, device="cpu")
     trained_s = time.perf_counter() - started
 
-    data = open_training_data(config, tiny_processor(size))
-    (source,) = data.sources
+    encoder = FAMILY.encoder(checkpoint, config, training=False)
+    (source,) = open_training_data(config, FAMILY, encoder).sources
     assert isinstance(source, ShardSource)
     predictor = Predictor.from_pretrained(outcome.folder, device="cpu")
     right = {"depth_codes": [], "trace_points": [], "action_bins": []}
     for index in range(source.size):
         row = source.row(index)
-        pictures = [shrink(decode_image(e, row.where), data.settings.max_side) for e in row.images]
+        pictures = [
+            shrink(decode_image(e, row.where), max_image_side(encoder.processor))
+            for e in row.images
+        ]
         options = replace(PredictOptions(), chunk_size=len(row.action_bins))
         found = predictor.predict(pictures, row.instruction, options=options)
         right["depth_codes"].append(np.mean(np.equal(found.depth_codes[0], row.depth_codes)))

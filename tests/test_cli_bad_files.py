@@ -171,13 +171,16 @@ def test_training_data_without_the_labels_of_the_stage_say_which(
 def test_training_data_without_actions_do_not_blame_the_traces(
     molmoact: Molmoact, dataset: Path, tmp_path: Path
 ) -> None:
-    from molmoact_train.data.sources import open_source
+    from molmoact_train.data.rendering import KIND_NEEDS
+    from molmoact_train.data.sources import SourceOptions, open_source
 
     out = tmp_path / "out"
     points = ("--pointer", "column", "--pointer-column", "gripper_xy", "--pointer-units", "pixels")
     arguments = ("--dataset-path", dataset, "--output-path", out, "--depth", "none", *points)
     assert molmoact("preprocess", *arguments, "--no-process-actions")[0] == 0
-    source = open_source(str(out), max_images=2, kinds=["trajectory"])
+    source = open_source(
+        str(out), SourceOptions(needs={"trajectory": KIND_NEEDS["trajectory"]}, max_images=2)
+    )
     assert (source.size, dict(source.left_out)) == (0, {"no action column": 10})
 
 
@@ -185,10 +188,12 @@ def test_training_data_without_actions_do_not_blame_the_traces(
 def test_a_save_folder_that_is_a_file_is_one_line(tmp_path: Path, below: str) -> None:
     from molmoact_data.errors import UserError
     from molmoact_train.checkpoint import claim_run
+    from molmoact_train.config import resolve
 
     (tmp_path / "file").write_text("mine")
+    config = resolve("debug", {"checkpoint": "c", "data": ["d"], "save_folder": "s"})
     with pytest.raises(UserError, match="is a file"):
-        claim_run(tmp_path / "file" / below, None, resume=False, overwrite=True)  # type: ignore[arg-type]
+        claim_run(tmp_path / "file" / below, config, resume=False, overwrite=True)
     assert (tmp_path / "file").read_text() == "mine"
 
 

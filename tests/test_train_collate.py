@@ -5,20 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from made_training import open_training_data
 
 from molmoact_data.errors import UserError
 from molmoact_train.config import resolve
-from molmoact_train.data.collate import (
-    MicroBatch,
-    check_batch_arithmetic,
-    collate,
-    split_by_length,
-    step_batches,
-)
-from molmoact_train.data.dataset import Sample, TooLong, TrainingData, open_training_data
+from molmoact_train.data.base import TooLong
+from molmoact_train.data.collate import check_batch_arithmetic, split_by_length, step_batches
+from molmoact_train.data.dataset import TrainingData
 from molmoact_train.debug.data import write_debug_dataset
 from molmoact_train.debug.tiny import TinySize, tiny_config, tiny_processor
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
+from molmoact_train.families.molmoact.samples import MicroBatch, MolmoActSample, collate
 
 SIZE = TinySize(width=32, layers=1, vit_width=16, vit_layers=2, image_size=56)
 
@@ -31,8 +28,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
     return open_training_data(resolve("debug", given), tiny_processor(SIZE))
 
 
-def samples(data: TrainingData, count: int) -> list[Sample]:
-    return [item for item in (data[p] for p in range(count)) if isinstance(item, Sample)]
+def samples(data: TrainingData, count: int) -> list[MolmoActSample]:
+    return [item for item in (data[p] for p in range(count)) if isinstance(item, MolmoActSample)]
 
 
 def loss_sum(model: MolmoActForActionReasoning, batch: MicroBatch) -> torch.Tensor:
@@ -54,11 +51,11 @@ def test_a_padded_batch_has_the_loss_of_its_samples(data: TrainingData, variant:
 
 def test_batches_are_of_similar_length_and_complete(data: TrainingData) -> None:
     items = samples(data, 6)
-    found = split_by_length(items, 3).micro_batches
+    found = split_by_length(items, 3, data.encoder).micro_batches
     assert sorted(p for b in found for p in b.positions) == [i.position for i in items]
     longest = [b.inputs["input_ids"].shape[1] for b in found]
     assert longest == sorted(longest)
-    real = sum(b.real_tokens for b in found)
+    real = sum(b.num_tokens for b in found)
     assert real == sum(i.num_tokens for i in items)
     unsorted = 3 * 2 * max(i.num_tokens for i in items)
     assert sum(b.inputs["input_ids"].numel() for b in found) < unsorted
@@ -67,12 +64,12 @@ def test_batches_are_of_similar_length_and_complete(data: TrainingData) -> None:
 def test_lost_samples_leave_the_number_of_passes_alone(data: TrainingData) -> None:
     (item,) = samples(data, 1)
     lost = [TooLong(5, "episode 1 frame 2", 9000), TooLong(6, "episode 1 frame 3", 9001)]
-    found = split_by_length([item, *lost], 3)
+    found = split_by_length([item, *lost], 3, data.encoder)
     assert len(found.micro_batches) == 3
-    assert sum(b.loss_weight for b in found.micro_batches) == item.loss_weights.sum()
+    assert sum(b.weights["loss_tokens"] for b in found.micro_batches) == item.loss_weights.sum()
     assert len(found.too_long) == 2
     with pytest.raises(UserError, match=r"episode 1 frame 3 has 9001 tokens"):
-        split_by_length(lost, 2)
+        split_by_length(lost, 2, data.encoder)
 
 
 def test_batch_arithmetic() -> None:

@@ -8,13 +8,13 @@ import pytest
 
 from molmoact_data.errors import UserError
 from molmoact_train.config import (
-    PRESETS,
     TrainConfig,
     changes_on_resume,
     from_json,
     resolve,
     to_json,
 )
+from molmoact_train.families import registry
 
 GIVEN = {"checkpoint": "ckpt", "data": ["demo"], "save_folder": "run"}
 
@@ -31,18 +31,19 @@ PUBLISHED = {
 
 
 def test_presets_are_the_published_commands() -> None:
-    assert set(PRESETS) == {*PUBLISHED, "debug"}
+    assert set(registry.stages("molmoact")) == {*PUBLISHED, "debug"}
     for stage, expected in PUBLISHED.items():
         c = resolve(stage, GIVEN)
-        rates = (c.lr_connector, c.lr_vit, c.lr_llm)
+        own = c.settings
+        rates = (own.lr_connector, own.lr_vit, own.lr_llm)
         found = (
             c.duration, c.global_batch_size, rates, c.lora, c.img_aug, c.max_images,
             c.save_interval, c.keep,
         )  # fmt: skip
         assert found == expected, stage
-        assert (c.seq_len, c.warmup, c.z_loss, c.max_grad_norm) == (2304, 200, 1e-4, 1.0)
-        assert (c.residual_dropout, c.seed, c.data_seed) == (0.1, 6198, 50189)
-        assert c.ft_embedding == (None if c.lora else "all")
+        assert (c.seq_len, c.warmup, own.z_loss, c.max_grad_norm) == (2304, 200, 1e-4, 1.0)
+        assert (own.residual_dropout, c.seed, c.data_seed) == (0.1, 6198, 50189)
+        assert own.ft_embedding == (None if c.lora else "all")
         if c.lora:
             assert (c.lora_rank, c.lora_alpha, c.lora_dropout) == (32, 16.0, 0.0)
 
@@ -50,12 +51,12 @@ def test_presets_are_the_published_commands() -> None:
 def test_later_layers_win_and_none_means_not_given() -> None:
     yaml, flags = {"lr_llm": 3e-5, "seq_len": 1024}, {"lr_llm": 4e-5, "seq_len": None}
     c = resolve("pretrain", GIVEN, yaml, flags)
-    assert (c.lr_llm, c.seq_len, c.lr_vit) == (4e-5, 1024, 1e-5)
+    assert (c.settings.lr_llm, c.seq_len, c.settings.lr_vit) == (4e-5, 1024, 1e-5)
 
 
 def test_switching_lora_on_or_off_takes_the_embedding_choice_with_it() -> None:
-    assert resolve("pretrain", GIVEN, {"lora": True}).ft_embedding is None
-    assert resolve("finetune", GIVEN, {"lora": False}).ft_embedding == "lm_head"
+    assert resolve("pretrain", GIVEN, {"lora": True}).settings.ft_embedding is None
+    assert resolve("finetune", GIVEN, {"lora": False}).settings.ft_embedding == "lm_head"
 
 
 def test_misspelt_names_get_the_nearest_match() -> None:

@@ -12,29 +12,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_training import open_eval_data, open_training_data
 from PIL import Image
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.text import prompts
 from molmoact_train.config import resolve
-from molmoact_train.data.dataset import (
-    PARTS,
-    Sample,
-    TooLong,
-    TrainingData,
-    answer_parts,
-    build_sample,
-    fold_equal_crops,
-    open_eval_data,
-    open_training_data,
-)
+from molmoact_train.data.base import RobotRow, TooLong
+from molmoact_train.data.dataset import TrainingData
 from molmoact_train.data.mixture import sample_rng
-from molmoact_train.data.rendering import RenderSettings, render, shrink
-from molmoact_train.data.sources import ShardSource, open_source, possible_kinds
+from molmoact_train.data.rendering import KIND_NEEDS, RenderSettings, kinds_of, render, shrink
+from molmoact_train.data.sources import ShardSource, SourceOptions, open_source
 from molmoact_train.debug.data import write_debug_dataset
 from molmoact_train.debug.tiny import tiny_processor
 from molmoact_train.families.molmoact.processor import MolmoActProcessor
+from molmoact_train.families.molmoact.samples import (
+    PARTS,
+    MolmoActSample,
+    answer_parts,
+    build_sample,
+    fold_equal_crops,
+)
 
 ALL = ("reasoning", "trajectory", "depth", "trace")
 BOTH = ("reasoning", "trajectory")
@@ -50,9 +49,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_debug_dataset(tmp_path_factory.mktemp("data"), episodes=4, frames=6)
 
 
+def options(max_images: int = 2, kinds: tuple[str, ...] = BOTH, **changes: object) -> SourceOptions:
+    needs = {kind: KIND_NEEDS[kind] for kind in kinds}  # type: ignore[index]
+    return SourceOptions(needs=needs, max_images=max_images, **changes)  # type: ignore[arg-type]
+
+
 def shards(folder: Path, **changes: object) -> ShardSource:
-    given = {"max_images": 2, "kinds": BOTH, **changes}
-    return ShardSource(folder, **given)  # type: ignore[arg-type]
+    return ShardSource(folder, options(**changes))  # type: ignore[arg-type]
 
 
 def table(folder: Path) -> pa.Table:
@@ -112,11 +115,20 @@ def test_a_frame_without_a_trace_never_gets_a_trace_question(folder: Path) -> No
 
 
 def test_what_can_be_asked() -> None:
-    assert possible_kinds(depth=True, trace=True, action=True) == ALL
-    assert possible_kinds(depth=True, trace=False, action=True) == ("depth",)
-    assert possible_kinds(depth=False, trace=True, action=True) == ("trajectory", "trace")
-    assert possible_kinds(depth=True, trace=True, action=False) == ("depth", "trace")
-    assert possible_kinds(depth=False, trace=False, action=True) == ()
+    def kinds(*, depth: bool, trace: bool, action: bool) -> list[str]:
+        bins = np.ones((1, 1), dtype=np.int16)
+        return kinds_of(
+            RobotRow(
+                "here", (), "go", (1,) if depth else None, [[[0, 0], [9, 9]]] if trace else None,
+                bins if action else None,
+            )
+        )  # fmt: skip
+
+    assert kinds(depth=True, trace=True, action=True) == list(ALL)
+    assert kinds(depth=True, trace=False, action=True) == ["depth"]
+    assert kinds(depth=False, trace=True, action=True) == ["trajectory", "trace"]
+    assert kinds(depth=True, trace=True, action=False) == ["depth", "trace"]
+    assert kinds(depth=False, trace=False, action=True) == []
 
 
 def test_held_out_episodes_are_whole_and_apart(folder: Path) -> None:
@@ -137,7 +149,11 @@ def test_recorded_actions_follow_the_row_to_the_end_of_its_episode(folder: Path)
             if r[schema.EPISODE_INDEX] == first[schema.EPISODE_INDEX]
             and 0 <= r[schema.FRAME_INDEX] - first[schema.FRAME_INDEX] < 4
         ]  # fmt: skip
-        assert source.recorded_actions(index).tolist() == pytest.approx(np.array(following))
+        row = source.row(index)
+        assert row.num_valid == len(following)
+        padded = [*following, *[following[-1]] * (4 - len(following))]
+        np.testing.assert_array_equal(row.actions_HD, np.asarray(padded, dtype=np.float32))
+        assert row.statistics_key == "debug/square"
 
 
 # Bad input
@@ -151,7 +167,7 @@ def test_a_missing_shard_is_named(folder: Path, tmp_path: Path) -> None:
     copy = copied(folder, tmp_path)
     next(copy.rglob("*.parquet")).unlink()
     with pytest.raises(UserError, match=r"episodes-.*parquet is missing although the manifest"):
-        open_source(str(copy), max_images=1, kinds=BOTH)
+        open_source(str(copy), options(max_images=1))
 
 
 def test_a_manifest_of_another_run_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -179,12 +195,12 @@ def test_an_unfinished_or_foreign_folder_is_explained(folder: Path, tmp_path: Pa
     copy = copied(folder, tmp_path)
     (copy / schema.MANIFEST_FILE).unlink()
     with pytest.raises(UserError, match="unfinished"):
-        open_source(str(copy), max_images=1, kinds=BOTH)
+        open_source(str(copy), options(max_images=1))
     with pytest.raises(UserError, match="no such folder"):
-        open_source(str(tmp_path / "nowhere"), max_images=1, kinds=BOTH)
+        open_source(str(tmp_path / "nowhere"), options(max_images=1))
     pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="neither an output"):
-        open_source(str(tmp_path), max_images=1, kinds=BOTH)
+        open_source(str(tmp_path), options(max_images=1))
 
 
 def test_a_damaged_shard_is_named(folder: Path, tmp_path: Path) -> None:
@@ -240,7 +256,7 @@ def saved_as_parquet(folder: Path) -> None:
 def test_published_rows(save: object, tmp_path: Path) -> None:
     folder = tmp_path / "mixture"
     save(folder)  # type: ignore[operator]
-    source = open_source(str(folder), max_images=2, kinds=BOTH)
+    source = open_source(str(folder), options())
     assert source.size == 2
     assert source.cameras == ("primary", "wrist"), "the external view comes first"
     first, second = source.row(0), source.row(1)
@@ -258,7 +274,7 @@ def test_a_bad_annotation_is_named(tmp_path: Path) -> None:
     rows = conversation_table().to_pylist()
     rows[0]["annotation"] = "somewhere"
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    source = open_source(str(tmp_path), max_images=1, kinds=BOTH)
+    source = open_source(str(tmp_path), options(max_images=1))
     with pytest.raises(UserError, match="row 0: annotation 'somewhere'"):
         source.row(0)
 
@@ -282,8 +298,8 @@ def test_augmented_labels_follow_the_picture(folder: Path) -> None:
     checked = 0
     for index in range(source.size):
         row = source.row(index)
-        options = settings(kinds={"trace": 1.0}, augment=True, max_side=96)
-        rendered = render(row, sample_rng(1, index), options)
+        augmented = settings(kinds={"trace": 1.0}, augment=True, max_side=96)
+        rendered = render(row, sample_rng(1, index), augmented)
         (trace,) = prompts.parse(rendered.answer, action_dim=7).traces
         bright = np.asarray(rendered.images[0].convert("L"), dtype=float)
         ys, xs = np.nonzero(bright > 0.6 * bright.max())
@@ -344,7 +360,7 @@ def test_over_long_samples_are_reported_not_cut(folder: Path, processor: MolmoAc
     )
     data = open_training_data(config, processor)
     items = [data[p] for p in range(8)]
-    short, long = ([i for i in items if isinstance(i, kind)] for kind in (Sample, TooLong))
+    short, long = ([i for i in items if isinstance(i, kind)] for kind in (MolmoActSample, TooLong))
     assert long
     assert all(item.num_tokens > 300 and "episode" in item.where for item in long)
     assert all(item.num_tokens <= 300 for item in short)
@@ -356,9 +372,9 @@ def test_a_position_always_gives_the_same_sample(
     given = {"checkpoint": "c", "data": [str(folder)], "save_folder": "s", "img_aug": True}
     config = resolve("debug", given)
 
-    def sample(data: TrainingData, position: int) -> Sample:
+    def sample(data: TrainingData, position: int) -> MolmoActSample:
         item = data[position]
-        assert isinstance(item, Sample)
+        assert isinstance(item, MolmoActSample)
         return item
 
     one, two = (open_training_data(config, processor) for _ in range(2))
@@ -373,7 +389,7 @@ def test_held_out_data_is_never_augmented(folder: Path, processor: MolmoActProce
     assert open_eval_data(resolve("debug", given), processor) is None
     held = open_eval_data(resolve("debug", given, {"eval_fraction": 0.5}), processor)
     assert held is not None
-    assert not held.settings.augment
+    assert not held.encoder.settings.augment
 
 
 def test_pictures_shrink_but_never_grow() -> None:

@@ -7,22 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_training import open_eval_data, open_training_data
 
 from molmoact_data.processes import World
 from molmoact_train import evaluate
 from molmoact_train.config import resolve
-from molmoact_train.data.dataset import open_eval_data, open_training_data
 from molmoact_train.debug.data import write_debug_dataset
 from molmoact_train.debug.tiny import TinySize, tiny_config, tiny_processor
-from molmoact_train.evaluate import (
+from molmoact_train.families.measures import (
     AnswerErrors,
-    PartSums,
     action_error,
     compare_codes,
     summarise_answers,
     trace_distance,
 )
 from molmoact_train.families.molmoact import predictor as predictor_module
+from molmoact_train.families.molmoact.evaluation import PartSums, answer_errors
+from molmoact_train.families.molmoact.family import FAMILY
 from molmoact_train.families.molmoact.grammar import build_grammar
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 from molmoact_train.families.molmoact.predictor import Prediction, Predictor
@@ -102,7 +103,7 @@ def test_teacher_forced_loss_is_the_mean_over_single_samples(folder: Path) -> No
     assert data is not None
     torch.manual_seed(0)
     model = MolmoActForActionReasoning(tiny_config(SIZE)).eval()
-    found = evaluate.teacher_forced(model, data, config, ALONE)
+    found = evaluate.teacher_forced(FAMILY, model, data, config, ALONE)
     total = weight = 0.0
     for position in range(5):
         sample = data[position]
@@ -143,9 +144,8 @@ def test_a_perfect_answer_has_no_error_beyond_the_bins(
 
     monkeypatch.setattr(Predictor, "predict", oracle)
     model = MolmoActForActionReasoning(tiny_config(SIZE))
-    config = resolve("debug", given)
-    predictor = Predictor(model, data.processor, source.statistics.to_json())
-    errors = evaluate.answer_errors(predictor, data, config, source, 3)
+    predictor = Predictor(model, data.encoder.processor, source.statistics.to_json())
+    errors = answer_errors(predictor, data.encoder, source, 3)
     assert errors.code_accuracy == 1.0
     assert errors.trace_distance == 0.0
     action = source.statistics.action
@@ -169,7 +169,7 @@ def test_generated_answers_have_every_part(
     assert data is not None
     torch.manual_seed(0)
     model = MolmoActForActionReasoning(tiny_config(SIZE)).eval()
-    found = evaluate.generated(model, data, config, ALONE)
+    found = evaluate.generated(FAMILY, model, data, config, ALONE)
     assert {"eval/code_accuracy", "eval/trace_distance_error", "eval/action_error_dim6"} <= set(
         found
     )

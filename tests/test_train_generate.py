@@ -24,11 +24,11 @@ from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 from molmoact_train.families.molmoact.predictor import (
     PredictOptions,
     Predictor,
-    check_is_model,
     checked_trace,
     robot_actions,
 )
 from molmoact_train.families.molmoact.processor import MolmoActProcessor
+from molmoact_train.weights import check_is_model
 
 STATS = {"robot": {"action": {"q01": [-1.0, -2.0], "q99": [1.0, 2.0], "mask": [True, True]}}}
 SMALL = AnswerShape(action_dim=2, chunk_size=2, depth_codes=100, num_images=1)

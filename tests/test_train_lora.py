@@ -11,9 +11,10 @@ from torch import nn
 
 from molmoact_train import lora
 from molmoact_train.debug.tiny import tiny_config
+from molmoact_train.families.molmoact.family import FAMILY
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 from molmoact_train.lora import LoraSettings
-from molmoact_train.optim import parameter_group, trained_parameters
+from molmoact_train.optim import released_name, trained_parameters
 
 SETTINGS = LoraSettings(rank=4, alpha=2.0, dropout=0.0, base_bf16=False)
 
@@ -51,10 +52,12 @@ def test_exactly_the_adapters_train_and_every_linear_layer_has_one() -> None:
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert trained == expected
     assert "lm_head.lora_A.default.weight" in trained, "the head gets an adapter too, as published"
-    groups = trained_parameters(model)
+    groups = trained_parameters(model, FAMILY)
     assert {g: len(m) > 0 for g, m in groups.items()} == dict.fromkeys(groups, True)
     assert (
-        parameter_group("model.vision_backbone.image_vit.patch_embedding.lora_A.default.weight")
+        FAMILY.group(
+            released_name("model.vision_backbone.image_vit.patch_embedding.lora_A.default.weight")
+        )
         == "vit"
     )
 

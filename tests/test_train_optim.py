@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from molmoact_train.config import FtEmbedding, resolve
+from molmoact_train.config import resolve
+from molmoact_train.families.molmoact.family import FAMILY
+from molmoact_train.families.molmoact.groups import GROUPS, decays, parameter_group
+from molmoact_train.families.molmoact.settings import FtEmbedding
 from molmoact_train.optim import (
-    GROUPS,
     Schedule,
     build_optimizer,
     clip_by_group,
-    decays,
     freeze_for_full,
-    parameter_group,
     released_name,
     set_rates,
     trained_parameters,
@@ -75,7 +75,7 @@ def test_wrappers_do_not_change_names() -> None:
     lora = "base_model.model.model.transformer.blocks.0.mlp.ff_out.base_layer.weight"
     assert released_name(lora) == "model.transformer.blocks.0.mlp.ff_out.weight"
     wrapped = "model.vision_backbone.image_vit.resblocks.0._checkpoint_wrapped_module.ffn_norm.bias"
-    assert parameter_group(wrapped) == "vit"
+    assert parameter_group(released_name(wrapped)) == "vit"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,8 @@ def test_wrappers_do_not_change_names() -> None:
 )
 def test_exactly_these_parameters_are_frozen(choice: FtEmbedding, frozen: set[str]) -> None:
     model = named()
-    freeze_for_full(model, choice)
+    given = {"checkpoint": "c", "data": ["d"], "save_folder": "s", "ft_embedding": choice}
+    freeze_for_full(model, FAMILY, resolve("debug", given))
     assert {n for n, p in model.named_parameters() if not p.requires_grad} == frozen
 
 
@@ -97,7 +98,7 @@ def test_optimizer_groups_rates_and_decay() -> None:
     model = named()
     rates = {"lr_llm": 1e-4, "lr_connector": 2e-4, "lr_vit": 3e-4, "weight_decay": 0.1}
     given = {"checkpoint": "c", "data": ["d"], "save_folder": "s"}
-    optimizer = build_optimizer(model, resolve("debug", given, rates))
+    optimizer = build_optimizer(model, FAMILY, resolve("debug", given, rates))
     by_id = {id(p): n for n, p in model.named_parameters()}
     seen = {}
     for group in optimizer.param_groups:
@@ -132,7 +133,7 @@ def test_each_group_is_clipped_on_its_own() -> None:
     for net in (model, twin):
         for i, p in enumerate(net.parameters()):
             p.grad = p.detach() * (10.0 if i % 2 else 0.001)
-    norms = clip_by_group(trained_parameters(model), 1.0)
+    norms = clip_by_group(trained_parameters(model, FAMILY), 1.0)
     for group in GROUPS:
         members = [p for n, p in twin.named_parameters() if parameter_group(n) == group]
         expected = torch.nn.utils.clip_grad_norm_(members, 1.0)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from made_training import open_training_data
 
 from molmoact_train.config import resolve
-from molmoact_train.data.dataset import open_training_data
 from molmoact_train.data.rendering import decode_image
 from molmoact_train.data.sources import ShardSource
 from molmoact_train.debug.data import write_debug_dataset

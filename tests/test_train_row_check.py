@@ -8,8 +8,8 @@ from molmoact_data import schema
 from molmoact_data.outputs.output import Output
 from molmoact_data.text import prompts
 from molmoact_data.validate import validate
-from molmoact_train.data.row_check import loss_counter
 from molmoact_train.debug.tiny import tiny_processor
+from molmoact_train.families.molmoact.encoder import loss_counter
 
 
 @pytest.fixture(scope="module")

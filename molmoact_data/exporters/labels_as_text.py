@@ -7,6 +7,7 @@ from typing import Any
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
+from molmoact_data.labels.traces import is_usable
 from molmoact_data.outputs.output import Output
 from molmoact_data.text import tokens
 
@@ -38,9 +39,8 @@ def require_text_labels(output: Output) -> None:
 
 
 def has_usable_trace(row: Mapping[str, Any]) -> bool:
-    """Every arm has a trace and none was rejected: only then is there something true to say."""
-    arms = row[schema.TRACE]
-    return row[schema.TRACE_REJECT_REASON] is None and bool(arms) and all(arms)
+    """Whether there is something true to say about the frame's trace, see `labels.traces.is_usable`."""
+    return is_usable(row[schema.TRACE], row[schema.TRACE_REJECT_REASON])
 
 
 def two_views(cameras: Sequence[str], first: str, second: str) -> dict[str, str]:

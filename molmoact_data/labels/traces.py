@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.schema import TRACE_MAX_POINTS
 
 GRID_MAX = 255
+MIN_USABLE_POINTS = 2
+"""A path of one point cannot be drawn or followed, so nothing is said or asked about it."""
 Point = TypeVar("Point")
 
 
@@ -111,6 +113,15 @@ class EpisodeTraces:
     def reject_reason_T(self) -> list[str | None]:
         """Per frame, why an arm has no trace; None = usable."""
         return [None if c == 0 else _REASONS[c - 1].value for c in self.frame_reason_code_T]
+
+
+def is_usable(arms: Sequence[Sequence[Any]] | None, reject_reason: str | None) -> bool:
+    """Whether a frame's trace may be drawn, exported, trained on: not rejected, and every arm has a path.
+
+    `arms` is the record's `trace`: per arm the [x, y] points. The one rule for everybody;
+    `outputs.columns.usable_traces` is the same for whole columns.
+    """
+    return reject_reason is None and bool(arms) and min(map(len, arms or [])) >= MIN_USABLE_POINTS
 
 
 def reason_names() -> list[str]:

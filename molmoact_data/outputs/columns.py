@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from molmoact_data import schema
 from molmoact_data.labels.pointing import GripperPoints
-from molmoact_data.labels.traces import EpisodeTraces, reason_names
+from molmoact_data.labels.traces import MIN_USABLE_POINTS, EpisodeTraces, reason_names
 from molmoact_data.schema import RecordLayout
 from molmoact_data.sources.base import EpisodeColumns
+
+_NO_ARM = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,16 @@ def fixed_array(column: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
         shape.append(array.type.list_size)
         array = array.flatten()
     return array.to_numpy(zero_copy_only=False).reshape(shape)
+
+
+def usable_traces(trace: pa.ChunkedArray, reject_reason: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Per row [T], `labels.traces.is_usable` without a loop over rows."""
+    column = trace.combine_chunks()
+    points = pc.list_value_length(pc.list_flatten(column)).fill_null(0).to_numpy()
+    shortest = np.full(len(column), _NO_ARM)
+    np.minimum.at(shortest, pc.list_parent_indices(column).to_numpy(), points)
+    accepted = pc.is_null(reject_reason).to_numpy()
+    return accepted & (shortest >= MIN_USABLE_POINTS) & (shortest < _NO_ARM)
 
 
 def _trace_columns(labels: EpisodeLabels, types: dict[str, pa.DataType]) -> dict[str, pa.Array]:

@@ -17,7 +17,7 @@ DEPTH_ESTIMATORS: Mapping[str, str] = {
     "embedded": "molmoact_data.teachers.embedded:EmbeddedDepth",
 }
 SAMPLE_CHECKS: Mapping[str, str] = {
-    "processor": "molmoact_train.data.row_check:loss_counter",
+    "processor": "molmoact_train.families.molmoact.encoder:loss_counter",
 }
 DEPTH_TOKENIZERS: Mapping[str, str] = {
     "vqvae": "vqvae.codec:VQVAECodec",

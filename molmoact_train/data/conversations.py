@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from molmoact_data.errors import UserError
+from molmoact_train.data.base import ConversationRow
 from molmoact_train.data.rows import ParquetRows
 
 _KNOWN_CAMERAS = ("image", "primary", "secondary", "wrist", "wrist_image")
 CONVERSATIONS, ANNOTATION, IMAGES = "conversations", "annotation", "images"
-
-
-@dataclass(frozen=True)
-class ConversationRow:
-    """One row of a published mixture: text is already rendered."""
-
-    where: str
-    images: tuple[bytes, ...]
-    turns: tuple[tuple[str, str], ...]
-    """(question, answer), at least one."""
-    trace: list[list[int]] | None
-    """To be drawn on the first image."""
 
 
 class ConversationSource:

@@ -6,7 +6,6 @@ n-th draw reads in its epoch's permutation), so processes, workers and resumed r
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
+from molmoact_train.data.recent import Recent
 
 _BLOCK = 1 << 16
 """Positions drawn at once; part of the stream's definition, so never change it."""
@@ -84,28 +84,26 @@ class Mixture:
         self._edges = np.cumsum(rates)
         self._edges[-1] = 1.0
         self._counts_before: list[NDArray[np.int64]] = [np.zeros(len(sizes), dtype=np.int64)]
-        self._draws: OrderedDict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
-        self._orders: OrderedDict[tuple[int, int], NDArray[np.int64]] = OrderedDict()
+        self._blocks = Recent[int, tuple[NDArray[np.int64], NDArray[np.int64]]](4)
+        self._orders = Recent[tuple[int, int], NDArray[np.int64]](2 * len(self.sizes))
 
     def at(self, position: int) -> Draw:
         """The sample at a position >= 0."""
         block, offset = divmod(position, _BLOCK)
-        sources, ordinals = self._block(block)
+        sources, ordinals = self._blocks.get(block, lambda: self._draw_block(block))
         source, ordinal = int(sources[offset]), int(ordinals[offset])
         epoch, place = divmod(ordinal, self.sizes[source])
-        return Draw(position, source, int(self._order(source, epoch)[place]), epoch)
+        order = self._orders.get((source, epoch), lambda: self._order(source, epoch))
+        return Draw(position, source, int(order[place]), epoch)
 
-    def _block(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _draw_block(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Source of each position of a block and which draw of that source it is."""
-        if block in self._draws:
-            self._draws.move_to_end(block)
-            return self._draws[block]
         sources = self._sources(block)
         ordinals = np.empty(_BLOCK, dtype=np.int64)
         for source, before in enumerate(self._draws_before(block)):
             mine = np.flatnonzero(sources == source)
             ordinals[mine] = before + np.arange(len(mine))
-        return _remember(self._draws, block, (sources, ordinals), limit=4)
+        return sources, ordinals
 
     def _sources(self, block: int) -> NDArray[np.int64]:
         if len(self.sizes) == 1:
@@ -122,12 +120,8 @@ class Mixture:
         return self._counts_before[block]
 
     def _order(self, source: int, epoch: int) -> NDArray[np.int64]:
-        key = (source, epoch)
-        if key in self._orders:
-            self._orders.move_to_end(key)
-            return self._orders[key]
-        order = _generator(self.seed, _ORDER_STREAM, source, epoch).permutation(self.sizes[source])
-        return _remember(self._orders, key, order, limit=2 * len(self.sizes))
+        """The permutation in which one source is read in one epoch."""
+        return _generator(self.seed, _ORDER_STREAM, source, epoch).permutation(self.sizes[source])
 
 
 def sample_rng(seed: int, position: int) -> np.random.Generator:
@@ -139,13 +133,6 @@ def _generator(seed: int, stream: int, first: int, second: int) -> np.random.Gen
     return np.random.Generator(
         np.random.Philox(np.random.SeedSequence([seed, stream, first, second]))
     )
-
-
-def _remember(cache: OrderedDict, key: object, value: object, *, limit: int):  # type: ignore[no-untyped-def]
-    cache[key] = value
-    if len(cache) > limit:
-        cache.popitem(last=False)
-    return value
 
 
 def positions_of(step: int, global_batch_size: int, rank: int, world_size: int) -> range:

@@ -13,10 +13,21 @@ from PIL import Image, UnidentifiedImageError
 from molmoact_data.errors import UserError
 from molmoact_data.text import prompts
 from molmoact_data.text.prompts import SampleKind
-from molmoact_train.config import TrainConfig, kind_weights
 from molmoact_train.data.augment import augment
-from molmoact_train.data.conversations import ConversationRow
-from molmoact_train.data.sources import RobotRow, possible_kinds
+from molmoact_train.data.base import ConversationRow, Part, RobotRow
+
+KIND_NEEDS: Mapping[SampleKind, frozenset[Part]] = {
+    "reasoning": frozenset({"depth", "trace", "action"}),
+    "trajectory": frozenset({"trace", "action"}),
+    "depth": frozenset({"depth"}),
+    "trace": frozenset({"trace"}),
+}
+"""The labels that a question of each kind needs to be answered truthfully."""
+
+
+def kinds_of(row: RobotRow) -> list[SampleKind]:
+    """What can truthfully be asked about a row."""
+    return [kind for kind, needed in KIND_NEEDS.items() if needed <= row.parts]
 
 
 @dataclass(frozen=True)
@@ -84,12 +95,7 @@ def draw_kind(
     row: RobotRow, rng: np.random.Generator, weights: Mapping[SampleKind, float]
 ) -> SampleKind:
     """One of the kinds this row allows, by their relative frequency."""
-    allowed = possible_kinds(
-        depth=row.depth_codes is not None,
-        trace=row.traces is not None,
-        action=row.action_bins is not None,
-    )
-    kinds = [kind for kind in allowed if weights.get(kind, 0.0) > 0]
+    kinds = [kind for kind in kinds_of(row) if weights.get(kind, 0.0) > 0]
     if not kinds:
         raise UserError(f"{row.where}: its labels allow none of the kinds {dict(weights)}.")
     frequencies = np.asarray([weights[kind] for kind in kinds])
@@ -141,15 +147,3 @@ def decode_image(encoded: bytes, where: str) -> Image.Image:
         return Image.open(io.BytesIO(encoded)).convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f"{where}: an image cannot be decoded ({error}).") from error
-
-
-def render_settings(config: TrainConfig, max_side: int, *, training: bool) -> RenderSettings:
-    """What the configuration says about rendering; evaluation never augments."""
-    kinds = {kind: weight for kind, weight in kind_weights(config).items() if weight > 0}
-    return RenderSettings(
-        kinds=kinds,
-        wording=config.wording,
-        augment=config.img_aug and training,
-        crop_depth=config.img_aug_crop_depth,
-        max_side=max_side,
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from molmoact_data.errors import UserError
+from molmoact_train.data.recent import Recent
 
 _CACHED_ROW_GROUPS = 4
 
@@ -23,7 +23,7 @@ class ParquetRows:
         self.rows = 0
         self._places: list[tuple[Path, int]] = []
         self._starts: list[int] = []
-        self._open: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
+        self._open = Recent[tuple[int, tuple[str, ...]], pa.Table](_CACHED_ROW_GROUPS)
 
     def add_file(self, path: Path) -> int:
         """Append a file; returns its number of rows."""
@@ -36,18 +36,28 @@ class ParquetRows:
 
     def read(self, row: int, columns: Sequence[str]) -> dict[str, Any]:
         """One row as plain Python values."""
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        key = (number, tuple(columns))
-        if key not in self._open:
-            path, group = self._places[number]
-            self._open[key] = open_parquet(path).read_row_group(group, columns=list(columns))
-            if len(self._open) > _CACHED_ROW_GROUPS:
-                self._open.popitem(last=False)
-        self._open.move_to_end(key)
-        return self._open[key].slice(row - self._starts[number], 1).to_pylist()[0]
+        table, place = self._group(row, columns)
+        return table.slice(place, 1).to_pylist()[0]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
+    def read_column(self, first: int, count: int, name: str, columns: Sequence[str]) -> list[Any]:
+        """`count` values of one of `columns` from row `first` on; those that `read` asks for share its cache."""
+        values: list[Any] = []
+        while len(values) < count:
+            table, place = self._group(first + len(values), columns)
+            values += table.column(name).slice(place, count - len(values)).to_pylist()
+        return values
+
+    def _group(self, row: int, columns: Sequence[str]) -> tuple[pa.Table, int]:
+        """The row group that holds a row, and the row's place in it."""
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        table = self._open.get(
+            (number, tuple(columns)), lambda: self._read_group(number, list(columns))
+        )
+        return table, row - self._starts[number]
+
+    def _read_group(self, number: int, columns: list[str]) -> pa.Table:
+        path, group = self._places[number]
+        return open_parquet(path).read_row_group(group, columns=columns)
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:

@@ -15,88 +15,59 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
+from molmoact_data.labels.traces import MIN_USABLE_POINTS, is_usable
+from molmoact_data.outputs.columns import usable_traces
 from molmoact_data.statistics import DatasetStatistics
-from molmoact_data.text.prompts import SampleKind
+from molmoact_train.data.base import Part, RobotRow
 from molmoact_train.data.conversations import CONVERSATIONS, ConversationSource
 from molmoact_train.data.rows import ParquetRows
 
-MIN_TRACE_POINTS = 2
-"""A trace of one point cannot be drawn, so nothing is asked about it."""
 _HELD_OUT_STREAM = 4
 
 
 @dataclass(frozen=True)
-class RobotRow:
-    """One frame of our record, as training needs it."""
+class SourceOptions:
+    """Which rows and cameras of a folder are used."""
 
-    where: str
-    """Dataset, episode and frame, for messages."""
-    images: tuple[bytes, ...]
-    """Encoded RGB per camera; labels belong to the first."""
-    instruction: str
-    depth_codes: tuple[int, ...] | None
-    traces: list[list[list[int]]] | None
-    """Per arm [x, y] points of 0..255; None where there is no usable trace."""
-    action_bins: NDArray[np.int16] | None
-    """[H, D] bins 1..256."""
-
-
-def possible_kinds(*, depth: bool, trace: bool, action: bool) -> tuple[SampleKind, ...]:
-    """What can truthfully be asked about a frame with these labels."""
-    needs: dict[SampleKind, bool] = {
-        "reasoning": depth and trace and action,
-        "trajectory": trace and action,
-        "depth": depth,
-        "trace": trace,
-    }
-    return tuple(kind for kind, met in needs.items() if met)
+    needs: Mapping[str, frozenset[Part]]
+    """What training asks, and the labels each question needs; rows that allow none are left out and counted."""
+    max_images: int = 1
+    """Cameras per row, in the record's order."""
+    held_out_fraction: float = 0.0
+    """Share of the episodes that is set aside, whole."""
+    held_out: bool = False
+    """True = read those that were set aside, False = the others."""
+    seed: int = 0
+    """Decides alone which episodes are set aside."""
+    max_samples: int | None = None
+    """Use only the first so many usable rows."""
 
 
 class ShardSource:
     """One output folder of `molmoact preprocess`."""
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        max_images: int,
-        kinds: Sequence[SampleKind],
-        held_out_fraction: float = 0.0,
-        held_out: bool = False,
-        seed: int = 0,
-        max_samples: int | None = None,
-    ) -> None:
-        """Open and check a folder.
-
-        `kinds` are those that training draws; rows that allow none of them are left out and counted. With
-        `held_out_fraction`, whole episodes are set aside: `held_out=True` reads those, False the others.
-        Raises `UserError` where the folder is not finished or does not match its manifest.
-        """
+    def __init__(self, folder: Path, options: SourceOptions) -> None:
+        """Open and check a folder. Raises `UserError` where it is not finished or does not match its manifest."""
         self.folder = folder
-        self.kinds = tuple(kinds)
+        self.options = options
         self.manifest = _read_manifest(folder)
         self.statistics = _read_statistics(folder, self.manifest)
         self._groups, self.layout = _open_shards(folder, self.manifest)
         self.name = str(self.manifest["dataset"]["name"])
-        self.cameras = self.layout.cameras[:max_images]
+        self.cameras = self.layout.cameras[: options.max_images]
         labels = _label_table(folder, self.manifest, self.layout)
         episodes = _column(labels, schema.EPISODE_INDEX)
-        self.episodes = _choose_episodes(
-            np.unique(episodes), held_out_fraction, held_out=held_out, seed=seed
-        )
+        self.episodes = _choose_episodes(np.unique(episodes), options)
         in_part = np.isin(episodes, self.episodes)
-        usable = _usable(labels, self.layout, self.kinds)
-        self.rows = np.flatnonzero(in_part & usable)[:max_samples]
+        usable = _usable(labels, self.layout, options.needs)
+        self.rows = np.flatnonzero(in_part & usable)[: options.max_samples]
         self.left_out: Mapping[str, int] = Counter(
-            ["no action column"] * int((in_part & ~usable).sum())
-            if self.layout.action_dim is None and {"depth", "trace"}.isdisjoint(self.kinds)
-            else _trace_reasons(labels, np.flatnonzero(in_part & ~usable))
+            _reasons(labels, self.layout, options.needs, np.flatnonzero(in_part & ~usable))
         )
 
     @property
@@ -110,31 +81,65 @@ class ShardSource:
 
     def row(self, index: int) -> RobotRow:
         """Usable row number `index`."""
-        values = self._groups.read(int(self.rows[index]), self._columns())
-        return RobotRow(
-            where=f"{self.folder}: episode {values[schema.EPISODE_INDEX]} "
-            f"frame {values[schema.FRAME_INDEX]}",
-            images=tuple(values[schema.image_column(role)]["bytes"] for role in self.cameras),
-            instruction=values[schema.INSTRUCTION],
-            depth_codes=_tuple(values.get(schema.DEPTH_CODES)),
-            traces=values[schema.TRACE] if _trace_is_usable(values) else None,
-            action_bins=_bins(values.get(schema.ACTION_BINS)),
-        )
-
-    def recorded_actions(self, index: int) -> NDArray[np.float32]:
-        """The recorded actions [h, D] from this row on, as far as the chunk and the episode reach."""
-        first = int(self.rows[index])
-        columns = [schema.NUM_VALID_ACTIONS, schema.ACTION]
-        steps = self._groups.read(first, columns)[schema.NUM_VALID_ACTIONS]
-        chunk = [self._groups.read(first + step, columns)[schema.ACTION] for step in range(steps)]
-        return np.asarray(chunk, dtype=np.float32)
+        number, columns = int(self.rows[index]), self._columns()
+        values = self._groups.read(number, columns)
+        following = None
+        if self.layout.action_dim is not None:
+            steps = values[schema.NUM_VALID_ACTIONS]
+            following = self._groups.read_column(number, steps, schema.ACTION, columns)
+        return robot_row(
+            values, self.cameras, where=str(self.folder), following=following,
+            statistics=self.statistics,
+        )  # fmt: skip
 
     def _columns(self) -> list[str]:
-        images = [schema.image_column(role) for role in self.cameras]
-        labels = [schema.DEPTH_CODES, schema.TRACE, schema.TRACE_REJECT_REASON, schema.ACTION_BINS]
         present = self.layout.arrow_schema().names
-        key = [schema.EPISODE_INDEX, schema.FRAME_INDEX, schema.INSTRUCTION]
-        return key + images + [name for name in labels if name in present]
+        return [schema.EPISODE_INDEX, schema.FRAME_INDEX, schema.INSTRUCTION] + [
+            name for name in (*map(schema.image_column, self.cameras), *_LABELS) if name in present
+        ]
+
+
+_LABELS = (
+    schema.DEPTH_CODES, schema.TRACE, schema.TRACE_REJECT_REASON, schema.ACTION_BINS, schema.ACTION,
+    schema.NUM_VALID_ACTIONS, schema.STATE,
+)  # fmt: skip
+
+
+def robot_row(
+    values: Mapping[str, Any],
+    cameras: Sequence[str],
+    *,
+    where: str = "",
+    following: Sequence[Sequence[float]] | None = None,
+    statistics: DatasetStatistics | None = None,
+) -> RobotRow:
+    """One row of the record, as plain Python values by column -> what training reads of it.
+
+    `following` are the recorded actions [h][D] of this row and the next ones, 1 <= h <= H of them within the
+    episode; without it the row has no raw chunk.
+    """
+    bins, state = values.get(schema.ACTION_BINS), values.get(schema.STATE)
+    bins_HD = None if bins is None else np.asarray(bins, dtype=np.int16)
+    chunk = None
+    if following is not None and bins_HD is not None:
+        recorded = np.asarray(following, dtype=np.float32)
+        chunk = recorded[np.minimum(np.arange(len(bins_HD)), len(recorded) - 1)]
+    arms = values.get(schema.TRACE)
+    usable = is_usable(arms, values.get(schema.TRACE_REJECT_REASON))
+    codes = values.get(schema.DEPTH_CODES)
+    return RobotRow(
+        where=f"{where}{': ' if where else ''}episode {values[schema.EPISODE_INDEX]} "
+        f"frame {values[schema.FRAME_INDEX]}",
+        images=tuple(values[schema.image_column(role)]["bytes"] for role in cameras),
+        instruction=values[schema.INSTRUCTION],
+        depth_codes=None if codes is None else tuple(codes),
+        traces=arms if usable else None,
+        action_bins=bins_HD,
+        actions_HD=chunk,
+        num_valid=0 if following is None else len(following),
+        state=None if state is None else np.asarray(state, dtype=np.float32),
+        statistics=statistics,
+    )
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -208,75 +213,60 @@ def _column(table: pa.Table, name: str) -> NDArray[Any]:
     return table[name].to_numpy()
 
 
+def _parts(layout: schema.RecordLayout, *, traced: bool) -> frozenset[Part]:
+    """The labels of a row of this layout, with or without a usable trace."""
+    found: dict[Part, bool] = {
+        "depth": layout.depth_codes is not None,
+        "trace": traced,
+        "action": layout.action_dim is not None,
+        "state": layout.state_dim is not None,
+    }
+    return frozenset(part for part, there in found.items() if there)
+
+
 def _usable(
-    labels: pa.Table, layout: schema.RecordLayout, kinds: Sequence[SampleKind]
+    labels: pa.Table, layout: schema.RecordLayout, needs: Mapping[str, frozenset[Part]]
 ) -> NDArray[np.bool_]:
-    """Which rows allow at least one of the kinds."""
-    depth, action = layout.depth_codes is not None, layout.action_dim is not None
-    with_trace = bool(set(possible_kinds(depth=depth, trace=True, action=action)) & set(kinds))
-    without = bool(set(possible_kinds(depth=depth, trace=False, action=action)) & set(kinds))
-    traced = np.zeros(labels.num_rows, dtype=bool)
+    """Which rows allow at least one of the questions."""
+    with_trace, without = (
+        any(needed <= _parts(layout, traced=traced) for needed in needs.values())
+        for traced in (True, False)
+    )
+    traced_T = np.zeros(labels.num_rows, dtype=bool)
     if layout.num_arms is not None:
-        accepted = pc.is_null(labels[schema.TRACE_REJECT_REASON]).to_numpy()
-        traced = accepted & (_shortest_arm(labels[schema.TRACE]) >= MIN_TRACE_POINTS)
-    return np.where(traced, with_trace, without)
+        traced_T = usable_traces(labels[schema.TRACE], labels[schema.TRACE_REJECT_REASON])
+    return np.where(traced_T, with_trace, without)
 
 
-def _shortest_arm(traces: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Points of the arm with the fewest, per row; 0 where there is no arm."""
-    column = traces.combine_chunks()
-    points = pc.list_value_length(pc.list_flatten(column)).fill_null(0).to_numpy()
-    parents = pc.list_parent_indices(column).to_numpy()
-    shortest = np.full(len(column), np.iinfo(np.int64).max)
-    np.minimum.at(shortest, parents, points)
-    return np.where(shortest == np.iinfo(np.int64).max, 0, shortest)
-
-
-def _trace_reasons(labels: pa.Table, rows: NDArray[np.int64]) -> list[str]:
+def _reasons(
+    labels: pa.Table,
+    layout: schema.RecordLayout,
+    needs: Mapping[str, frozenset[Part]],
+    rows: NDArray[np.int64],
+) -> list[str]:
+    """Why each of these rows is left out, in words: a column that every question needs, or its trace."""
+    always = frozenset.intersection(*needs.values()) if needs else frozenset()
+    for part in sorted(always - {"trace"}):
+        if part not in _parts(layout, traced=True):
+            return [f"no {part} column"] * len(rows)
     if schema.TRACE_REJECT_REASON not in labels.column_names:
         return ["no trace column"] * len(rows)
     reasons = labels[schema.TRACE_REJECT_REASON].take(pa.array(rows)).to_pylist()
-    return [reason or f"fewer than {MIN_TRACE_POINTS} trace points" for reason in reasons]
+    return [reason or f"fewer than {MIN_USABLE_POINTS} trace points" for reason in reasons]
 
 
-def _trace_is_usable(values: Mapping[str, Any]) -> bool:
-    arms = values.get(schema.TRACE)
-    if not arms or values[schema.TRACE_REJECT_REASON] is not None:
-        return False
-    return min(map(len, arms)) >= MIN_TRACE_POINTS
-
-
-def _choose_episodes(
-    episodes: NDArray[np.int64], fraction: float, *, held_out: bool, seed: int
-) -> NDArray[np.int64]:
+def _choose_episodes(episodes: NDArray[np.int64], options: SourceOptions) -> NDArray[np.int64]:
     """A fixed share of the episodes, chosen by seed alone; never all of them."""
-    count = min(round(fraction * len(episodes)), len(episodes) - 1)
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _HELD_OUT_STREAM])))
-    order = rng.permutation(episodes)
-    return np.sort(order[:count] if held_out else order[count:])
-
-
-def _tuple(values: Sequence[int] | None) -> tuple[int, ...] | None:
-    return None if values is None else tuple(values)
-
-
-def _bins(values: Sequence[Sequence[int]] | None) -> NDArray[np.int16] | None:
-    return None if values is None else np.asarray(values, dtype=np.int16)
+    count = min(round(options.held_out_fraction * len(episodes)), len(episodes) - 1)
+    stream = np.random.SeedSequence([options.seed, _HELD_OUT_STREAM])
+    order = np.random.Generator(np.random.Philox(stream)).permutation(episodes)
+    return np.sort(order[:count] if options.held_out else order[count:])
 
 
 Source = ShardSource | ConversationSource
 
 
-def open_source(
-    path: str,
-    *,
-    max_images: int,
-    kinds: Sequence[SampleKind],
-    held_out_fraction: float = 0.0,
-    held_out: bool = False,
-    seed: int = 0,
-    max_samples: int | None = None,
-) -> Source:
+def open_source(path: str, options: SourceOptions) -> Source:
     """The source at a path: our output folder if it has a manifest or our columns, else conversations."""
     folder = Path(path)
     if not folder.is_dir():
@@ -284,20 +274,14 @@ def open_source(
     has_rows = (folder / "state.json").exists() or any(folder.rglob("*.parquet"))
     ours = (folder / schema.MANIFEST_FILE).exists() or (folder / schema.STATISTICS_FILE).exists()
     if ours or ((folder / schema.DATA_DIR).is_dir() and not _has_conversations(folder)):
-        return ShardSource(
-            folder,
-            max_images=max_images,
-            kinds=kinds,
-            held_out_fraction=held_out_fraction,
-            held_out=held_out,
-            seed=seed,
-            max_samples=max_samples,
-        )
+        return ShardSource(folder, options)
     if not has_rows:
         raise UserError(
             f"--data {path}: the folder holds neither a manifest nor Parquet or Arrow rows."
         )
-    return ConversationSource(folder, max_images=max_images, max_samples=max_samples)
+    return ConversationSource(
+        folder, max_images=options.max_images, max_samples=options.max_samples
+    )
 
 
 def _has_conversations(folder: Path) -> bool:

@@ -16,13 +16,11 @@ from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import write_json
 from molmoact_train.checkpoint import TRAINER_FILE
-from molmoact_train.families.molmoact.processor import PROCESSOR_NAME, MolmoActProcessor
+from molmoact_train.families.registry import family_of
 
 Dtype = Literal["keep", "float32", "bfloat16"]
 SHARD_BYTES = 4 * 2**30
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-CODE_REPOSITORY = {"D": "allenai/MolmoAct-7B-D-0812", "O": "allenai/MolmoAct-7B-O-0812"}
-"""Where the released modelling code lives; `auto_map` points there unless the folder brings its own."""
 _SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.py")
 _NOT_COPIED = ("config.json", INDEX, "train_config.json", "files.json", TRAINER_FILE)
 
@@ -88,55 +86,13 @@ def statistics_beside(folder: Path) -> dict[str, Any]:
 
 
 def finish_folder(
-    folder: Path, base: Path, config: Mapping[str, Any], norm_stats: Mapping[str, Any], dtype: str
+    folder: Path, base: Path, config: Mapping[str, Any], statistics: Mapping[str, Any], dtype: str
 ) -> None:
-    """Everything beside the weights: configuration with merged statistics, tokenizer, processor, code addresses."""
+    """Everything beside the weights: the base's small files, then what its family writes, then the statistics."""
     for pattern in _SMALL_FILES:
         for path in base.glob(pattern):
             if path.name not in _NOT_COPIED and not path.name.startswith("adapter_"):
                 shutil.copy2(path, folder / path.name)
-    processor = MolmoActProcessor.from_pretrained(base)
-    if not (folder / PROCESSOR_NAME).is_file():
-        processor.save_pretrained(folder)
-    _write_generation_config(folder / "generation_config.json", processor)
-    merged = {**(config.get("norm_stats") or {}), **norm_stats}
-    out = {k: v for k, v in config.items() if k != "torch_dtype"}
-    out |= {"norm_stats": merged, "dtype": dtype, "architectures": ["MolmoActForActionReasoning"]}
-    out["image_patch_id"] = processor.image_ids.patch
-    write_json(folder / "config.json", out)
-    if norm_stats:
-        write_json(folder / schema.STATISTICS_FILE, norm_stats)
-    _point_at_code(folder)
-
-
-def _write_generation_config(path: Path, processor: MolmoActProcessor) -> None:
-    """What is there stays; the ids of begin, end and padding are added where they are missing."""
-    ids = {
-        "bos_token_id": processor.bos_id,
-        "eos_token_id": processor.eos_id,
-        "pad_token_id": processor.pad_id,
-    }
-    given = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, {**ids, **given})
-
-
-def _point_at_code(folder: Path) -> None:
-    """`auto_map` of all three classes; local if the folder holds the code, else the released repository."""
-    config = read_config(folder)
-    variant = "O" if config["llm_config"]["norm_after"] else "D"
-    local = (folder / "modeling_molmoact.py").is_file()
-    where = "" if local else f"{CODE_REPOSITORY[variant]}--"
-    for name, classes in {
-        "config.json": {
-            "AutoConfig": "configuration_molmoact.MolmoActConfig",
-            "AutoModelForImageTextToText": "modeling_molmoact.MolmoActForActionReasoning",
-        },
-        PROCESSOR_NAME: {"AutoProcessor": "processing_molmoact.MolmoActProcessor"},
-        "preprocessor_config.json": {
-            "AutoProcessor": "processing_molmoact.MolmoActProcessor",
-            "AutoImageProcessor": "image_processing_molmoact.MolmoActImageProcessor",
-        },
-    }.items():
-        fields = json.loads((folder / name).read_text(encoding="utf-8"))
-        fields["auto_map"] = {auto: where + path for auto, path in classes.items()}
-        write_json(folder / name, fields)
+    family_of(base).finish_folder(folder, base, config, statistics, dtype)
+    if statistics:
+        write_json(folder / schema.STATISTICS_FILE, statistics)

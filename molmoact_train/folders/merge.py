@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import check_free, new_folder
+from molmoact_train.families.loading import load_network
+from molmoact_train.families.registry import family_of
 from molmoact_train.folders.export import planned_bytes, stated_dtype
 from molmoact_train.folders.layout import (
     SHARD_BYTES,
@@ -226,14 +227,11 @@ def logit_difference(base: Path, adapter: Adapter, merged: Path) -> float:
     """Largest difference of logits between base + PEFT adapter and the merged folder, relative, in fp32."""
     from peft import PeftModel
 
-    from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
-    from molmoact_train.families.molmoact.processor import MolmoActProcessor
-
-    rgb_HWC = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
-    processor = MolmoActProcessor.from_pretrained(base)
-    inputs = processor(text=processor.prompt("The task is to verify."), images=[[rgb_HWC]])
-    model = MolmoActForActionReasoning.from_pretrained(base, dtype=torch.float32)
+    cpu = torch.device("cpu")
+    family = family_of(base)
+    inputs = family.probe(base, cpu)
+    model = load_network(base, device="cpu", dtype="float32")
     expected = PeftModel.from_pretrained(model, str(adapter.folder)).eval()(**inputs).logits
     del model
-    whole = MolmoActForActionReasoning.from_pretrained(merged, dtype=torch.float32)
+    whole = load_network(merged, device="cpu", dtype="float32")
     return float((whole(**inputs).logits - expected).abs().max() / expected.abs().max())

@@ -13,12 +13,8 @@ import torch
 
 from molmoact_data.errors import UserError
 from molmoact_data.policies import ActionChunk, Observation, PolicyInfo, PredictionFailed
-from molmoact_train.families.molmoact.predictor import (
-    Dtype,
-    Prediction,
-    PredictOptions,
-    Predictor,
-)
+from molmoact_train.families.loading import Dtype
+from molmoact_train.families.molmoact.predictor import Prediction, PredictOptions, Predictor
 from molmoact_train.weights import fingerprint, resolve_model_folder
 
 RUN_FILE = "train_config.json"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,18 +21,17 @@ from molmoact_data.labels.actions import bin_centers, unnormalize, unnormalize_r
 from molmoact_data.labels.traces import GRID_MAX
 from molmoact_data.pictures import overlay
 from molmoact_data.policies import PredictionFailed
-from molmoact_data.processes import pick_device
 from molmoact_data.statistics import DatasetStatistics, resolve_key
 from molmoact_data.text import prompts
+from molmoact_train.families.loading import Dtype, load_network
 from molmoact_train.families.molmoact.generate import Decoded, decode_constrained, decode_free
 from molmoact_train.families.molmoact.grammar import AnswerShape, Grammar, build_grammar
 from molmoact_train.families.molmoact.images import ImageLike, to_rgb
-from molmoact_train.families.molmoact.network import MolmoActConfig, MolmoActForActionReasoning
+from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 from molmoact_train.families.molmoact.processor import MolmoActProcessor
-from molmoact_train.weights import WeightFiles, fill, resolve_model_folder
+from molmoact_train.weights import resolve_model_folder
 
 Trace = Sequence[Sequence[int]]
-Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -74,21 +73,6 @@ class Prediction:
         return asdict(self)
 
 
-def load_network(
-    folder: Path, *, device: torch.device, dtype: torch.dtype
-) -> MolmoActForActionReasoning:
-    """The network of a model folder, for inference. Strict: every tensor is there, fits and is finite.
-
-    Raises `UserError` naming the tensor; nothing is ever filled with random numbers.
-    """
-    check_is_model(folder)
-    with torch.device("meta"):
-        model = MolmoActForActionReasoning(MolmoActConfig.from_pretrained(folder))
-    model = model.to(dtype).to_empty(device=device)
-    fill(model, WeightFiles(folder))
-    return model.eval()
-
-
 class Predictor:
     """One loaded checkpoint."""
 
@@ -112,12 +96,12 @@ class Predictor:
     ) -> Predictor:
         """`auto`: CUDA and bf16 where there is a GPU, else CPU and fp32. `norm_stats` replaces the checkpoint's."""
         folder = resolve_model_folder(str(folder))
-        check_is_model(folder)
-        chosen = pick_device(device)
-        if dtype == "auto":
-            dtype = "bfloat16" if chosen.type == "cuda" else "float32"
+        model = load_network(folder, device=device, dtype=dtype)
+        if not isinstance(model, MolmoActForActionReasoning):
+            raise UserError(
+                f"{folder} holds another network than MolmoAct: {type(model).__name__}."
+            )
         processor = MolmoActProcessor.from_pretrained(folder)
-        model = load_network(folder, device=chosen, dtype=getattr(torch, dtype))
         return cls(model, processor, model.config.norm_stats if norm_stats is None else norm_stats)
 
     def entry(self, key: str | None) -> tuple[str, Mapping[str, Any]]:
@@ -238,17 +222,3 @@ def checked_trace(trace: Trace) -> list[list[int]]:
             f"got {points}"
         )
     return points
-
-
-def check_is_model(folder: Path) -> None:
-    """A folder of whole weights, not an adapter and not a training checkpoint."""
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(
-            f"{folder} is a LoRA adapter without its base model: make a whole one with\n"
-            f"  molmoact merge-lora --base BASE --adapter {folder} --output-path DIR"
-        )
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-        raise UserError(
-            f"{folder} is not a model folder (config.json and safetensors). A training checkpoint becomes one with\n"
-            f"  molmoact unshard --checkpoint {folder} --output-path DIR"
-        )
