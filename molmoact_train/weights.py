@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from molmoact_data.errors import UserError
+from molmoact_data.files.inputs import is_git_lfs_pointer
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -79,6 +80,10 @@ class WeightFiles:
         try:
             return safe_open(self.folder / name, framework="pt")
         except (SafetensorError, FileNotFoundError) as error:
+            if (self.folder / name).is_file() and is_git_lfs_pointer(self.folder / name):
+                raise UserError(
+                    f"{self.folder / name} is a Git LFS pointer, not weights; run `git lfs pull` in that folder."
+                ) from error
             raise UserError(
                 f"{self.folder / name} is missing or damaged ({error}); download or export it again."
             ) from error
@@ -115,10 +120,15 @@ class WeightFiles:
                 )
         return tensor
 
-    def check_names(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """The files must hold exactly these tensors in these shapes; otherwise `UserError`."""
+    def check_names(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        unread: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        """The files must hold exactly these tensors in these shapes, and may hold those that are `unread`;
+        otherwise `UserError`."""
         missing = sorted(set(shapes) - set(self._file_of))
-        unknown = sorted(set(self._file_of) - set(shapes))
+        unknown = sorted(n for n in set(self._file_of) - set(shapes) if not unread(n))
         if missing or unknown:
             raise UserError(
                 f"{self.folder} does not fit its config.json: {len(missing)} tensors missing "
@@ -136,14 +146,20 @@ def _same(name: str) -> str:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, files: WeightFiles, name_of: Callable[[str], str] = _same) -> None:
+def fill(
+    model: nn.Module,
+    files: WeightFiles,
+    name_of: Callable[[str], str] = _same,
+    *,
+    unread: Callable[[str], bool] = lambda _: False,
+) -> None:
     """Every parameter of `model` from the tensor of its name, in place; its own type and device are kept.
 
     Raises `UserError` for a tensor that is missing, unknown, of another shape or not finite: nothing is guessed.
-    `name_of` gives a parameter's name in the files.
+    `name_of` gives a parameter's name in the files; tensors whose name is `unread` may be there and are left.
     """
     named = dict(model.named_parameters())
-    files.check_names({name_of(n): tuple(p.shape) for n, p in named.items()})
+    files.check_names({name_of(n): tuple(p.shape) for n, p in named.items()}, unread)
     for name, parameter in named.items():
         parameter.copy_(files.read_finite(name_of(name)))
 

@@ -1,31 +1,31 @@
-"""The Molmo pointer: answers are parsed exactly, and the loading and decoding code runs a real checkpoint folder.
+"""The Molmo pointer: answers are parsed exactly, and a checkpoint folder in the released layout points.
 
-The folder is made here: a tiny network with remote code that takes the arguments Molmo's takes, checks what
-the decoding loop feeds it, and "sees" the brightness of the picture.
+What the network says about pictures is held to the released files' answers in `test_train_molmo.py`.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, strategies as st
-from safetensors.torch import save_file
+from made_molmo import POINT, SAID, write_molmo
 
 from molmoact_data.errors import UserError
 from molmoact_data.labels.pointing import GripperPointer
+from molmoact_data.teachers import molmo
 from molmoact_data.teachers.answers import (
+    Answer,
     answer_confidence,
     arms_from_percent,
     format_points,
     parse_points,
 )
-from molmoact_data.teachers.molmo import MOLMO_7B_D, PINNED_REVISIONS, MolmoPointer
+from molmoact_data.teachers.molmo import MolmoPointer
+from molmoact_data.teachers.published import MOLMO_7B_D, Published
 
 PERCENT = st.integers(0, 1000).map(lambda tenth: tenth / 10)
 
@@ -109,149 +109,131 @@ def test_confidence_is_of_the_digits_alone() -> None:
     assert answer_confidence(["none"], [0.0]) == 0
 
 
-MODELING = '''
-import torch
-from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
-
-ALPHABET = "\\0 <>/=.\\"" + "0123456789" + "abcdefghijklmnopqrstuvwxyz"
-
-class TinyConfig(PretrainedConfig):
-    model_type = "tiny_pointing"
-
-class TinyPointing(PreTrainedModel):
-    """Says <point x="(brightness in percent)" y="25.0" ...>; black pictures have no gripper."""
-    config_class = TinyConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.sharpness = nn.Parameter(torch.zeros(()))
-        self.post_init()
-
-    def _init_weights(self, module):
-        pass
-
-    def forward(self, input_ids, attention_mask, position_ids, use_cache, last_logits_only,
-                images=None, image_masks=None, image_input_idx=None, past_key_values=None):
-        assert use_cache and last_logits_only
-        if past_key_values is None:
-            assert images.shape[0] == input_ids.shape[0] and images.dtype == self.dtype
-            assert image_input_idx.max() < input_ids.shape[1] and image_masks.min() == 1
-            self.batches = getattr(self, "batches", []) + [len(images)]
-            percent = (images.mean(dim=(1, 2, 3)) * 100).tolist()
-            said = ["none" if p == 0 else f'<point x="{p:.1f}" y="25.0" alt="g">g</point>' for p in percent]
-            script = torch.tensor([[ALPHABET.index(c) for c in s.ljust(60, "\\0")] for s in said])
-            length, step = input_ids.shape[1], 0
-        else:
-            script, length, step = past_key_values
-            assert images is None and input_ids.shape[1] == 1
-            assert position_ids.unique().tolist() == [length + step - 1]
-            assert attention_mask.shape[1] >= length + step and attention_mask.all()
-            still = (script[:, :step] != 0).all(dim=1)  # rows that have not ended feed back their token
-            if self.sharpness > 0:
-                assert torch.equal(input_ids[still, 0], script[still, step - 1])
-        logits = torch.zeros(len(script), 1, len(ALPHABET), dtype=self.dtype)
-        logits[torch.arange(len(script)), 0, script[:, step]] = self.sharpness
-        return CausalLMOutputWithPast(logits=logits, past_key_values=(script, length, step + 1))
-'''
-
-PROCESSING = """
-import numpy as np
-import torch
-
-ALPHABET = "\\0 <>/=.\\"" + "0123456789" + "abcdefghijklmnopqrstuvwxyz"
-
-class TinyTokenizer:
-    eos_token_id = 0
-    def decode(self, ids):
-        return "".join(ALPHABET[i] for i in ids)
-
-class TinyProcessor:
-    tokenizer = TinyTokenizer()
-    @classmethod
-    def from_pretrained(cls, path, **kwargs):
-        return cls()
-    @classmethod
-    def register_for_auto_class(cls):
-        pass
-    def process(self, images, text):
-        (image,) = images
-        assert image.mode == "RGB"
-        pixels = torch.tensor(np.asarray(image) / 255.0, dtype=torch.float32).reshape(1, -1, 3)
-        return {
-            "input_ids": torch.tensor([1] * 4 + [2 + len(word) for word in text.split()]),
-            "images": pixels,
-            "image_input_idx": torch.arange(4)[None],
-            "image_masks": torch.ones(1, 4),
-        }
-"""
+QUESTION = "point to the robot gripper"
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    auto_map = {
-        "AutoConfig": "modeling_tiny.TinyConfig",
-        "AutoModelForCausalLM": "modeling_tiny.TinyPointing",
-        "AutoProcessor": "processing_tiny.TinyProcessor",
-    }
-    config = {
-        "model_type": "tiny_pointing",
-        "architectures": ["TinyPointing"],
-        "auto_map": auto_map,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "modeling_tiny.py").write_text(textwrap.dedent(MODELING))
-    (folder / "processing_tiny.py").write_text(textwrap.dedent(PROCESSING))
-    write_weights(folder, sharpness=8.0)
-    return folder
+class Brightness:
+    """A `PointingModel` that says the brightness of the picture as x; black pictures have no gripper."""
 
+    def __init__(self) -> None:
+        self.batches: list[int] = []
 
-def write_weights(folder: Path, sharpness: float) -> None:
-    tensors = {"sharpness": torch.tensor(sharpness)}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    def answer(
+        self,
+        frames: Sequence[np.ndarray],
+        question: str,
+        *,
+        is_complete: Callable[[str], bool],
+        max_new_tokens: int,
+    ) -> list[Answer]:
+        assert (question, max_new_tokens) == (QUESTION, 64)
+        self.batches.append(len(frames))
+        return [self.about(float(frame.mean()) / 255 * 100, is_complete) for frame in frames]
+
+    @staticmethod
+    def about(percent: float, is_complete: Callable[[str], bool]) -> Answer:
+        if percent == 0:
+            return Answer("none", [0], ["none"], [0.0], complete=True)
+        answer = Answer()
+        for character in f'<point x="{percent:.1f}" y="25.0" alt="g">g</point>':
+            answer.text += character
+            answer.tokens.append(character)
+            answer.logprobs.append(math.log(0.5) if character.isdigit() else math.log(0.1))
+            if is_complete(answer.text):
+                answer.complete = True
+                break
+        return answer
 
 
 def grey_frames(*levels: int) -> np.ndarray:
     return np.stack([np.full((32, 48, 3), level, np.uint8) for level in levels])
 
 
-def test_batched_answers_of_a_checkpoint_folder(checkpoint: Path) -> None:
-    """x is the brightness: 51/255 = 20 %, 204/255 = 80 %; the black picture has no gripper."""
-    pointer = MolmoPointer(str(checkpoint), device="cpu", batch_size=2)
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_molmo(tmp_path_factory.mktemp("hub") / "tiny")
+
+
+def test_a_checkpoint_folder_points(checkpoint: Path) -> None:
+    pointer = MolmoPointer(str(checkpoint), device="cpu")
     assert isinstance(pointer, GripperPointer)
-    points = pointer.point(grey_frames(51, 0, 204), "point to the robot gripper")
-    expected = [[0.2 * 48 / 47, 0.25 * 32 / 31], [np.nan] * 2, [0.8 * 48 / 47, 0.25 * 32 / 31]]
-    np.testing.assert_allclose(points.xy_NA2[:, 0], expected, rtol=1e-5)
-    certain = math.exp(8) / (math.exp(8) + 43)  # one token of 44 has logit 8, the rest 0
-    np.testing.assert_allclose(points.confidence_NA[:, 0], [certain, 0, certain], rtol=1e-4)
-    assert pointer.model.batches == [2, 2]  # three frames, the last batch filled up
-    assert pointer.point(grey_frames(51)[:0], "point").xy_NA2.shape == (0, 1, 2)
+    points = pointer.point(grey_frames(51, 0), QUESTION)
+    expected = [POINT[0] / 100 * 48 / 47, POINT[1] / 100 * 32 / 31]
+    np.testing.assert_allclose(points.xy_NA2, [[expected]] * 2, rtol=1e-6)
+    assert (points.confidence_NA > 0.9).all()
+    assert [answer.text for answer in pointer.answers(list(grey_frames(7)), QUESTION)] == [SAID]
+    assert pointer.point(grey_frames(51)[:0], QUESTION).xy_NA2.shape == (0, 1, 2)
 
 
-def test_generation_stops_when_the_point_is_told(checkpoint: Path) -> None:
-    pointer = MolmoPointer(str(checkpoint), device="cpu", batch_size=1)
-    (answer,) = pointer.answers(grey_frames(51), "point to the robot gripper")
-    assert answer.text == '<point x="20.0" y="25.0"'
-    (answer,) = pointer.answers(grey_frames(0), "point to the robot gripper")
-    assert (answer.text, answer.complete) == ("none", True)
-
-
-def test_an_untrained_model_finds_nothing(checkpoint: Path) -> None:
-    write_weights(checkpoint, sharpness=0.0)
-    pointer = MolmoPointer(str(checkpoint), device="cpu", batch_size=2, max_new_tokens=5)
-    points = pointer.point(grey_frames(51, 204), "point to the robot gripper")
+def test_two_arms_need_two_points(checkpoint: Path) -> None:
+    points = MolmoPointer(str(checkpoint), device="cpu", num_arms=2).point(grey_frames(9), QUESTION)
     assert np.isnan(points.xy_NA2).all()
     assert (points.confidence_NA == 0).all()
 
 
-def test_description_and_errors(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_filled_up_and_answers_stay_with_their_frames(checkpoint: Path) -> None:
+    """x is the brightness: 51/255 = 20 %, 204/255 = 80 %; the black picture has no gripper."""
+    pointer = MolmoPointer(str(checkpoint), device="cpu")
+    pointer.model, pointer.batch_size = model, _ = Brightness(), 2
+    points = pointer.point(grey_frames(51, 0, 204), QUESTION)
+    expected = [[0.2 * 48 / 47, 0.25 * 32 / 31], [np.nan] * 2, [0.8 * 48 / 47, 0.25 * 32 / 31]]
+    np.testing.assert_allclose(points.xy_NA2[:, 0], expected, rtol=1e-5)
+    np.testing.assert_allclose(points.confidence_NA[:, 0], [0.5, 0, 0.5], rtol=1e-6)
+    assert model.batches == [2, 2]  # three frames, the last batch filled up
+
+
+def test_the_answer_ends_when_the_point_is_told(checkpoint: Path) -> None:
+    pointer = MolmoPointer(str(checkpoint), device="cpu")
+    pointer.model = Brightness()
+    (answer,) = pointer.answers(list(grey_frames(51)), QUESTION)
+    assert answer.text == '<point x="20.0" y="25.0"'
+
+
+def test_a_folder_is_described_as_local(checkpoint: Path) -> None:
     described = MolmoPointer(str(checkpoint), device="cpu").describe()
-    assert described == {"name": "molmo/tiny", "revision": "local", "licence": "Apache-2.0"}
-    with pytest.raises(UserError, match="so a commit must be named"):
-        MolmoPointer("someone/else")
+    assert described == {
+        "name": "molmo/tiny",
+        "revision": "local",
+        "licence": "that of the local files",
+    }
+
+
+def test_a_hub_id_is_fetched_at_its_commit_and_described(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The manifest has the commit that was fetched, whatever branch was asked for; Python files are never asked for."""
+    asked: list[Published] = []
+
+    def fake(published: Published) -> Path:
+        asked.append(published)
+        snapshot = tmp_path / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+        snapshot.parent.mkdir(exist_ok=True)
+        if not snapshot.exists():
+            snapshot.symlink_to(checkpoint)
+        return snapshot
+
+    monkeypatch.setattr(molmo, "fetch", fake)
+    described = MolmoPointer(device="cpu").describe()
+    assert described["name"] == "molmo/allenai/Molmo-7B-D-0924"
+    assert described["revision"] == "0123456789abcdef0123456789abcdef01234567"
+    assert described["licence"] == "Apache-2.0"
+    MolmoPointer("allenai/Molmo-7B-O-0924", device="cpu")
+    MolmoPointer("someone/else", revision="main", device="cpu")
+    assert [(p.repository, p.revision) for p in asked] == [
+        (MOLMO_7B_D.repository, MOLMO_7B_D.revision),
+        ("allenai/Molmo-7B-O-0924", "main"),
+        ("someone/else", "main"),
+    ]
+    assert not [pattern for p in asked for pattern in p.files if "py" in pattern]
+
+
+def test_what_cannot_be_fetched_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="name its commit"):
+        MolmoPointer("someone/else", device="cpu")
+    with pytest.raises(UserError, match="is no folder here and no Hub id"):
+        MolmoPointer("./not/there", device="cpu")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=PINNED_REVISIONS[MOLMO_7B_D]):
-        MolmoPointer()
+    with pytest.raises(UserError, match=f"--revision {MOLMO_7B_D.revision}") as caught:
+        MolmoPointer(device="cpu")
+    assert "32.1 GB" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,33 @@ _TAG = re.compile(r"<points?(?=\s)")
 _ATTRIBUTE = re.compile(r"""\s+(\w+)\s*=\s*(?:"([^"]*)"|'([^']*)')""")
 _COORDINATE = re.compile(r"([xy])(\d*)")
 _NUMBER = re.compile(r"\s*\d+(?:\.\d*)?\s*|\s*\.\d+\s*")
+
+
+@dataclass
+class Answer:
+    """One generated answer: its text, token by token, with natural-log probabilities."""
+
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    complete: bool = False
+    """It ended by itself or told what was asked; False = it was cut off."""
+
+
+class PointingModel(Protocol):
+    """A vision-language model that answers in text."""
+
+    def answer(
+        self,
+        frames: Sequence[NDArray[np.uint8]],
+        question: str,
+        *,
+        is_complete: Callable[[str], bool],
+        max_new_tokens: int,
+    ) -> list[Answer]:
+        """One answer per frame, RGB uint8 [H, W, 3]; it ends early where `is_complete` says so of its text."""
+        ...
 
 
 def parse_points(answer: str) -> list[tuple[float, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ GRIPPER_POINTERS: Mapping[str, str] = {
     "projection": "molmoact_data.teachers.projection:ProjectedPoints",
     "embedded": "molmoact_data.teachers.embedded:EmbeddedPointer",
 }
+POINTING_MODELS: Mapping[str, str] = {
+    "molmo": "molmoact_train.families.molmo.pointing:MolmoPointing.from_folder",
+}
 
 # `robot_type` of the rendered datasets, the only ones the embedded teachers were trained for.
 SIMULATED_ROBOT = "simulated_panda"
@@ -49,4 +53,4 @@ def resolve(kind: str, name: str, table: Mapping[str, str]) -> Any:
             f"{kind} {name!r} needs the package {error.name!r}, which is not installed. "
             "Install it with: pip install 'molmoact[data]'"
         ) from error
-    return getattr(module, attribute)
+    return operator.attrgetter(attribute)(module)

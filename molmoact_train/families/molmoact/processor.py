@@ -64,6 +64,15 @@ class ImageTokenIds:
     column: int
 
 
+def grid_ids(grids_G2: NDArray[np.int64], ids: ImageTokenIds) -> list[int]:
+    """The tokens of patch grids, each (rows, columns) of windows: `<im_start>` rows with `<im_col>` `<im_end>`."""
+    stream: list[int] = []
+    for rows, columns in grids_G2.tolist():
+        row = [ids.patch] * columns + [ids.column]
+        stream += [ids.start, *row * rows, ids.end]
+    return stream
+
+
 class MolmoActProcessor:
     """Tokenizer and image processor of one checkpoint."""
 
@@ -178,9 +187,7 @@ class MolmoActProcessor:
         for number, num_grids in enumerate(images.num_grids, start=1):
             if len(images.num_grids) > 1:
                 ids += self.encode(f"Image {number}")
-            for rows, columns in images.grids_G2[first_grid : first_grid + num_grids].tolist():
-                row = [self.image_ids.patch] * columns + [self.image_ids.column]
-                ids += [self.image_ids.start, *row * rows, self.image_ids.end]
+            ids += grid_ids(images.grids_G2[first_grid : first_grid + num_grids], self.image_ids)
             first_grid += num_grids
         return ids
 

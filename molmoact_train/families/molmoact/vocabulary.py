@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.tokenization_utils_base import AddedToken
 
 from molmoact_data.errors import UserError
+from molmoact_data.files.inputs import is_git_lfs_pointer
 from molmoact_data.text import tokens
 
 EMBEDDING_MULTIPLE = 512
@@ -21,13 +22,31 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(
             f"{folder} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt)"
         )
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
+        if (folder / name).is_file() and is_git_lfs_pointer(folder / name):
+            raise UserError(
+                f"{folder / name} is a Git LFS pointer; run `git lfs pull` in that folder."
+            )
     if (folder / "tokenizer.json").is_file():
         # As the file says: the class that tokenizer_config.json names would bring its own splitting rules.
         return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    # "No" is said, not left out: transformers asks at the terminal where a configuration names code.
-    return AutoTokenizer.from_pretrained(
-        str(folder), local_files_only=True, trust_remote_code=False
-    )
+    _refuse_code(folder)
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+def _refuse_code(folder: Path) -> None:
+    """transformers asks at the terminal whether to run code that a configuration names: it never comes to that."""
+    path = folder / "tokenizer_config.json"
+    fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "AutoTokenizer" in fields.get("auto_map", {}):
+        raise UserError(
+            f"{path} names Python code of its own for the tokenizer, which is never run; add a tokenizer.json."
+        )
+    if "tokenizer_class" not in fields:
+        raise UserError(
+            f"{folder} holds vocab.json but no tokenizer_config.json that names its tokenizer_class; add it, or a "
+            "tokenizer.json."
+        )
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
