@@ -150,12 +150,16 @@ class FastTokenizer:
         return True
 
     def token_bytes(self) -> list[bytes]:
-        """What each id spells, in bytes of UTF-8."""
+        """What each id spells, in bytes of UTF-8; empty for ids that encoding never gives.
+
+        The public `fit` puts control characters into the alphabet as they are, which byte-level text never holds.
+        """
         to_byte = {spelling: byte for byte, spelling in enumerate(_BYTE_SPELLING)}
         vocabulary = self.tokenizer.get_vocab()
         out = [b""] * (max(vocabulary.values()) + 1)
         for text, number in vocabulary.items():
-            out[number] = bytes(to_byte[character] for character in text)
+            if all(character in to_byte for character in text):
+                out[number] = bytes(to_byte[character] for character in text)
         return out
 
 

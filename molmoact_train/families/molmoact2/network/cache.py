@@ -27,6 +27,15 @@ class KeyValueCache:
         self._lengths[layer] = stop
         return keys[:, :, :stop], values[:, :, :stop]
 
+    def all(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of every layer, each [B, G, K, D]."""
+        found = []
+        for keys, values, length in zip(self._keys, self._values, self._lengths, strict=True):
+            if keys is None or values is None:
+                raise ValueError("nothing has been fed yet")
+            found.append((keys[:, :, :length], values[:, :, :length]))
+        return found
+
 
 def _with_room(buffer: Tensor | None, new: Tensor, start: int, stop: int) -> Tensor:
     if buffer is not None and buffer.shape[2] >= stop:
