@@ -51,8 +51,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A running server that speaks the Hub's endpoints; `hub.url` is its address."""
     # huggingface_hub reads the variable once per process and keeps its sessions: undo other tests.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    # Its idle upload workers sleep for 10 s before they look for work again.
-    monkeypatch.setattr("huggingface_hub._upload_large_folder.WAITING_TIME_IF_NO_TASKS", 0.05)
     close_session()
     with RunningHub() as running:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.url)

@@ -38,7 +38,7 @@ def test_a_published_dataset_is_the_folder_and_loads_from_the_card_alone(
         "name": "dots",
         "organization": "lab",
         "type": "dataset",
-        "private": True,
+        "visibility": "private",
     }
     clone = tmp_path / "clone"
     for path, content in hub.files.items():
@@ -150,24 +150,11 @@ def test_an_interrupted_upload_goes_on_and_sends_nothing_twice(make_output, hub)
     assert all(hub.files[name] == (out / name).read_bytes() for name in shards)
 
 
-def test_a_note_torn_by_a_kill_does_not_stop_the_next_upload(make_output, hub):
-    out = make_output()
-    plan = plan_publish(out, "lab/dots", private=False)
-    publish(out, plan, endpoint=hub.url, token=TOKEN)
-    notes = sorted((out / ".cache/huggingface/upload").rglob("*.metadata"))
-    for note, kept in zip(notes, (0, 1, 4), strict=False):
-        note.write_text("".join(note.read_text().splitlines(keepends=True)[:kept]))
-
-    publish(out, plan, endpoint=hub.url, token=TOKEN)
-
-    assert sorted(hub.files) == [path for path, _ in plan.files]
-
-
 def test_a_refusal_says_what_to_do(make_output, hub):
     hub.token = "hf_other"
     out = make_output()
     with pytest.raises(
-        UserError, match=r"lab/dots is not published: the Hub refused: 401.*hf auth login"
+        UserError, match=r"lab/dots is not published: the Hub refused: .*401.*hf auth login"
     ):
         publish(out, plan_publish(out, "lab/dots", private=False), endpoint=hub.url, token=TOKEN)
 

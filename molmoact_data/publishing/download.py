@@ -1,6 +1,7 @@
 """`molmoact download`: the published MolmoAct data, by stage or by name; resumable, and usable offline.
 
-huggingface_hub does the transfer; a file that is there and whole is not asked for again.
+huggingface_hub does the transfer; a file that is there and whole is not asked for again, half a file is
+fetched anew.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,6 +25,8 @@ LIBERO = "allenai/libero"
 TOP_LEVEL_SUFFIXES = (".md", ".json", ".txt", ".yaml")
 NOTE_FILE = ".cache/molmoact/files.json"
 """Path -> bytes of what was asked for, so that half a download is not taken for a whole one offline."""
+LEFT_OVER_AFTER_S = 3600
+"""Half a file that nobody wrote to for so long is what a killed download left."""
 _THEN = "What arrived is kept: run the same command again to continue, or set HF_HUB_OFFLINE=1 to use what is there."
 
 
@@ -147,6 +151,7 @@ def fetch(
     refuse_full_disk(plan, folder)
     note = {**_noted(folder), **dict(plan.files)}
     Storage(str(folder)).write_bytes(NOTE_FILE, json.dumps(note).encode())
+    drop_leftovers(folder)
     with hub_errors(f"{download.repo_id} cannot be fetched", _THEN):
         snapshot_download(
             download.repo_id,
@@ -157,6 +162,13 @@ def fetch(
             endpoint=endpoint,
         )
     return folder
+
+
+def drop_leftovers(folder: Path) -> None:
+    """Remove the halves of files that killed downloads left: huggingface_hub never looks at them again."""
+    for path in (folder / ".cache" / "huggingface").rglob("*.incomplete"):
+        if time.time() - path.stat().st_mtime > LEFT_OVER_AFTER_S:
+            path.unlink(missing_ok=True)
 
 
 def is_offline() -> bool:

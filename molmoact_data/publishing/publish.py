@@ -1,6 +1,6 @@
 """`molmoact publish`: an output folder to the Hub, with a card; interrupted uploads go on where they were.
 
-huggingface_hub does the transfer. What was hashed, sent and committed is remembered in `OUT/.cache`.
+huggingface_hub does the transfer: it asks what the Hub has already and sends the rest.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from molmoact_data.errors import UserError
+from molmoact_data.errors import UserError, first_line
 from molmoact_data.files.folders import TEMPORARY_MARK
 from molmoact_data.files.hub import hub_errors
 from molmoact_data.outputs.output import Output
@@ -20,8 +20,6 @@ CARD_FILE, PICTURE_FILE = "README.md", "example.jpg"
 NOT_PUBLISHED = ("_state", ".cache", ".git")
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-UPLOAD_NOTES = ".cache/huggingface/upload"
-LINES_OF_A_NOTE = 8
 _THEN = (
     "Log in with `hf auth login` as somebody who may write there, then run the same command again; what was "
     "sent is not sent twice."
@@ -117,22 +115,16 @@ def publish(
         url = api.create_repo(
             plan.repo_id, repo_type="dataset", private=plan.private, exist_ok=True
         )
-        drop_torn_notes(root)
-        api.upload_large_folder(
-            repo_id=plan.repo_id,
-            repo_type="dataset",
-            folder_path=root,
-            allow_patterns=[path for path, _ in plan.files],
-            print_report=False,
-        )
+        try:
+            api.upload_folder(
+                repo_id=plan.repo_id,
+                repo_type="dataset",
+                folder_path=root,
+                allow_patterns=[path for path, _ in plan.files],
+                commit_message="molmoact publish",
+            )
+        except RuntimeError as error:  # how the client tells of a transfer that broke off
+            raise UserError(
+                f"{plan.repo_id} is not published: {first_line(error)} {_THEN}"
+            ) from error
     return str(url)
-
-
-def drop_torn_notes(root: Path) -> None:
-    """Forget notes of huggingface_hub about single files that a killed upload left half written.
-
-    It stops on them (UnboundLocalError in 0.35); without its note a file is only looked at again.
-    """
-    for note in (root / UPLOAD_NOTES).rglob("*.metadata"):
-        if len(note.read_text().splitlines()) < LINES_OF_A_NOTE:
-            note.unlink()
