@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -120,14 +121,17 @@ def test_an_interrupted_upload_goes_on_and_sends_nothing_twice(make_output, hub)
         "root = Path(sys.argv[1]); plan = plan_publish(root, 'lab/dots', private=False)\n"
         "publish(root, plan, endpoint=sys.argv[2], token=sys.argv[3])\n"
     )
-    process = None
+    process, first_place = None, threading.Semaphore(1)
 
-    def kill_at_second_blob(method: str, path: str) -> int | None:
-        if method == "PUT" and len(hub.blobs) == 1 and process is not None:
-            process.kill()
-        return None
+    def kill_when_one_blob_is_there(method: str, path: str) -> int | None:
+        if method != "PUT" or first_place.acquire(blocking=False):
+            return None
+        while not hub.blobs:
+            time.sleep(0.01)
+        process.kill()
+        return 503
 
-    hub.before = kill_at_second_blob
+    hub.before = kill_when_one_blob_is_there
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(out), hub.url, TOKEN], env=environment
@@ -136,7 +140,7 @@ def test_an_interrupted_upload_goes_on_and_sends_nothing_twice(make_output, hub)
     while hub.busy:
         time.sleep(0.01)
     hub.before, first = lambda method, path: None, set(hub.blobs)
-    assert len(first) < 4
+    assert len(first) == 1
     hub.log.clear()
 
     publish(out, plan_publish(out, "lab/dots", private=False), endpoint=hub.url, token=TOKEN)
