@@ -23,6 +23,7 @@ class RejectReason(str, enum.Enum):
     ROWS_UNREADABLE = "rows_unreadable"
     ROWS_EMPTY = "rows_empty"
     ROWS_OUT_OF_ORDER = "rows_out_of_order"
+    CLOCK_NOT_SECONDS = "clock_not_seconds"
     LENGTHS_DISAGREE = "lengths_disagree"
     COLUMN_MISSING = "column_missing"
     VIDEO_MISSING = "video_missing"

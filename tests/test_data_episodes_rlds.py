@@ -24,8 +24,8 @@ from PIL import Image
 from molmoact_data.errors import EpisodeRejected, RejectReason, UserError
 from molmoact_data.sources.base import EpisodeSource
 from molmoact_data.sources.cameras import resolve_cameras
+from molmoact_data.sources.channels import convert
 from molmoact_data.sources.opening import open_source
-from molmoact_data.sources.rlds.mapping import convert
 from molmoact_data.sources.rlds.tfrecord import (
     decode_varints,
     encode_example,

@@ -32,12 +32,12 @@ from molmoact_data.exporters.companion import convert_to_v3, extend_v3
 from molmoact_data.outputs.columns import fixed_array
 from molmoact_data.outputs.output import Output
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
-from molmoact_data.sources.opening import open_source
+from molmoact_data.sources.opening import open_source, path_and_split
 
 
 def export_depth_companion(output: Output, source_path: str, folder: Path, threshold: float) -> int:
     """Write the companion of the source; returns its number of rows. Below `threshold` a patch is new."""
-    if not Path(source_path.partition("#")[0]).is_dir():
+    if not Path(path_and_split(source_path)[0]).is_dir():
         raise UserError(
             f"a companion links the videos of its dataset, so that must be a local folder; {source_path!r} "
             "is none. Copy the dataset here and give its folder as --dataset-path."

@@ -1,7 +1,9 @@
 """Where a dataset's files are: a local folder, a Hub repository, or (`object_store`) a bucket.
 
-Readers only ever ask for a relative path and get a local file. Metadata is fetched first, rows and
-videos when an episode needs them, so choosing five episodes of a terabyte costs five episodes.
+Readers only ever ask for a relative path and get a local file: a path that a dataset's metadata made up
+never leads out of the dataset (`OutsideDatasetError`), and hidden files (a Mac's `._x`) are no part of it.
+Metadata is fetched first, rows and videos when an episode needs them, so choosing five episodes of a
+terabyte costs five episodes.
 """
 
 from __future__ import annotations
@@ -24,6 +26,24 @@ _SAMPLES = 18
 _LFS_POINTER_PREFIX = b"version https://git-lfs"
 
 
+class OutsideDatasetError(FileNotFoundError):
+    """A path out of a dataset's metadata that leads to a file which is not the dataset's."""
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} is not inside the dataset; nothing outside it is read"
+
+
+def is_inside(path: str) -> bool:
+    """True for a relative POSIX path that stays below its root, whatever is there."""
+    parts = path.split("/")
+    return bool(path) and not path.startswith("/") and ".." not in parts and "\0" not in path
+
+
+def is_hidden(path: str) -> bool:
+    """True where a name in the path begins with a dot."""
+    return any(part.startswith(".") for part in path.split("/"))
+
+
 class Folder(Protocol):
     """Files under one root; relative POSIX paths in, local files out."""
 
@@ -35,7 +55,8 @@ class Folder(Protocol):
     def fetch(self, path: str) -> Path:
         """A local path of the file, to be opened at once.
 
-        Raises `FileNotFoundError` where the dataset has no such file.
+        Raises `FileNotFoundError` where the dataset has no such file, `OutsideDatasetError` where the path
+        leads out of it.
         """
         ...
 
@@ -48,7 +69,7 @@ class Folder(Protocol):
         ...
 
     def listing(self, folder: str, suffix: str) -> list[str]:
-        """Sorted relative paths below `folder` that end in `suffix`."""
+        """Sorted relative paths below `folder` that end in `suffix`; hidden files are left out."""
         ...
 
     def gather(self, paths: Sequence[str]) -> bool:
@@ -72,17 +93,19 @@ class LocalFolder:
     name: str
 
     def fetch(self, path: str) -> Path:
-        local = self.root / path
+        local = local_path(self.root, path)
         if not local.is_file():
             raise FileNotFoundError(str(local))
         return local
 
     def exists(self, path: str) -> bool:
-        return (self.root / path).is_file()
+        return is_inside(path) and _is_file(self.root / path)
 
     def listing(self, folder: str, suffix: str) -> list[str]:
-        found = (self.root / folder).rglob(f"*{suffix}")
-        return sorted(p.relative_to(self.root).as_posix() for p in found if p.is_file())
+        found = (
+            p.relative_to(self.root).as_posix() for p in _files_below(self.root, self.root / folder)
+        )
+        return sorted(path for path in found if path.endswith(suffix))
 
     def hold(self, path: str) -> AbstractContextManager[Path]:
         return nullcontext(self.fetch(path))
@@ -108,7 +131,7 @@ class HubFolder:
     """What the commit holds; None offline, where only the cache counts."""
 
     def fetch(self, path: str) -> Path:
-        local = self.snapshot / path
+        local = local_path(self.snapshot, path)
         if local.is_file():
             return local
         from huggingface_hub import hf_hub_download
@@ -125,13 +148,15 @@ class HubFolder:
         return Path(found)
 
     def exists(self, path: str) -> bool:
-        return (self.files is not None and path in self.files) or (self.snapshot / path).is_file()
+        known = self.files is not None and path in self.files
+        return known or (is_inside(path) and _is_file(self.snapshot / path))
 
     def listing(self, folder: str, suffix: str) -> list[str]:
         if self.files is None:
             return LocalFolder(self.snapshot, self.name).listing(folder, suffix)
         prefix = f"{folder}/" if folder else ""
-        return sorted(p for p in self.files if p.startswith(prefix) and p.endswith(suffix))
+        listed = (p for p in self.files if p.startswith(prefix) and p.endswith(suffix))
+        return sorted(p for p in listed if not is_hidden(p))
 
     def hold(self, path: str) -> AbstractContextManager[Path]:
         return nullcontext(self.fetch(path))
@@ -155,6 +180,58 @@ class HubFolder:
 
     def revision(self, paths: Sequence[str]) -> str:
         return self.commit
+
+
+def local_path(root: Path, path: str) -> Path:
+    """Where the file is, or would be. Raises `OutsideDatasetError`.
+
+    Linked folders are the user's own arrangement of disks. A single file that is a link must stay in the
+    dataset, in its own folder, or in the Hub cache's store beside the snapshot.
+    """
+    local = root / path
+    if not is_inside(path):
+        raise OutsideDatasetError(path)
+    if local.is_symlink():
+        target = local.resolve()
+        homes = (root.resolve(), local.parent.resolve(), root.resolve().parent.parent / "blobs")
+        if not any(target.is_relative_to(home) for home in homes):
+            raise OutsideDatasetError(f"{path}, a link to {target},")
+    return local
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is longer than a name can be
+        return False
+
+
+def _files_below(root: Path, folder: Path) -> list[Path]:
+    """Files that are not hidden, through linked folders too; every folder once, by its own path if it has one."""
+    found: list[Path] = []
+    seen: set[Path] = set()
+    waiting: list[Path] = [folder]
+    linked: list[Path] = []
+    while waiting or linked:
+        here = waiting.pop() if waiting else linked.pop(0)
+        real = here.resolve()
+        if real in seen or not here.is_dir() or (here.is_symlink() and _leads_up(root, here, real)):
+            continue
+        seen.add(real)
+        for child in sorted(here.iterdir()):
+            if child.name.startswith("."):
+                continue
+            if child.is_dir():
+                (linked if child.is_symlink() else waiting).append(child)
+            elif child.is_file():
+                found.append(child)
+    return found
+
+
+def _leads_up(root: Path, link: Path, target: Path) -> bool:
+    """True where the link leads to a folder that it is in itself."""
+    above = [parent for parent in link.parents if parent == root or root in parent.parents]
+    return any(parent.resolve().is_relative_to(target) for parent in above)
 
 
 def open_hub(repo_id: str, revision: str | None) -> HubFolder:

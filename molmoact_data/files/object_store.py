@@ -17,7 +17,14 @@ from typing import Any
 
 from molmoact_data.errors import UserError
 from molmoact_data.files.cache import CACHE_VARIABLE, LIMIT_VARIABLE, FileCache, Pin, machine_cache
-from molmoact_data.files.inputs import Folder, LocalFolder, fingerprint
+from molmoact_data.files.inputs import (
+    Folder,
+    LocalFolder,
+    OutsideDatasetError,
+    fingerprint,
+    is_hidden,
+    is_inside,
+)
 from molmoact_data.files.stores import must_exist, open_filesystem, store_errors
 
 GATHERED_BYTES = 2**30
@@ -80,7 +87,8 @@ class ObjectStoreFolder:
 
     def listing(self, folder: str, suffix: str) -> list[str]:
         prefix = f"{folder}/" if folder else ""
-        return sorted(p for p in self.files if p.startswith(prefix) and p.endswith(suffix))
+        listed = (p for p in self.files if p.startswith(prefix) and p.endswith(suffix))
+        return sorted(p for p in listed if not is_hidden(p))
 
     def gather(self, paths: Sequence[str]) -> bool:
         if sum(self.files[path].size for path in paths) > GATHERED_BYTES:
@@ -103,6 +111,8 @@ class ObjectStoreFolder:
         return f"listing:{digest.hexdigest()}"
 
     def _pin(self, path: str) -> Pin:
+        if not is_inside(path):
+            raise OutsideDatasetError(path)
         stored = self.files.get(path)
         if stored is None:
             raise FileNotFoundError(f"{self.url}/{path}")

@@ -29,13 +29,22 @@ def open_source(
     that a file that kills the decoder rejects its episode and nothing else. Raises `UserError` where
     there is no such dataset, or it is none.
     """
-    text, _, split = str(path_or_id).partition("#")
-    source = _open_folder(_folder(text, revision), split or None, threads)
+    text, split = path_and_split(str(path_or_id))
+    source = _open_folder(_folder(text, revision), split, threads)
     if not isolate:
         return source
     from molmoact_data.sources.isolation import IsolatedSource
 
     return IsolatedSource(source)
+
+
+def path_and_split(text: str) -> tuple[str, str | None]:
+    """`bridge/1.0.0#val` -> (`bridge/1.0.0`, `val`); a folder whose name has a number sign is a folder."""
+    folder, slash, name = text.rpartition("/")
+    if "#" not in name or Path(text).expanduser().is_dir():
+        return text, None
+    path, _, split = name.rpartition("#")
+    return f"{folder}{slash}{path}", split or None
 
 
 def _folder(text: str, revision: str | None) -> Folder:

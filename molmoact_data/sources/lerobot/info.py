@@ -10,20 +10,28 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from molmoact_data.errors import UserError
-from molmoact_data.files.inputs import Folder
+from molmoact_data.errors import UserError, first_line
+from molmoact_data.files.inputs import Folder, is_inside
 from molmoact_data.sources.base import CameraFeature
 
 SUPPORTED_VERSIONS = ("v2.0", "v2.1", "v3.0")
 INFO_FILE = "meta/info.json"
+LARGEST_INDEX = 2**31 - 1
+"""Episodes and rows are numbered in int32 everywhere behind."""
+_POSITIVE = {
+    "fps": 1e6,
+    "chunks_size": LARGEST_INDEX,
+    "total_episodes": LARGEST_INDEX,
+    "total_frames": 2**53,
+}
+_LARGEST_SIDE = 2**20
 
 
 def read_info(folder: Folder) -> dict[str, Any]:
     """`meta/info.json`, with the keys everything else needs in the types they must have."""
-    info = _json_object(folder.fetch(INFO_FILE))
+    info = json_object(folder, INFO_FILE)
     for key in ("codebase_version", "features"):
         if key not in info:
             raise UserError(f"{INFO_FILE} of {folder.name!r} has no {key!r}: not a LeRobot dataset")
@@ -34,23 +42,37 @@ def read_info(folder: Folder) -> dict[str, Any]:
             f"dataset {folder.name!r} is LeRobot {version}; {', '.join(SUPPORTED_VERSIONS)} can be read. "
             "LeRobot's own converters bring older datasets up"
         )
-    for key in ("fps", "chunks_size"):
+    for key, highest in _POSITIVE.items():
         if info.get(key) is not None:
-            info[key] = _positive(folder, key, info[key])
+            info[key] = _positive(folder, key, info[key], highest)
+    if not isinstance(info.get("robot_type"), str | None):
+        raise _wrong(folder, "robot_type", info["robot_type"], "a text")
     _check_features(folder, info["features"])
     return info
 
 
 def path_template(folder: Folder, info: Mapping[str, Any], key: str, default: str) -> str:
-    """The template of `info[key]`, or `default`; the names it may use are those of the default."""
+    """The template of `info[key]`, or `default`; the names it may use are those of the default.
+
+    A field is `{name}` or `{name:03d}`, nothing else that Python's formatting could do, and what comes out
+    is a path inside the dataset, whatever a camera is called.
+    """
     template = info.get(key) or default
     names = re.findall(r"{(\w+)", default)
-    try:
-        template.format(**{name: "" if name == "video_key" else 0 for name in names})
-    except (AttributeError, LookupError, ValueError) as error:
-        raise _wrong(
-            folder, key, template, f"a path with {{{'}, {'.join(names)}}}, for example {default}"
-        ) from error
+    wanted = f"a path with {{{'}, {'.join(names)}}}, for example {default}"
+    if not isinstance(template, str):
+        raise _wrong(folder, key, template, wanted)
+    rest = re.sub(r"{(\w+)(?::0?\d{0,2}d?)?}", lambda m: "" if m[1] in names else m[0], template)
+    if "{" in rest or "}" in rest:
+        raise _wrong(folder, key, template, wanted)
+    cameras = [c.key for c in declared_cameras(info["features"])] if "video_key" in names else [""]
+    for camera in cameras:
+        try:
+            path = template.format(**dict.fromkeys(names, 0) | {"video_key": camera})
+        except (AttributeError, LookupError, ValueError) as error:
+            raise _wrong(folder, key, template, wanted) from error
+        if not is_inside(path):
+            raise _wrong(folder, key, template, f"a path inside the dataset; {path!r} is not")
     return template
 
 
@@ -69,43 +91,50 @@ def json_lines(folder: Folder, path: str) -> list[tuple[str, dict[str, Any]]]:
         return []
     rows = []
     # Not splitlines(): a task text may hold U+2028 and its like, which JSON need not escape.
-    lines = _text(folder.fetch(path)).split("\n")
+    lines = _text(folder, path).split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{path} of {folder.name!r}, line {number}"
-        try:
-            row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is not text
-        except ValueError as error:
-            raise UserError(f"{where} is not JSON: {error}") from error
+        row = parse_json(line, where)
         if not isinstance(row, dict):
             raise UserError(f"{where} must hold one JSON object, found {line.strip()[:40]}")
         rows.append((where, row))
     return rows
 
 
-def integer(row: Mapping[str, Any], key: str, where: str) -> int:
-    """A whole number of a metadata row, or one error that says where it is missing."""
+def parse_json(text: str, where: str) -> Any:
+    """A JSON value, whose texts can be written as UTF-8. Raises `UserError`, however deep or long it is."""
     try:
-        value = float(row[key])
-        if value.is_integer():
-            return int(value)
-    except (KeyError, TypeError, ValueError):
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is not text
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON: {first_line(error)}") from error
+    return value
+
+
+def integer(row: Mapping[str, Any], key: str, where: str, lowest: int = 0) -> int:
+    """A whole number of a metadata row, or one error that says where it is missing."""
+    value = row.get(key)
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+        if number.is_integer() and lowest <= number <= LARGEST_INDEX:
+            return int(number)
+    except (TypeError, ValueError, OverflowError):
         pass
-    found = f"it is {row[key]!r}" if key in row else f"there is no {key!r}"
+    found = f"it is {repr(value)[:40]}" if key in row else f"there is no {key!r}"
     raise UserError(f"{where} needs a whole number {key!r}; {found}")
 
 
-def _positive(folder: Folder, key: str, value: Any) -> float:
+def _positive(folder: Folder, key: str, value: Any, highest: float) -> float | int:
     """0 stands for "not known", as it does in datasets that were recorded by hand."""
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not 0 <= number < math.inf:
+    if not 0 <= number <= highest or (key != "fps" and not number.is_integer()):
         raise _wrong(folder, key, value, "a positive number")
-    return number
+    return number if key == "fps" else int(number)
 
 
 def _check_features(folder: Folder, features: Any) -> None:
@@ -115,11 +144,18 @@ def _check_features(folder: Folder, features: Any) -> None:
         if not isinstance(feature, dict):
             raise _wrong(folder, f"features.{key}", feature, "an object with dtype and shape")
         shape = feature.get("shape")
-        is_list = isinstance(shape, list) and all(isinstance(n, int) for n in shape)
-        if shape is not None and not is_list:
+        if shape is not None and not _is_shape(shape):
             raise _wrong(folder, f"features.{key}.shape", shape, "a list of whole numbers")
         if feature.get("dtype") in ("video", "image") and len(shape or (0, 0, 0)) not in (2, 3):
             raise _wrong(folder, f"features.{key}.shape", shape, "[height, width, channels]")
+
+
+def _is_shape(shape: Any) -> bool:
+    return (
+        isinstance(shape, list)
+        and len(shape) <= 8
+        and all(type(n) is int and 0 <= n <= _LARGEST_SIDE for n in shape)
+    )
 
 
 def _wrong(folder: Folder, key: str, found: Any, wanted: str) -> UserError:
@@ -147,19 +183,19 @@ def _is_depth(key: str, feature: Mapping[str, Any]) -> bool:
     return True in flags or "depth" in re.split(r"[^a-z]+", key.lower())
 
 
-def _text(path: Path) -> str:
+def _text(folder: Folder, path: str) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # editors on Windows add a byte order mark
+        return folder.fetch(path).read_text(encoding="utf-8-sig")  # editors on Windows add a mark
     except UnicodeDecodeError as error:
-        raise UserError(f"metadata file {path} is not JSON: {error}") from error
+        raise UserError(f"{path} of {folder.name!r} is not JSON: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} of {folder.name!r} cannot be read: {error.strerror}") from error
 
 
-def _json_object(path: Path) -> dict[str, Any]:
-    text = _text(path)
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"metadata file {path} is not JSON: {error}") from error
+def json_object(folder: Folder, path: str) -> dict[str, Any]:
+    """The JSON object in a metadata file. Raises `UserError`."""
+    where = f"{path} of {folder.name!r}"
+    content = parse_json(_text(folder, path), where)
     if not isinstance(content, dict):
-        raise UserError(f"metadata file {path} must hold one JSON object")
+        raise UserError(f"{where} must hold one JSON object")
     return content

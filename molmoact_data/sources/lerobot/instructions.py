@@ -91,6 +91,21 @@ def text_columns(schema: pa.Schema) -> list[str]:
     ]
 
 
+def text_values(column: pa.ChunkedArray) -> list[str | None]:
+    """Texts of a column; None for what is null or no Unicode, which Parquet does not check."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_text_or_none(value) for value in column]
+
+
+def _text_or_none(value: pa.Scalar) -> str | None:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return None
+
+
 def is_text(kind: pa.DataType) -> bool:
     """True for strings, categorical ones included."""
     if pa.types.is_dictionary(kind):

@@ -19,16 +19,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from molmoact_data.errors import UserError
+from molmoact_data.errors import UserError, first_line
 from molmoact_data.files.inputs import Folder
 from molmoact_data.sources.lerobot.info import (
+    LARGEST_INDEX,
     declared_cameras,
     integer,
     json_lines,
     path_template,
     read_info,
 )
-from molmoact_data.sources.lerobot.instructions import is_text, usable_text
+from molmoact_data.sources.lerobot.instructions import is_text, text_values, usable_text
 from molmoact_data.sources.video.spans import SharedFile
 
 _V2_DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
@@ -182,10 +183,14 @@ def _v2_episodes(folder: Folder, data_path: str) -> pa.Table:
     declared: dict[int, tuple[int, list[str]]] = {}
     for where, row in json_lines(folder, "meta/episodes.jsonl"):
         length = integer(row, "length", where) if row.get("length") is not None else 0
-        declared.setdefault(integer(row, "episode_index", where), (length, _texts(row)))
+        episode, entry = integer(row, "episode_index", where), (length, _texts(row))
+        if declared.setdefault(episode, entry) != entry:
+            raise UserError(
+                f"{where} lists episode {episode} again, with another length or other tasks"
+            )
     for path in folder.listing(data_path.partition("/")[0], ".parquet"):
         number = re.search(r"(\d+)\.parquet$", path)
-        if number and int(number[1]) not in declared:
+        if number and len(number[1]) < 10 and int(number[1]) not in declared:
             declared[int(number[1])] = (_num_rows(folder.fetch(path)), [])
     return pa.table(
         {
@@ -206,14 +211,14 @@ def _num_rows(path: Path) -> int:
     """0 where the file is damaged: its episode is rejected, by name, when its turn comes."""
     try:
         return pq.read_metadata(path).num_rows
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError):
         return 0
 
 
 def _v2_tasks(folder: Folder) -> dict[int, tuple[str, ...]]:
     rows = json_lines(folder, "meta/tasks.jsonl")
     return _texts_by_number(
-        (integer(row, "task_index", where), row.get("task")) for where, row in rows
+        (integer(row, "task_index", where, -LARGEST_INDEX), row.get("task")) for where, row in rows
     )
 
 
@@ -233,7 +238,7 @@ def _v3_episodes(folder: Folder, info: Mapping[str, Any]) -> pa.Table:
             f"dataset {folder.name!r} says v3.0 but has no meta/episodes/**.parquet, which tells "
             "where each episode's rows and frames are"
         )
-    tables = [_without_statistics(folder.fetch(path)) for path in paths]
+    tables = [_read_table(folder.fetch(path)) for path in paths]
     where = f"meta/episodes of {folder.name!r}"
     try:
         table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
@@ -255,6 +260,9 @@ def _typed_episodes(table: pa.Table, where: str, cameras: Sequence[str]) -> pa.T
         if name in table.column_names:
             column = _cast(table[name], kind, f"{where}, column {name!r},")
             table = table.set_column(table.column_names.index(name), name, column)
+    for name in ("episode_index", "length", *(n for n in types if n.endswith("_index"))):
+        if name in table.column_names:
+            _refuse_beyond(table[name], f"{where}, column {name!r},")
     counts = pc.value_counts(table["episode_index"]).to_pylist()
     wrong = [c["values"] for c in counts if c["values"] is None or c["counts"] > 1]
     if wrong:
@@ -267,12 +275,29 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, where: str) -> pa.ChunkedA
     try:
         return column.cast(kind)
     except pa.ArrowException as error:
-        raise UserError(f"{where} must be {kind}, is {column.type}: {error}") from error
+        raise UserError(f"{where} must be {kind}, is {column.type}: {first_line(error)}") from error
 
 
-def _without_statistics(path: Path) -> pa.Table:
-    names = _parquet_schema(path).names
-    return pq.read_table(path, columns=[n for n in names if not n.startswith("stats/")])
+def _refuse_beyond(column: pa.ChunkedArray, where: str) -> None:
+    """Numbers of episodes, rows and files are from 0 to int32's largest."""
+    found = pc.min_max(column).as_py()
+    for value in (found["min"], found["max"]):
+        if value is not None and not 0 <= value <= LARGEST_INDEX:
+            raise UserError(f"{where} holds {value}; it must be from 0 to {LARGEST_INDEX}")
+
+
+def _read_table(path: Path, skip: str = "stats/") -> pa.Table:
+    """A metadata table, every column of which has a name of its own. Raises `UserError`."""
+    try:
+        names = pq.read_schema(path).names
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"metadata file {path}: several columns are named {twice!r}")
+        return pq.read_table(path, columns=[n for n in names if not n.startswith(skip)])
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"metadata file {path} cannot be read as Parquet: {first_line(error)}"
+        ) from error
 
 
 def _v3_tasks(folder: Folder) -> dict[int, tuple[str, ...]]:
@@ -280,20 +305,13 @@ def _v3_tasks(folder: Folder) -> dict[int, tuple[str, ...]]:
     if not folder.exists("meta/tasks.parquet"):
         return {}
     path = folder.fetch("meta/tasks.parquet")
-    schema = _parquet_schema(path)
-    texts = [field.name for field in schema if is_text(field.type)]
-    if "task_index" not in schema.names or not texts:
+    table = _read_table(path)
+    texts = [field.name for field in table.schema if is_text(field.type)]
+    if "task_index" not in table.column_names or not texts:
         raise UserError(
-            f"{path.name} of {folder.name!r} needs `task_index` and a text column, has {schema.names}"
+            f"{path.name} of {folder.name!r} needs `task_index` and a text column, has "
+            f"{table.column_names}"
         )
     text = next((n for n in ("task", "__index_level_0__") if n in texts), texts[0])
-    table = pq.read_table(path, columns=["task_index", text])
     column = _cast(table["task_index"], pa.int64(), f"{path.name} of {folder.name!r}, task_index")
-    return _texts_by_number(zip(column.to_pylist(), table[text].to_pylist(), strict=True))
-
-
-def _parquet_schema(path: Path) -> pa.Schema:
-    try:
-        return pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"metadata file {path} cannot be read as Parquet: {error}") from error
+    return _texts_by_number(zip(column.to_pylist(), text_values(table[text]), strict=True))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -15,7 +17,16 @@ from numpy.typing import NDArray
 from molmoact_data.errors import EpisodeRejected, UserError
 from molmoact_data.files.inputs import Folder, HubFolder, LocalFolder
 from molmoact_data.sources.base import CameraFeature, EpisodeRef, SourceInfo
+from molmoact_data.sources.channels import OWN_MAPPING, Channel
+from molmoact_data.sources.lerobot.clock import clock_problem
 from molmoact_data.sources.lerobot.info import declared_cameras
+from molmoact_data.sources.lerobot.mapping import (
+    ACTION_COLUMNS,
+    STATE_COLUMNS,
+    LeRobotMapping,
+    choose_mapping,
+    read_mapping,
+)
 from molmoact_data.sources.lerobot.metadata import LeRobotMetadata, read_metadata
 from molmoact_data.sources.lerobot.places import (
     RowCounts,
@@ -32,8 +43,6 @@ from molmoact_data.sources.lerobot.rows import (
 )
 from molmoact_data.sources.lerobot.source import TIMESTAMP, LeRobotSource
 
-ACTION_COLUMNS = ("action", "actions")
-STATE_COLUMNS = ("observation.state", "state", "observation/state")
 PROBED_EPISODES = 3
 CHECKED_ROW_FILES = 5_000
 """v2.x has a Parquet file per episode; beyond this many, the rest of the lengths is not checked."""
@@ -48,30 +57,34 @@ def open_lerobot(folder: Folder, *, threads: int | None = None) -> LeRobotSource
     counts = _row_counts(folder, metadata, row_files) if rows_are_here else None
     elsewhere = rows_elsewhere(metadata, counts) if counts is not None and metadata.is_v3 else {}
     reader = RowReader(folder, metadata, elsewhere)
-    probe = _Probe.of(reader, metadata)
+    own = read_mapping(folder)
+    probe = _Probe.of(reader, metadata, own)
     cameras, missing = _present_cameras(folder, metadata)
     fps, fps_warnings = _fps(metadata, probe)
-    action_dim, action_warnings = _dimension(metadata, probe, probe.action_column)
-    state = probe.state_column
-    state_dim, state_warnings = (
-        _dimension(metadata, probe, state) if state is not None else (None, [])
-    )
+    action = [_dimension(metadata, probe, channel) for channel in probe.mapping.action]
+    state = [_dimension(metadata, probe, channel) for channel in probe.mapping.state]
+    action_dim = sum(width for width, _ in action)
+    widths = {
+        channel: width for channel, (width, _) in zip(probe.mapping.action, action, strict=True)
+    }
     info = SourceInfo(
         name=folder.name,
-        revision=folder.revision([*folder.listing("meta", ""), *row_files]),
+        revision=folder.revision(
+            [*folder.listing("meta", ""), *row_files, *([OWN_MAPPING] if own else [])]
+        ),
         format=f"lerobot-{metadata.version}",
         fps=fps,
         cameras=cameras,
         action_dim=action_dim,
-        action_names=_names(metadata.features.get(probe.action_column), action_dim),
-        state_dim=state_dim,
+        action_names=_action_names(metadata, widths),
+        state_dim=sum(width for width, _ in state) if state else None,
         robot_type=metadata.info.get("robot_type"),
         warnings=(
             *_count_warnings(metadata, counts),
             *warnings_of(metadata, elsewhere),
             *fps_warnings,
-            *action_warnings,
-            *state_warnings,
+            *(warning for _, warnings in (*action, *state) for warning in warnings),
+            *_task_warnings(metadata),
             *(f"camera {key!r} is declared, but none of its files exists" for key in missing),
         ),
         missing_cameras=missing,
@@ -85,8 +98,7 @@ def open_lerobot(folder: Folder, *, threads: int | None = None) -> LeRobotSource
         folder=folder,
         metadata=metadata,
         rows=reader,
-        action_column=probe.action_column,
-        state_column=state,
+        mapping=probe.mapping,
         threads=threads,
     )
     return _with_real_sizes(source)
@@ -128,28 +140,27 @@ def _probed_sizes(source: LeRobotSource, camera: CameraFeature) -> list[tuple[in
 class _Probe:
     """The first readable episodes: which columns there are, and how wide they really are."""
 
-    def __init__(self, schemas: list[pa.Schema], tables: list[pa.Table], name: str) -> None:
-        self.tables = tables
+    def __init__(
+        self,
+        schemas: list[pa.Schema],
+        tables: list[pa.Table],
+        name: str,
+        own: LeRobotMapping | None,
+    ) -> None:
+        self.tables, self.name = tables, name
         names = (f.name for schema in schemas for f in schema if is_numeric(f.type))
         self.numeric_columns = tuple(dict.fromkeys(names))
-        action = next((c for c in ACTION_COLUMNS if c in self.numeric_columns), None)
-        if action is None:
-            raise UserError(
-                f"dataset {name!r} has no action column ({' or '.join(ACTION_COLUMNS)}); its numeric "
-                f"columns are {', '.join(self.numeric_columns) or 'none'}"
-            )
-        self.action_column = action
-        self.state_column = next((c for c in STATE_COLUMNS if c in self.numeric_columns), None)
+        self.mapping = choose_mapping(own, self.numeric_columns, name)
 
     @classmethod
-    def of(cls, reader: RowReader, metadata: LeRobotMetadata) -> _Probe:
-        wanted = [*ACTION_COLUMNS, *STATE_COLUMNS, TIMESTAMP]
+    def of(cls, reader: RowReader, metadata: LeRobotMetadata, own: LeRobotMapping | None) -> _Probe:
+        wanted = [*(own.columns if own else (*ACTION_COLUMNS, *STATE_COLUMNS)), TIMESTAMP]
         tables: list[pa.Table] = []
         problems: list[str] = []
         schemas: list[pa.Schema] = []
         for episode in metadata.episode_index.tolist():
             try:
-                tables.append(reader.read(episode, wanted))
+                tables.append(reader.read(episode, list(dict.fromkeys(wanted))))
                 schemas.append(reader.schema(episode))
             except EpisodeRejected as rejected:
                 problems.append(str(rejected))
@@ -157,19 +168,18 @@ class _Probe:
                 break
         if not tables:
             raise UserError(
-                f"dataset {metadata.info.get('repo_id') or reader.folder.name!r} has metadata, but the "
-                f"rows of no episode can be read; the first: {problems[0]}"
+                f"dataset {reader.folder.name!r} has metadata, but the rows of no episode can be read; "
+                f"the first: {problems[0]}"
             )
-        return cls(schemas, tables, reader.folder.name)
+        return cls(schemas, tables, reader.folder.name, own)
 
-    def steps_s(self) -> NDArray[np.float64]:
-        """Seconds from row to row, of all probed episodes; what is no number is left out."""
-        found: list[NDArray[np.float64]] = [np.empty(0)]
+    def clocks(self) -> list[NDArray[np.float64]]:
+        """Timestamps of the probed episodes, as they are stored."""
+        found = []
         for table in self.tables:
             with suppress(EpisodeRejected):
-                found.append(np.diff(numbers(table, TIMESTAMP).astype(np.float64)))
-        steps = np.concatenate(found)
-        return steps[np.isfinite(steps)]
+                found.append(numbers(table, TIMESTAMP).astype(np.float64))
+        return found
 
     def widths(self, column: str) -> list[int]:
         """Values per row in each probed episode where they are uniform."""
@@ -177,7 +187,7 @@ class _Probe:
         for table in self.tables:
             try:
                 values = dense(table[column]) if column in table.column_names else None
-            except RaggedColumnError:
+            except (RaggedColumnError, TypeError):  # its episode is rejected when it is read
                 continue
             if values is not None and len(values):
                 found.append(int(np.prod(values.shape[1:], dtype=np.int64)))
@@ -221,44 +231,84 @@ def _has_a_file(folder: Folder, metadata: LeRobotMetadata, key: str) -> bool:
 
 def _fps(metadata: LeRobotMetadata, probe: _Probe) -> tuple[float, list[str]]:
     """Frames per second by the rows' clock where that disagrees with the metadata."""
-    declared = metadata.info.get("fps")
-    steps = probe.steps_s()
+    declared = float(metadata.info.get("fps") or 0)
+    clocks = probe.clocks()
+    problems = [clock_problem(clock, declared) for clock in clocks]
+    if clocks and all(problems):
+        raise UserError(f"{probe.name}: {problems[0]}. Convert the column, then run again")
+    sound = [clock for clock, problem in zip(clocks, problems, strict=True) if not problem]
+    steps = np.concatenate([np.empty(0), *map(np.diff, sound)])
+    steps = steps[np.isfinite(steps)]
     step = float(np.median(steps)) if len(steps) else 0.0
     if step <= 0 and not declared:
         raise UserError(
             "neither meta/info.json nor the rows' timestamps tell the frame rate (`fps`)"
         )
-    if step <= 0 or (declared and abs(float(declared) * step - 1) <= FPS_TOLERANCE):
-        return float(declared or 0), []
+    if step <= 0 or (declared and abs(declared * step - 1) <= FPS_TOLERANCE):
+        return declared, []
     measured = round(1 / step, 3)
+    if not declared:
+        return measured, []
     return measured, [f"metadata says {declared:g} fps, the rows' clock runs at {measured:g}"]
 
 
-def _dimension(metadata: LeRobotMetadata, probe: _Probe, column: str) -> tuple[int, list[str]]:
-    """Width of a vector column: as declared if any probed episode agrees, else as found."""
-    shape = (metadata.features.get(column) or {}).get("shape")
-    declared = int(np.prod(shape)) if shape else None
+def _dimension(metadata: LeRobotMetadata, probe: _Probe, channel: Channel) -> tuple[int, list[str]]:
+    """Numbers of a channel: as declared if any probed episode agrees, else as found."""
+    column = channel.feature
+    feature = metadata.features.get(column)
+    shape = feature.get("shape") if feature else None
+    declared = math.prod(shape) if shape else None
     found = probe.widths(column)
-    if declared is not None and (declared in found or not found):
-        return declared, []
-    if not found:
+    warnings = []
+    if not found and declared is None:
         raise UserError(
-            f"column {column!r} is empty or ragged in the first {PROBED_EPISODES} episodes"
+            f"column {column!r} of {probe.name!r} is empty, ragged or no numbers in the first "
+            f"{PROBED_EPISODES} episodes"
         )
-    if declared is None:
-        return found[0], []
-    return found[0], [f"metadata says {column!r} has {declared} values, the rows have {found[0]}"]
+    width = found[0] if found and declared not in found else declared or 0
+    if declared is not None and width != declared:
+        warnings.append(f"metadata says {column!r} has {declared} values, the rows have {width}")
+    taken = len(range(width)[channel.start : channel.stop])
+    if not taken or width < (channel.stop or 0):
+        raise UserError(
+            f"{OWN_MAPPING} of {probe.name!r}: column {column!r} has {width} values, there is no "
+            f"{channel.start}..{channel.stop or 'its end'}"
+        )
+    return taken, warnings
 
 
-def _names(feature: Any, dim: int) -> tuple[str, ...] | None:
-    """Names of the dimensions: a list, or a mapping of group to list."""
+def _action_names(
+    metadata: LeRobotMetadata, widths: Mapping[Channel, int]
+) -> tuple[str, ...] | None:
+    """Names of the action's dimensions; None where a column has none."""
+    names: list[str] = []
+    for channel, taken in widths.items():
+        declared = _names(metadata.features.get(channel.feature))
+        own = declared[channel.start : channel.stop] if declared else []
+        if len(own) != taken:
+            return None
+        names += own
+    return tuple(names)
+
+
+def _names(feature: Any) -> list[str]:
+    """Names of the dimensions of a feature: a list, or a mapping of group to list."""
     names = (feature or {}).get("names")
     if isinstance(names, dict):
         groups = [g if isinstance(g, list) else [k] for k, g in names.items()]
         names = [name for group in groups for name in group]
-    if not isinstance(names, list) or len(names) != dim:
-        return None
-    return tuple(str(name) for name in names)
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _task_warnings(metadata: LeRobotMetadata) -> list[str]:
+    several = [number for number, texts in metadata.tasks.items() if len(texts) > 1]
+    if not several:
+        return []
+    texts = " and ".join(map(repr, metadata.tasks[several[0]][:2]))
+    return [
+        f"meta/tasks gives several texts to {len(several)} task numbers, first: {several[0]} is {texts}; the "
+        "episodes' own tasks decide"
+    ]
 
 
 def _count_warnings(metadata: LeRobotMetadata, counts: RowCounts | None) -> list[str]:

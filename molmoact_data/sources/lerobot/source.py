@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, RejectReason, unknown_name
-from molmoact_data.files.inputs import Folder, LocalFolder
+from molmoact_data.files.inputs import Folder, LocalFolder, OutsideDatasetError, is_inside
 from molmoact_data.sources.base import (
     CameraBatch,
     CameraFeature,
@@ -20,8 +20,11 @@ from molmoact_data.sources.base import (
     EpisodeRef,
     SourceInfo,
 )
+from molmoact_data.sources.channels import Channel, concatenate
 from molmoact_data.sources.images import image_batch, iter_image_batches, of_declared_size
-from molmoact_data.sources.lerobot.instructions import frame_instructions, text_columns
+from molmoact_data.sources.lerobot.clock import clock_problem
+from molmoact_data.sources.lerobot.instructions import frame_instructions, text_columns, text_values
+from molmoact_data.sources.lerobot.mapping import LeRobotMapping
 from molmoact_data.sources.lerobot.metadata import LeRobotMetadata
 from molmoact_data.sources.lerobot.places import EPISODE_INDEX
 from molmoact_data.sources.lerobot.rows import RaggedColumnError, RowReader, dense, numbers
@@ -39,8 +42,7 @@ class LeRobotSource:
     folder: Folder
     metadata: LeRobotMetadata
     rows: RowReader
-    action_column: str
-    state_column: str | None
+    mapping: LeRobotMapping
     threads: int | None = None
     """Decoder threads per camera; None = two. docs/sources.md says what it buys."""
 
@@ -48,9 +50,10 @@ class LeRobotSource:
         """Rows of one episode without touching images. Raises `EpisodeRejected`."""
         episode = ref.episode_index
         texts = text_columns(self.rows.schema(episode))
-        names = [self.action_column, *filter(None, [self.state_column])]
-        table = self._rows(episode, [*names, TIMESTAMP, FRAME_INDEX, TASK_INDEX, *texts, *extra])
-        for name in (self.action_column, *extra):
+        table = self._rows(
+            episode, [*self.mapping.columns, TIMESTAMP, FRAME_INDEX, TASK_INDEX, *texts, *extra]
+        )
+        for name in (*self.mapping.columns, *extra):
             if name not in table.column_names:
                 raise EpisodeRejected(
                     RejectReason.COLUMN_MISSING, f"rows of episode {episode} have no {name!r}"
@@ -62,12 +65,21 @@ class LeRobotSource:
             timestamp_s=timestamp_s,
             instructions=self._instructions(episode, table, texts),
             action=_vectors(
-                table[self.action_column],
+                table,
+                self.mapping.action,
                 self.info.action_dim,
                 RejectReason.ACTION_DIMENSION_DIFFERS,
                 RejectReason.ACTION_NON_FINITE,
             ),
-            state=self._state(episode, table),
+            state=None
+            if self.info.state_dim is None
+            else _vectors(
+                table,
+                self.mapping.state,
+                self.info.state_dim,
+                RejectReason.STATE_DIMENSION_DIFFERS,
+                RejectReason.STATE_NON_FINITE,
+            ),
             extra={name: _extra(table, name) for name in extra},
         )
 
@@ -172,6 +184,8 @@ class LeRobotSource:
             span = self.metadata.video_span(episode, camera.key)
             shared = self.metadata.shared_file(episode, camera.key)
             held = self.folder.hold(span.path)  # every decoding thread opens the file
+        except OutsideDatasetError as error:
+            raise EpisodeRejected(RejectReason.PATH_OUTSIDE_DATASET, str(error)) from error
         except FileNotFoundError as error:
             raise EpisodeRejected(RejectReason.VIDEO_MISSING, f"no such file: {error}") from error
         with held as path:
@@ -219,9 +233,16 @@ class LeRobotSource:
         name = path.rpartition("/")[2]
         in_place = f"images/{key}/episode_{episode:06d}/{name}"
         found = path if self.folder.exists(path) else in_place
+        if not is_inside(path) and not self.folder.exists(in_place):
+            raise EpisodeRejected(
+                RejectReason.PATH_OUTSIDE_DATASET,
+                f"{key} of episode {episode} names {path!r}, which is not inside the dataset",
+            )
         try:
             return self.folder.fetch(found).read_bytes()
-        except FileNotFoundError as error:
+        except OutsideDatasetError as error:
+            raise EpisodeRejected(RejectReason.PATH_OUTSIDE_DATASET, str(error)) from error
+        except OSError as error:
             raise EpisodeRejected(RejectReason.IMAGE_MISSING, f"no such file: {error}") from error
 
     def _instructions(self, episode: int, table: pa.Table, texts: Sequence[str]) -> tuple[str, ...]:
@@ -231,23 +252,8 @@ class LeRobotSource:
             len(table),
             task_index,
             self.metadata.tasks,
-            {name: table[name].to_pylist() for name in texts},
+            {name: text_values(table[name]) for name in texts},
             self.metadata.episode_tasks(episode),
-        )
-
-    def _state(self, episode: int, table: pa.Table) -> NDArray[np.float32] | None:
-        if self.state_column is None or self.info.state_dim is None:
-            return None
-        if self.state_column not in table.column_names:
-            raise EpisodeRejected(
-                RejectReason.COLUMN_MISSING,
-                f"rows of episode {episode} have no {self.state_column!r}",
-            )
-        return _vectors(
-            table[self.state_column],
-            self.info.state_dim,
-            RejectReason.STATE_DIMENSION_DIFFERS,
-            RejectReason.STATE_NON_FINITE,
         )
 
 
@@ -277,27 +283,32 @@ def _clock(table: pa.Table, fps: float) -> tuple[NDArray[np.int32], NDArray[np.f
         )
     if TIMESTAMP not in names:
         return counted, (counted / fps).astype(np.float32)
-    timestamp_s = numbers(table, TIMESTAMP).astype(np.float32)
+    timestamp_s = numbers(table, TIMESTAMP).astype(np.float64)
     late = np.flatnonzero(~(np.diff(timestamp_s) > 0))
     if len(late) or not np.isfinite(timestamp_s).all():
         row = int(late[0]) + 1 if len(late) else 0
         raise EpisodeRejected(
             RejectReason.ROWS_OUT_OF_ORDER,
-            f"time does not go forward at row {row}: {timestamp_s[row]} s",
+            f"time does not go forward at row {row}: {timestamp_s[row]:.9g} s",
         )
-    return counted, timestamp_s
+    if (problem := clock_problem(timestamp_s, fps)) is not None:
+        raise EpisodeRejected(RejectReason.CLOCK_NOT_SECONDS, problem)
+    return counted, timestamp_s.astype(np.float32)
 
 
 def _vectors(
-    column: pa.ChunkedArray, dim: int, differs: RejectReason, non_finite: RejectReason
+    table: pa.Table,
+    channels: Sequence[Channel],
+    dim: int,
+    differs: RejectReason,
+    non_finite: RejectReason,
 ) -> NDArray[np.float32]:
-    """[T, dim] float32, finite; a plain number column is dim 1."""
+    """[T, dim] float32, finite; a plain number column is one number wide."""
     try:
-        values = dense(column)
-    except (RaggedColumnError, TypeError) as error:
+        columns = {channel.feature: dense(table[channel.feature]) for channel in channels}
+        values = concatenate(channels, columns)
+    except (RaggedColumnError, TypeError, ValueError) as error:
         raise EpisodeRejected(differs, f"{error}; the dataset has {dim}") from error
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, and rejected below
-        values = values.reshape(len(values), -1).astype(np.float32)
     if values.shape[1] != dim:
         raise EpisodeRejected(differs, f"{values.shape[1]} values, the dataset has {dim}")
     bad = np.argwhere(~np.isfinite(values))

@@ -7,37 +7,17 @@ neither a guess is made from the feature names and reported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from molmoact_data.config import build, load_yaml
 from molmoact_data.errors import UserError, unknown_name
+from molmoact_data.sources.channels import OWN_MAPPING, Channel
 from molmoact_data.sources.rlds.features import RldsFeature
 
 PRESETS = Path(__file__).parent / "presets"
-OWN_MAPPING = "molmoact_mapping.yaml"
 GUESSED_FPS = 10.0
-RELATIVE_THRESHOLD = 0.1
-
-Conversion = Literal["as_recorded", "one_minus", "closing_to_open"]
-
-
-@dataclass(frozen=True)
-class Channel:
-    """Some numbers of one step feature."""
-
-    feature: str
-    """Name without `steps/`, for example `action/world_vector`."""
-    start: int = 0
-    stop: int | None = None
-    """Columns [start, stop) of the flattened feature; None = to its end."""
-    convert: Conversion = "as_recorded"
-    """`one_minus`: 1 - x. `closing_to_open`: commands +1 close, -1 open, 0 stay -> state, 1 = open."""
 
 
 @dataclass(frozen=True)
@@ -75,44 +55,6 @@ def find_mapping(
         if name in mapping.datasets and not _missing(mapping, features):
             return mapping, None
     return _guess(name, features)
-
-
-def concatenate(
-    channels: Sequence[Channel], values: Mapping[str, NDArray[np.generic]]
-) -> NDArray[np.float32]:
-    """[T, D] float32 from step features [T, ...], each channel sliced and converted."""
-    parts = []
-    for channel in channels:
-        feature = np.asarray(values[channel.feature], np.float32)
-        columns = feature.reshape(len(feature), -1)[:, channel.start : channel.stop]
-        parts.append(convert(columns, channel.convert))
-    return np.concatenate(parts, axis=1)
-
-
-def convert(columns: NDArray[np.float32], how: Conversion) -> NDArray[np.float32]:
-    """Apply one convention to [T, d]."""
-    if how == "one_minus":
-        return 1 - columns
-    if how == "closing_to_open":
-        return np.stack([_open_state(column) for column in columns.T], axis=1)
-    return columns
-
-
-def _open_state(closing: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Commands [T] (+1 close, -1 open, 0 stay) -> gripper state [T], 1 = open.
-
-    Before the first command the gripper is in the opposite state (nobody closes a closed gripper);
-    without any command it counts as open.
-    """
-    command = np.where(
-        closing > RELATIVE_THRESHOLD, 0.0, np.where(closing < -RELATIVE_THRESHOLD, 1.0, np.nan)
-    )
-    given = np.flatnonzero(~np.isnan(command))
-    if not len(given):
-        return np.ones(len(closing), np.float32)
-    last = np.maximum.accumulate(np.where(np.isnan(command), -1, np.arange(len(command))))
-    before = 1 - command[given[0]]
-    return np.where(last < 0, before, command[last]).astype(np.float32)
 
 
 def _missing(mapping: RldsMapping, features: Mapping[str, RldsFeature]) -> list[str]:

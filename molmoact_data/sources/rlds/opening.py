@@ -11,8 +11,9 @@ from typing import Any
 from molmoact_data.errors import EpisodeRejected, UserError, unknown_name
 from molmoact_data.files.inputs import Folder, HubFolder
 from molmoact_data.sources.base import CameraFeature, EpisodeRef, SourceInfo
+from molmoact_data.sources.channels import OWN_MAPPING
 from molmoact_data.sources.rlds.features import RldsFeature, flatten_features
-from molmoact_data.sources.rlds.mapping import OWN_MAPPING, RldsMapping, find_mapping
+from molmoact_data.sources.rlds.mapping import RldsMapping, find_mapping
 from molmoact_data.sources.rlds.source import (
     RecordReader,
     RldsSource,

@@ -20,10 +20,11 @@ from molmoact_data.sources.base import (
     EpisodeRef,
     SourceInfo,
 )
+from molmoact_data.sources.channels import concatenate
 from molmoact_data.sources.images import iter_image_batches, of_declared_size
 from molmoact_data.sources.lerobot.instructions import frame_instructions
 from molmoact_data.sources.rlds.features import RldsFeature
-from molmoact_data.sources.rlds.mapping import RldsMapping, concatenate
+from molmoact_data.sources.rlds.mapping import RldsMapping
 from molmoact_data.sources.rlds.tfrecord import (
     DamagedRecordError,
     FeatureValue,
