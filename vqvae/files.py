@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact_data.errors import UserError
+from molmoact_data.errors import UserError, first_line
 from molmoact_data.files.folders import write_bytes
 from molmoact_data.labels.depth import scale_to_u8
 from molmoact_data.text import tokens
@@ -36,17 +35,19 @@ def read_depth_u8(path: Path) -> NDArray[np.uint8]:
         )
     if depth.dtype == np.uint8:
         return depth
+    with np.errstate(over="ignore"):
+        depth = depth.astype(np.float32)
     if not np.isfinite(depth).all():
-        raise UserError(f"{path} holds depth that is not finite.")
-    return scale_to_u8(depth.astype(np.float32))[0]
+        raise UserError(f"{path} holds depth that is not finite (in 32 bits).")
+    return scale_to_u8(depth)[0]
 
 
 def _read_array(path: Path) -> NDArray[Any]:
     if path.suffix == ".npy":
         try:
             array: NDArray[Any] = np.load(path, allow_pickle=False)
-        except ValueError as error:
-            raise UserError(f"{path} is not a plain npy array: {error}") from None
+        except (ValueError, EOFError, MemoryError) as error:
+            raise UserError(f"{path} is not a plain npy array: {first_line(error)}") from None
         return array
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise UserError(
@@ -81,31 +82,21 @@ def read_codes(path: Path) -> NDArray[np.int64]:
     if not path.is_file():
         raise UserError(f"no codes at {path}.")
     if path.suffix != ".npy":
-        return parse_codes(path.read_text())
+        try:
+            return parse_codes(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not text: {error}.") from error
     codes = _read_array(path)
     if codes.dtype.kind not in "ui":
         raise UserError(f"codes are integers, {path} holds {codes.dtype}.")
+    if codes.ndim not in (1, 2) or (codes.dtype == np.uint64 and codes.max(initial=0) > 2**32):
+        raise UserError(f"{path} holds no codes [N,C]: {codes.dtype} {list(codes.shape)}.")
     return codes.astype(np.int64).reshape(1 if codes.ndim == 1 else len(codes), -1)
 
 
 def parse_codes(text: str) -> NDArray[np.int64]:
     """Depth tokens in any text (every span is one map), or plain integers (one map): int64 [N,C]."""
-    spans = tokens.depth_spans(text)
-    if spans:
-        for span in spans:
-            if tokens.depth_residue(span):
-                raise UserError(
-                    f"between the depth tokens stands {tokens.depth_residue(span)[:60]!r}."
-                )
-        rows = tokens.decode_depth(text)
-        if len({len(row) for row in rows}) > 1:
-            raise UserError(f"the depth spans differ in length: {[len(row) for row in rows]}.")
-        return np.array(rows, np.int64)
-    if not re.fullmatch(r"[\s,\[\]0-9]*\d[\s,\[\]0-9]*", text):
-        raise UserError(
-            "no codes found: write <DEPTH_START><DEPTH_0>...<DEPTH_END>, or integers such as '12 5 99'."
-        )
-    return np.array([[int(number) for number in re.findall(r"\d+", text)]], np.int64)
+    return np.array(tokens.codes_in(text), np.int64)
 
 
 def write_depth(path: Path, depth_NHW: NDArray[np.float32]) -> None:

@@ -6,7 +6,6 @@ picture is asked for.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from molmoact_data.outputs.output import Output, open_parquet
 from molmoact_data.pictures.images import decode_image
 from molmoact_data.report.pictures import draw_labels
 from molmoact_data.teachers import registry
-from molmoact_data.text.tokens import decode_depth
+from molmoact_data.text.tokens import codes_in
 
 Rgb = NDArray[np.uint8]
 
@@ -190,8 +189,7 @@ def show_codes(path: Path, text: str, tokenizer: DepthTokenizer | None) -> None:
     """Write the depth that a token string, or a list of integers, stands for."""
     if tokenizer is None:
         raise UserError("--tokens needs --vqvae: codes mean nothing without their codebook.")
-    spans = decode_depth(text) or [[int(n) for n in re.findall(r"\d+", text)]]
-    pictures = [to_height(codes_picture(codes, tokenizer), 320) for codes in spans]
+    pictures = [to_height(codes_picture(codes, tokenizer), 320) for codes in codes_in(text)]
     write_picture(path, contact_sheet(pictures, min(4, len(pictures))))
 
 

@@ -29,6 +29,8 @@ ActionBins = Sequence[Sequence[int]] | Sequence[int] | NDArray[np.integer]
 Given = TypeVar("Given")
 
 _OTHER_VIEWS = ", along with other images from different camera views as additional information"
+LONGEST_ANSWER = 1_000_000
+"""Characters; one of two images and eight actions has some 3,000."""
 _INNER_BLOCK = re.compile(r"\[([^\[\]]*)\]")
 _OUTER_BLOCK = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
@@ -173,6 +175,9 @@ def parse(
     codebook_size: int = tokens.NUM_DEPTH_TOKENS,
 ) -> Parsed:
     """Read a generated answer the way the released models' own parser does, and say what was wrong."""
+    if len(text) > LONGEST_ANSWER:
+        why = f"the text has {len(text)} characters, no answer has more than {LONGEST_ANSWER}: not read"
+        return Parsed([], [], [], [why])
     problems: list[str] = []
     depth_codes = _parse_depth(text, codes_per_image, codebook_size, problems)
     traces = _parse_traces(text, problems)

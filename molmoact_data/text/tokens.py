@@ -13,10 +13,12 @@ import json
 import re
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
 from typing import Literal
+
+from molmoact_data.errors import UserError
 
 DEPTH_START = "<DEPTH_START>"
 DEPTH_END = "<DEPTH_END>"
@@ -33,8 +35,8 @@ NUM_ACTION_TOKENS = 256
 # The codec is defined on the Qwen2 vocabulary, for the OLMo2 variant too.
 QWEN2_VOCAB_SIZE = 151643
 
-_DEPTH_SPAN = re.compile(re.escape(DEPTH_START) + "(.*?)" + re.escape(DEPTH_END), re.DOTALL)
-_DEPTH_CODE = re.compile(r"<DEPTH_(\d+)>")
+_DEPTH_CODE = re.compile(r"<DEPTH_(0|[1-9][0-9]{0,5})>")
+"""As `depth_token` spells it. No codebook has seven digits; a longer number is no token but text."""
 
 TokenKind = Literal["action", "out_of_range", "unknown"]
 
@@ -64,14 +66,54 @@ def encode_depth(codes: Sequence[int]) -> str:
     return DEPTH_START + "".join(depth_token(code) for code in codes) + DEPTH_END
 
 
+def depth_places(text: str) -> Iterator[tuple[int, int]]:
+    """Where every depth span lies, both marks included. Reads each character about once, whatever the text is."""
+    start = text.find(DEPTH_START)
+    while start >= 0:
+        end = text.find(DEPTH_END, start + len(DEPTH_START))
+        if end < 0:
+            return
+        yield start, end + len(DEPTH_END)
+        start = text.find(DEPTH_START, end + len(DEPTH_END))
+
+
 def depth_spans(text: str) -> list[str]:
     """What stands between every `<DEPTH_START>` and the next `<DEPTH_END>`."""
-    return _DEPTH_SPAN.findall(text)
+    return [
+        text[start + len(DEPTH_START) : end - len(DEPTH_END)] for start, end in depth_places(text)
+    ]
 
 
 def decode_depth(text: str) -> list[list[int]]:
     """The codes of every depth span in a text; the inverse of `encode_depth`."""
     return [[int(code) for code in _DEPTH_CODE.findall(span)] for span in depth_spans(text)]
+
+
+def codes_in(text: str) -> list[list[int]]:
+    """Codes as a person gives them: depth spans with nothing between their tokens, or plain integers (one list).
+
+    Raises `UserError` for anything else, and for spans of different length.
+    """
+    spans = depth_spans(text)
+    for residue in map(depth_residue, spans):
+        if residue:
+            raise UserError(f"between the depth tokens stands {residue[:60]!r}.")
+    rows = decode_depth(text) if spans else [_plain_integers(text)]
+    if len({len(row) for row in rows}) > 1:
+        raise UserError(f"the depth spans differ in length: {[len(row) for row in rows]}.")
+    return rows
+
+
+def _plain_integers(text: str) -> list[int]:
+    numbers = re.findall(r"[0-9]+", text)
+    if not numbers or re.search(r"[^\s,\[\]0-9]", text):
+        raise UserError(
+            "no codes found: write <DEPTH_START><DEPTH_0>...<DEPTH_END>, or integers such as '12 5 99'."
+        )
+    for number in numbers:
+        if len(number) > 6:
+            raise UserError(f"{number[:20]}... is no depth code: it has {len(number)} digits.")
+    return [int(number) for number in numbers]
 
 
 def depth_residue(span: str) -> str:
@@ -118,7 +160,8 @@ def classify_action_token(token: str) -> TokenKind:
 
 
 def _token_hash(token: str) -> int:
-    return int.from_bytes(hashlib.blake2b(token.encode(), digest_size=4).digest(), "little")
+    spelled = token.encode(errors="surrogatepass")  # JSON can hold half a character
+    return int.from_bytes(hashlib.blake2b(spelled, digest_size=4).digest(), "little")
 
 
 @cache

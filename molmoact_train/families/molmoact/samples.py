@@ -25,7 +25,6 @@ PARTS: tuple[TextPart, ...] = ("other", "depth", "trace", "action")
 """What a target token belongs to; its index is what `MolmoActSample.parts` holds."""
 PADDING = -1
 
-_DEPTH = re.compile(re.escape(tokens.DEPTH_START) + ".*?" + re.escape(tokens.DEPTH_END), re.DOTALL)
 _BRACKETS = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]")
 
 
@@ -39,8 +38,8 @@ def answer_parts(answer: str, processor: MolmoActProcessor) -> NDArray[np.int8]:
     for span in _BRACKETS.finditer(text):
         part: TextPart = "trace" if span.group().isascii() else "action"
         part_of_character[span.start() : span.end()] = PARTS.index(part)
-    for span in _DEPTH.finditer(text):
-        part_of_character[span.start() : span.end()] = PARTS.index("depth")
+    for start, end in tokens.depth_places(text):
+        part_of_character[start:end] = PARTS.index("depth")
     encoding = processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     firsts = [
         next((i for i in range(start, end) if text[i] != " "), start)
