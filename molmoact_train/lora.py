@@ -20,7 +20,7 @@ from molmoact_data.files.folders import write_json
 from molmoact_train.config import TrainConfig
 
 ADAPTER = "default"
-_PEFT_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -122,12 +122,12 @@ def _name_seed(name: str, seed: int) -> int:
 
 def peft_name(name: str) -> str:
     """A parameter's name in a PEFT adapter file."""
-    return _PEFT_PREFIX + name.replace(f".{ADAPTER}.", ".")
+    return PEFT_PREFIX + name.replace(f".{ADAPTER}.", ".")
 
 
 def own_name(name: str) -> str:
     """The inverse of `peft_name`."""
-    plain = name.removeprefix(_PEFT_PREFIX)
+    plain = name.removeprefix(PEFT_PREFIX)
     for matrix in ("lora_A", "lora_B"):
         plain = plain.replace(f".{matrix}.weight", f".{matrix}.{ADAPTER}.weight")
     return plain

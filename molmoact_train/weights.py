@@ -20,8 +20,8 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def resolve_model_folder(checkpoint: str) -> Path:
-    """A local folder as it is, or the local copy of a Hub id (downloaded if needed).
+def resolve_model_folder(checkpoint: str, revision: str | None = None) -> Path:
+    """A local folder as it is, or the local copy of a Hub id at `revision` (downloaded if needed).
 
     A path that exists always wins; anything that cannot be a Hub id is never looked up on the network.
     """
@@ -37,7 +37,11 @@ def resolve_model_folder(checkpoint: str) -> Path:
 
     try:
         return Path(
-            snapshot_download(checkpoint, allow_patterns=["*.json", "*.safetensors", "*.txt"])
+            snapshot_download(
+                checkpoint,
+                revision=revision,
+                allow_patterns=["*.json", "*.safetensors", "*.txt"],
+            )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(

@@ -27,8 +27,9 @@ from molmoact_train.debug.tiny import write_tiny_checkpoint
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 from molmoact_train.families.molmoact.predictor import PredictOptions, Predictor
 from molmoact_train.families.molmoact.processor import MolmoActProcessor
+from molmoact_train.folders.adapter import Adapter, read_adapter
 from molmoact_train.folders.export import export_folder, unshard
-from molmoact_train.folders.merge import merge_lora, read_adapter
+from molmoact_train.folders.merge import merge_lora
 
 ALONE = World(0, 1, torch.device("cpu"))
 BASE_STATS = {"base": {"action": {"q01": [0.0, 0.0], "q99": [1.0, 1.0]}}}
@@ -122,6 +123,21 @@ def test_merging_joins_statistics_and_takes_the_base_an_adapter_names(
         (None, {"use_dora": True}, "use_dora=True cannot be merged"),
         (None, {"rank_pattern": {"lm_head": 2}}, "cannot be merged"),
         (None, {"peft_type": "IA3"}, "only LORA"),
+        (None, {"init_lora_weights": "pissa"}, "init_lora_weights='pissa'.*another model"),
+        (None, {"init_lora_weights": "pissa_niter_16"}, "init_lora_weights='pissa_niter_16'"),
+        (None, {"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
+        (None, {"init_lora_weights": "corda"}, "init_lora_weights='corda'"),
+        (None, {"init_lora_weights": "loftq"}, "init_lora_weights='loftq'"),
+        (None, {"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga'"),
+        (None, {"init_lora_weights": "of_next_year"}, "init_lora_weights='of_next_year'"),
+        (None, {"a_field_of_next_year": 0.5}, "a_field_of_next_year=0.5 cannot be merged"),
+        (None, {"trainable_token_indices": [1]}, "trainable_token_indices"),
+        (None, {"layer_replication": [[0, 2]]}, "layer_replication"),
+        (None, {"r": 8}, "rank 4 and 4.*says r=8"),
+        (None, {"r": 0}, "a rank is at least 1"),
+        (None, {"r": "4"}, "adapter_config.json: r: "),
+        (None, {"lora_alpha": None}, "adapter_config.json: lora_alpha: "),
+        (None, {"init_lora_weights": ["pissa"]}, "adapter_config.json: init_lora_weights"),
     ],
 )  # fmt: skip
 def test_adapters_that_do_not_fit_are_refused_before_anything_is_written(
@@ -131,6 +147,78 @@ def test_adapters_that_do_not_fit_are_refused_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         merge_lora(bad, tmp_path / "out", base=str(base))
     assert {p.name for p in tmp_path.iterdir()} == {"bad"}
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_that_changed_its_base_gives_no_model(
+    start: str, base: Path, tmp_path: Path
+) -> None:
+    """Trained as PEFT does: the base is changed when training starts, and only A and B are saved."""
+    torch.manual_seed(1)
+    model = MolmoActForActionReasoning.from_pretrained(base)
+    layers = [name for name in lora.target_modules(model) if "lm_head" not in name]
+    settings = LoraConfig(r=4, lora_alpha=4, target_modules=layers, init_lora_weights=start)
+    get_peft_model(model, settings).save_pretrained(str(tmp_path / "adapter"))
+    with pytest.raises(UserError, match=f"init_lora_weights='{start}'"):
+        merge_lora(tmp_path / "adapter", tmp_path / "out", base=str(base))
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+@pytest.mark.parametrize("start", ["gaussian", "eva", "orthogonal"])
+def test_starts_that_leave_the_base_alone_are_merged_as_peft_does(
+    start: str, base: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    model = MolmoActForActionReasoning.from_pretrained(base)
+    layers = [name for name in lora.target_modules(model) if "lm_head" not in name]
+    adapted = get_peft_model(
+        model, LoraConfig(r=4, lora_alpha=4, target_modules=layers, init_lora_weights=start)
+    )
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.02)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    merge_lora(tmp_path / "adapter", tmp_path / "out", base=str(base))
+    found = MolmoActForActionReasoning.from_pretrained(tmp_path / "out")
+    expected = logits(adapted, base)
+    difference = (logits(found, tmp_path / "out") - expected).abs().max()
+    assert difference / expected.abs().max() < 1e-5
+
+
+def test_verify_fails_and_leaves_nothing_when_the_merged_model_is_another(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the formula were wrong: one matrix in ten gets half of what the adapter says."""
+    right = Adapter.delta
+
+    def wrong(self: Adapter, name: str) -> Tensor:
+        return right(self, name) * (0.5 if "att_proj" in name else 1.0)
+
+    monkeypatch.setattr(Adapter, "delta", wrong)
+    with pytest.raises(UserError, match=r"--verify: .* differ from base \+ adapter by"):
+        merge_lora(adapter, tmp_path / "out", base=str(base), verify=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"peft_type": "LORA", "r": 1e999}']
+)
+def test_an_adapter_whose_configuration_is_damaged_is_one_line(
+    content: bytes, adapter: Path, tmp_path: Path
+) -> None:
+    bad = altered(adapter, tmp_path / "bad")
+    (bad / "adapter_config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"adapter_config\.json"):
+        read_adapter(bad)
+
+
+def test_an_adapter_whose_weights_are_cut_is_one_line(adapter: Path, tmp_path: Path) -> None:
+    bad = altered(adapter, tmp_path / "bad")
+    weights = bad / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="missing or damaged"):
+        read_adapter(bad)
 
 
 def test_rank_stabilised_adapters_have_their_own_scale(adapter: Path, tmp_path: Path) -> None:

@@ -7,20 +7,17 @@ Letters: r rank, i in, o out.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import check_free, new_folder
 from molmoact_train.families.loading import load_network
 from molmoact_train.families.registry import family_of
+from molmoact_train.folders.adapter import Adapter, read_adapter
 from molmoact_train.folders.export import planned_bytes, stated_dtype
 from molmoact_train.folders.layout import (
     SHARD_BYTES,
@@ -32,32 +29,8 @@ from molmoact_train.folders.layout import (
 )
 from molmoact_train.weights import WeightFiles, resolve_model_folder
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-_PLAIN = {
-    "use_dora": False, "bias": "none", "fan_in_fan_out": False, "modules_to_save": None,
-    "rank_pattern": {}, "alpha_pattern": {}, "lora_bias": False,
-}  # fmt: skip
-"""Fields that would mean another formula than the one above; only these values are merged."""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter in memory: about 1 % of its base."""
-
-    folder: Path
-    base: str | None
-    """What its own configuration names as base model."""
-    scale: float
-    matrices: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-    """Base parameter name -> (A [r, i], B [o, r]), fp32."""
-    copies: Mapping[str, torch.Tensor]
-    """Base parameters that PEFT stored along (it does so for an adapted LM head); they must be the base's."""
-
-    def delta(self, name: str) -> torch.Tensor:
-        """What is added to a base parameter, fp32 [o, i]."""
-        a, b = self.matrices[name]
-        return self.scale * (b @ a)
+VERIFY_LIMIT = 1e-2
+"""Relative difference of logits above which a merged model is not its base + adapter; rounding in bf16 is below."""
 
 
 @dataclass(frozen=True)
@@ -74,65 +47,6 @@ class Merged:
     """Largest absolute change of a weight."""
     logit_difference: float | None = None
     """With --verify: largest difference to base + adapter, relative to the largest logit."""
-
-
-def read_adapter(folder: Path) -> Adapter:
-    """A plain PEFT LoRA folder. Raises `UserError` for anything else than whole, finite A, B pairs."""
-    if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
-        raise UserError(
-            f"{folder} is not an adapter folder: {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} are expected. A step of "
-            "a LoRA run becomes one with `molmoact unshard`."
-        )
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    _check_plain(folder, config)
-    rank, alpha = config["r"], config["lora_alpha"]
-    scale = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
-    copies, tensors = {}, {}
-    for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items():
-        if ".lora_" in name:
-            tensors[name] = tensor
-        else:
-            copies[name.removeprefix(_PREFIX).replace(".base_layer.", ".")] = tensor
-    matrices = _pairs(folder, tensors)
-    if not any(b.any() and a.any() for a, b in matrices.values()) or scale == 0:
-        raise UserError(
-            f"the adapter {folder} changes nothing: all its products are zero, as before the first training step. "
-            "Merging it would give the base model under another name."
-        )
-    return Adapter(folder, config.get("base_model_name_or_path"), scale, matrices, copies)
-
-
-def _check_plain(folder: Path, config: Mapping[str, Any]) -> None:
-    if config.get("peft_type") != "LORA":
-        raise UserError(
-            f"{folder}: peft_type is {config.get('peft_type')!r}, only LORA can be merged."
-        )
-    for name, plain in _PLAIN.items():
-        value = config.get(name)
-        if value not in (plain, None, {}, []):
-            raise UserError(
-                f"{folder}: adapters with {name}={value!r} cannot be merged, only plain LoRA."
-            )
-
-
-def _pairs(
-    folder: Path, tensors: Mapping[str, torch.Tensor]
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Base parameter name -> (A, B)."""
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        module, matched, matrix = name.removeprefix(_PREFIX).rpartition(".lora_")
-        if not matched or matrix not in ("A.weight", "B.weight") or not name.startswith(_PREFIX):
-            raise UserError(f"{folder}: unknown tensor {name!r} in {ADAPTER_WEIGHTS}.")
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{folder}: {name} holds NaN or infinity; this adapter is broken.")
-        found.setdefault(f"{module}.weight", {})[matrix[0]] = tensor.float()
-    single = [name for name, pair in found.items() if len(pair) != 2]
-    if single or not found:
-        raise UserError(
-            f"{folder}: {single[:3] or 'no adapted matrix'} lacks one of lora_A and lora_B."
-        )
-    return {name: (pair["A"], pair["B"]) for name, pair in found.items()}
 
 
 def check_fits(adapter: Adapter, base: WeightFiles) -> None:
@@ -186,6 +100,11 @@ def merge_lora(
         config, stats = read_config(base_folder), statistics_beside(adapter_folder)
         finish_folder(temporary, base_folder, config, stats, stated_dtype(config, dtype))
         difference = logit_difference(base_folder, adapter, temporary) if verify else None
+        if difference is not None and not difference <= VERIFY_LIMIT:
+            raise UserError(
+                f"--verify: the merged model's logits differ from base + adapter by {difference:.2e} (relative; "
+                f"rounding stays below {VERIFY_LIMIT:g}). It is another model, and nothing was written."
+            )
     return Merged(
         str(output), str(base_folder), len(adapter.matrices), writer.num_tensors, writer.num_bytes,
         largest, difference,
@@ -217,7 +136,8 @@ def _matched(adapter_folder: Path, base: str | None) -> tuple[Adapter, WeightFil
     named = base or adapter.base
     if named is None:
         raise UserError(f"{adapter_folder} does not name its base model; give it with --base.")
-    files = WeightFiles(resolve_model_folder(named))
+    revision = None if base else adapter.revision
+    files = WeightFiles(resolve_model_folder(named, revision))
     check_fits(adapter, files)
     return adapter, files
 
