@@ -2,22 +2,28 @@
 
 Each command is a signature, a docstring and one call, in a `commands` module of the package that does the
 work. Heavy packages are imported inside the commands, so that `molmoact --help` needs neither torch nor Beam.
-Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 a bug; 2 the input or the flags
-are wrong; 3 the run finished but what it found is above a limit that the user set.
+Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 a bug; 2 the input or the flags are wrong, or
+the system refuses to write; 3 the run finished but what it found is above a limit that the user set; 130 stopped by
+Ctrl-C; 143 stopped by SIGTERM.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import Annotated
 
 import typer
 
 from molmoact_data import commands as label_views, lifecycle_commands as data_lifecycle
-from molmoact_data.errors import LimitExceeded, UserError
+from molmoact_data.console import say
+from molmoact_data.errors import LimitExceeded, UserError, refused_by_system
+from molmoact_data.redaction import redact
 from molmoact_robot import commands as robots
 from molmoact_train import commands as models, export_commands as model_folders
 from pipelines import (
@@ -27,8 +33,8 @@ from pipelines import (
 )
 from vqvae import commands as codebooks
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after Ctrl-C and after SIGTERM, as shells count them: 128 + the signal."""
 OURS = ("molmoact_data", "molmoact_train", "molmoact_robot", "vqvae", "pipelines")
 EXTRAS = (
     "'molmoact[data]' for datasets and labels, 'molmoact[train]' for models, 'molmoact[all]' for "
@@ -99,11 +105,19 @@ def configure(
         format="%(levelname)s: %(message)s",
         stream=sys.stderr,
     )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(hide_secrets)
     for name in OURS:
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
     if not verbose:
         # Beam logs a traceback for every error it passes on; the error itself is what a user needs.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+
+
+def hide_secrets(record: logging.LogRecord) -> bool:
+    """A filter that lets every line through, without the secrets in it."""
+    record.msg, record.args = redact(record.getMessage()), ()
+    return True
 
 
 def door() -> typer.Typer:
@@ -137,26 +151,53 @@ app = door()
 
 def main() -> None:
     """Entry point: a user's mistake is one clear line and exit code 2, a bug keeps its traceback."""
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except SystemExit as ended:
-        if ended.code == INTERRUPTED:
-            typer.echo(
-                "interrupted; what is complete is kept, and --resume goes on from it", err=True
-            )
+        if ended.code in (INTERRUPTED, TERMINATED):
+            say(f"{STOPPED[ended.code]}; {way_on(sys.argv[1:])}")
         raise
-    except (UserError, LimitExceeded) as error:
-        if os.environ.get("MOLMOACT_TRACEBACK"):
+    except Exception as error:
+        meant = explained(error)
+        if meant is None or os.environ.get("MOLMOACT_TRACEBACK"):
             raise
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise SystemExit(2 if isinstance(error, UserError) else 3) from None
-    except ModuleNotFoundError as error:
+        typer.secho(f"error: {redact(meant)}", fg="red", err=True)
+        raise SystemExit(3 if isinstance(error, LimitExceeded) else 2) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+STOPPED = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a command as Ctrl-C does: what is open is closed, what is half done removed."""
+    raise SystemExit(TERMINATED)
+
+
+def way_on(words: Sequence[str]) -> str:
+    """How to go on after a command was stopped."""
+    named = [word for word in words if not word.startswith("-")]
+    functions = {f.__name__.rstrip("_"): f for fs in COMMANDS.values() for f in fs}
+    functions.update({f"vqvae {name}": f for name, f in VQVAE_COMMANDS.items()})
+    name = " ".join(named[:2]) if named[:1] == ["vqvae"] else "".join(named[:1])
+    function = functions.get(name.replace("-", "_"))
+    if function is not None and "resume" in inspect.signature(function).parameters:
+        return "what is complete is kept, and --resume goes on from it"
+    return "nothing unfinished is left; run the same command again"
+
+
+def explained(error: Exception) -> str | None:
+    """What an error means to a user; None for a bug."""
+    if isinstance(error, UserError | LimitExceeded):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
         package = str(error.name).partition(".")[0]
-        if package in (*OURS, "cli") or os.environ.get("MOLMOACT_TRACEBACK"):
-            raise
-        message = f"the Python package {package!r} is not installed. pip install {EXTRAS}."
-        typer.secho(f"error: {message}", fg="red", err=True)
-        raise SystemExit(2) from None
+        if package in (*OURS, "cli"):
+            return None
+        return f"the Python package {package!r} is not installed. pip install {EXTRAS}."
+    return refused_by_system(error)
 
 
 if __name__ == "__main__":

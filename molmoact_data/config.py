@@ -20,6 +20,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from molmoact_data.errors import UserError, unknown_name
+from molmoact_data.redaction import redacted
 
 Config = TypeVar("Config")
 
@@ -92,8 +93,9 @@ def _sentence(problem: Mapping[str, Any]) -> str:
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """A frozen dataclass as plain JSON types, nested ones included; the inverse of `build`."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """A frozen dataclass as plain JSON types, to be written down: secrets are hidden, else the inverse of `build`."""
+    plain: dict[str, Any] = redacted(json.loads(json.dumps(dataclasses.asdict(config))))
+    return plain
 
 
 def content_hash(value: Any) -> str:

@@ -14,6 +14,7 @@ import typer
 
 from molmoact_data.config import Option, options
 from molmoact_data.errors import UserError, unknown_name
+from molmoact_data.redaction import redact, redacted
 
 Command = Callable[..., None]
 
@@ -41,12 +42,12 @@ OutputArgument = Annotated[
 
 def emit_json(value: Any) -> None:
     """One JSON result on stdout."""
-    typer.echo(json.dumps(value))
+    typer.echo(json.dumps(redacted(value)))
 
 
 def say(text: str) -> None:
     """A line for a person, on stderr."""
-    typer.echo(text, err=True)
+    typer.echo(redact(text), err=True)
 
 
 def given(context: typer.Context) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import difflib
 import enum
+import errno
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -78,3 +81,42 @@ def first_line(error: Exception) -> str:
     """What an exception says, as one sentence."""
     lines = str(error).strip().splitlines()
     return f"{(lines[0] if lines else type(error).__name__).rstrip('.')}."
+
+
+# What the operating system refuses is the user's to mend, wherever it comes up.
+_REFUSALS = {
+    errno.ENOSPC: "Free some space.",
+    errno.EDQUOT: "Free some space, or ask for a larger quota.",
+    errno.EROFS: "Choose a folder that can be written.",
+    errno.EACCES: "Choose a folder that you may write, or change its permissions.",
+    errno.EPERM: "Choose a folder that you may write, or change its permissions.",
+    errno.ENAMETOOLONG: "Choose a shorter path.",
+    errno.ENOTDIR: "Choose another path.",
+    errno.EISDIR: "Choose another path.",
+    errno.EEXIST: "Choose another path.",
+    errno.ELOOP: "Choose another path.",
+    errno.EFBIG: "Choose another file system.",
+    errno.EIO: "The disk or its connection may be broken.",
+}
+_WORDS = {errno.ENOTDIR: "a part of this path is a file", errno.EEXIST: "this is a file"}
+_NUMBER_IN_TEXT = re.compile(r"\((?:os error|errno) (\d+)\)|\berrno (\d+)\b", re.IGNORECASE)
+
+
+def refused_by_system(error: BaseException) -> str | None:
+    """What the operating system refused and what to do, in one or two sentences; None where it did not.
+
+    Libraries of other languages (safetensors, Arrow) pass its number on in their text only.
+    """
+    number = getattr(error, "errno", None) if isinstance(error, OSError) else None
+    if number is None and (found := _NUMBER_IN_TEXT.search(str(error))):
+        number = int(found[1] or found[2])
+    if number not in _REFUSALS:
+        return None
+    filename = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    where = f"{_shortened(str(filename))}: " if filename else ""
+    said = _WORDS.get(number) or os.strerror(number).lower()
+    return f"{where}{said}. {_REFUSALS[number]}"
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= 200 else f"{path[:100]}...{path[-60:]}"

@@ -15,6 +15,7 @@ from typing import Any
 
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import write_bytes, write_json
+from molmoact_data.redaction import redacted
 
 CONFIG_FILE = "config.json"
 """Written first, so that a folder says whose run it is from the beginning."""
@@ -68,7 +69,7 @@ def claim(
         _refuse_strangers(run, kind)
         _delete_run(run, kind)
     run.mkdir(parents=True, exist_ok=True)
-    write_json(run / CONFIG_FILE, config)
+    write_json(run / CONFIG_FILE, redacted(config))
 
 
 def _refuse_strangers(run: Path, kind: RunKind) -> None:
@@ -114,7 +115,7 @@ class Wandb:
             entity=self.entity,
             name=run.name,
             dir=str(run),
-            config=dict(self.config),
+            config=redacted(self.config),
             id=known.read_text(),
             resume="allow",
         )

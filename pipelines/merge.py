@@ -63,21 +63,21 @@ def merge(sources: Sequence[Output], output: Storage, *, resume: bool, overwrite
     ]
     specs = [part.spec for part in parts]
     inputs = [source.storage.root for source in sources]
-    state.claim_output(output, resume=resume, overwrite=overwrite, inputs=inputs)
-    if sources[0].statistics is not None:
-        statistics = sources[0].storage.read_bytes(schema.STATISTICS_FILE)
-        output.write_bytes(schema.STATISTICS_FILE, statistics)
-    state.remember_plan(output, header["fingerprint"], specs)
-    done = state.finished_records(output, specs)
-    records = []
-    for part in parts:
-        record = done.get(part.spec.name) or _copy(part, header, output)
-        state.write_record(output, record)
-        records.append(record)
-    rejects = b"".join(s.storage.read_bytes(schema.REJECTS_FILE) for s in sources)
-    output.write_bytes(schema.REJECTS_FILE, rejects)
-    manifest.write_manifest(output, manifest.assemble(header, records))
-    state.forget(output)
+    with state.claimed_output(output, resume=resume, overwrite=overwrite, inputs=inputs):
+        if sources[0].statistics is not None:
+            statistics = sources[0].storage.read_bytes(schema.STATISTICS_FILE)
+            output.write_bytes(schema.STATISTICS_FILE, statistics)
+        state.remember_plan(output, header["fingerprint"], specs)
+        done = state.finished_records(output, specs)
+        records = []
+        for part in parts:
+            record = done.get(part.spec.name) or _copy(part, header, output)
+            state.write_record(output, record)
+            records.append(record)
+        rejects = b"".join(s.storage.read_bytes(schema.REJECTS_FILE) for s in sources)
+        output.write_bytes(schema.REJECTS_FILE, rejects)
+        manifest.write_manifest(output, manifest.assemble(header, records))
+        state.forget(output)
     return Merged(
         output=output.root,
         inputs=tuple(source.storage.root for source in sources),

@@ -116,18 +116,22 @@ def preprocess(config: PreprocessConfig, *, resume: bool, overwrite: bool) -> Su
     # Here too, although workers load their own: what is missing is missed before any work.
     teachers = load_teachers(config.labels, config.device)
     teachers.check_source(source.info)
-    state.claim_output(output, resume=resume, overwrite=overwrite, inputs=[config.dataset_path])
-    output.remove_temporary_files()
-    statistics = statistics_for(config, source, output)
-    job = make_job(config, source, cameras, teachers, statistics)
-    specs = plan_shards(episodes, config.frames_per_shard, job.config_hash)
-    state.remember_plan(output, job.fingerprint(), specs)
-    missing = [s for s in specs if s.name not in state.finished_records(output, specs)]
-    build_missing_shards(config, job, missing)
-    records = complete_records(output, specs)
-    output.remove_temporary_files()  # of workers that died while an engine went on without them
-    manifest.write(job, records)
-    state.forget(output)
+    inputs = [config.dataset_path]
+    with state.claimed_output(output, resume=resume, overwrite=overwrite, inputs=inputs):
+        statistics = statistics_for(config, source, output)
+        job = make_job(config, source, cameras, teachers, statistics)
+        specs = plan_shards(episodes, config.frames_per_shard, job.config_hash)
+        files = state.source_files(config.dataset_path)
+        state.remember_plan(output, job.fingerprint(), specs, files)
+        done = state.finished_records(output, specs)
+        missing = [spec for spec in specs if spec.name not in done]
+        if missing or not state.is_complete(output):
+            state.drop_unfinished(output, missing)
+            build_missing_shards(config, job, missing)
+            done = complete_records(output, specs)
+            manifest.write(job, list(done.values()))
+            state.forget(output)
+    records = [done[spec.name] for spec in specs]
     return summarise(config, missing, records, time.monotonic() - started)
 
 
@@ -232,13 +236,13 @@ def warn_about_embedded(labels: LabelConfig, source: EpisodeSource) -> None:
         )
 
 
-def complete_records(output: Storage, specs: Sequence[ShardSpec]) -> list[ShardRecord]:
+def complete_records(output: Storage, specs: Sequence[ShardSpec]) -> dict[str, ShardRecord]:
     """The records of all planned shards, in order; a missing one is a bug of the runner."""
-    records = state.finished_records(output, specs)
+    records = state.finished_records(output, specs, hashed=False)
     lost = [spec.name for spec in specs if spec.name not in records]
     if lost:
         raise RuntimeError(f"the runner reported success without {len(lost)} shards: {lost[:3]}")
-    return [records[spec.name] for spec in specs]
+    return {spec.name: records[spec.name] for spec in specs}
 
 
 def summarise(

@@ -76,20 +76,20 @@ def retokenize(
     """Write a new output beside the old one; resumable like `preprocess`."""
     plan = _plan(source, config)
     inputs = [source.storage.root]
-    state.claim_output(output, resume=resume, overwrite=overwrite, inputs=inputs)
-    content = json.dumps(plan.statistics.to_json(), indent=1) + "\n"
-    output.write_bytes(schema.STATISTICS_FILE, content.encode())
-    state.remember_plan(output, plan.header["fingerprint"], plan.specs)
-    done = state.finished_records(output, plan.specs)
-    old = [ShardRecord.from_json(shard) for shard in source.manifest["shards"]]
-    records = []
-    for before, spec in zip(old, plan.specs, strict=True):
-        record = done.get(spec.name) or _rewrite(source.storage, before, spec, plan, output)
-        state.write_record(output, record)
-        records.append(record)
-    output.write_bytes(schema.REJECTS_FILE, source.storage.read_bytes(schema.REJECTS_FILE))
-    manifest.write_manifest(output, manifest.assemble(plan.header, records))
-    state.forget(output)
+    with state.claimed_output(output, resume=resume, overwrite=overwrite, inputs=inputs):
+        content = json.dumps(plan.statistics.to_json(), indent=1) + "\n"
+        output.write_bytes(schema.STATISTICS_FILE, content.encode())
+        state.remember_plan(output, plan.header["fingerprint"], plan.specs)
+        done = state.finished_records(output, plan.specs)
+        old = [ShardRecord.from_json(shard) for shard in source.manifest["shards"]]
+        records = []
+        for before, spec in zip(old, plan.specs, strict=True):
+            record = done.get(spec.name) or _rewrite(source.storage, before, spec, plan, output)
+            state.write_record(output, record)
+            records.append(record)
+        output.write_bytes(schema.REJECTS_FILE, source.storage.read_bytes(schema.REJECTS_FILE))
+        manifest.write_manifest(output, manifest.assemble(plan.header, records))
+        state.forget(output)
     return Retokenized(
         output=output.root,
         frames=sum(r.rows for r in records),

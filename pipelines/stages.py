@@ -82,7 +82,7 @@ def build_missing_shards(config: PreprocessConfig, job: Job, missing: list[Shard
     attempts = config.worker_retries + 1
     with show_progress(total, lambda: frames_counted(folder) if folder else 0):
         for attempt in range(attempts):
-            done = state.finished_records(job.output, missing)
+            done = state.finished_records(job.output, missing, hashed=False)
             todo = [spec for spec in missing if spec.name not in done]
             if not todo:
                 return

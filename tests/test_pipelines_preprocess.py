@@ -328,17 +328,17 @@ def test_wrong_input_fails_before_any_work(
 def test_no_space_left_keeps_what_is_complete(
     dataset: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit = Storage._commit
+    replace = Path.replace
     shards = iter([False, True])
 
-    def full(self: Storage, temporary: Path, name: str) -> None:
-        if name.endswith(".parquet") and next(shards):
+    def full(self: Path, target: Path) -> Path:
+        if target.suffix == ".parquet" and next(shards):
             raise OSError(errno.ENOSPC, "No space left on device")
-        commit(self, temporary, name)
+        return replace(self, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Storage, "_commit", full)
-        with pytest.raises(UserError, match="no space left"):
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(UserError, match=r"no space left.*--resume"):
             run(dataset, tmp_path / "out")
     assert len(list((tmp_path / "out/data").iterdir())) == 1
     assert run(dataset, tmp_path / "out", resume=True).shards_built == 1

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from molmoact_data.errors import UserError
+from molmoact_data.errors import UserError, refused_by_system
 
 TEMPORARY_MARK = ".tmp-"
 """In the name of whatever is not finished yet: `.NAME.tmp-WHO`."""
+LOCK_FILE = ".lock"
+"""In an output folder while a run writes there; see `lock`."""
 MARK = ".molmoact"
 """Empty file in every folder made here: `--overwrite` deletes the folder only where it is found."""
 
@@ -25,22 +28,83 @@ def temporary_name(name: str) -> str:
     return f".{name}{TEMPORARY_MARK}{socket.gethostname()}-{os.getpid()}-{time.monotonic_ns()}"
 
 
+def writer_of(name: str) -> tuple[str, int] | None:
+    """(host, process) that a name from `temporary_name` belongs to; None for any other name."""
+    parts = name.partition(TEMPORARY_MARK)[2].rsplit("-", 2)
+    if not name.startswith(".") or len(parts) != 3 or not (parts[1] + parts[2]).isdecimal():
+        return None
+    return parts[0], int(parts[1])
+
+
+def is_left_over(name: str, *, elsewhere: bool = False) -> bool:
+    """True where the writer was a process of this machine that is no more; `elsewhere` = or of another machine."""
+    writer = writer_of(name)
+    if writer is None:
+        return False
+    host, pid = writer
+    return not is_running(pid) if host == socket.gethostname() else elsewhere
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def remove_left_overs(paths: Iterable[Path], *, elsewhere: bool = False) -> None:
+    """Of these files and folders, delete those that a killed process never finished; see `is_left_over`."""
+    for path in paths:
+        if is_left_over(path.name, elsewhere=elsewhere):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def is_taken(folder: Path) -> bool:
+    """Whether a folder holds anything besides our lock and what nobody will finish."""
+    if not folder.exists():
+        return False
+    return any(p.name != LOCK_FILE and not is_left_over(p.name) for p in folder.iterdir())
+
+
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def writing(what: str, then: str = "") -> Iterator[None]:
+    """Raises `UserError` where the operating system refuses to write `what`; `then` ends the message."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        refusal = refused_by_system(error)
+        if refusal is None:
+            raise
+        raise UserError(
+            " ".join(filter(None, (f"cannot write {what}: {refusal}", then)))
+        ) from error
+
+
+@contextmanager
+def new_file(path: Path, then: str = "") -> Iterator[Path]:
     """A temporary path beside `path` that takes its place on a clean exit and vanishes on an exception.
 
     Its content is on the disk before the name appears. Where nothing was written to it, nothing is made.
+    `then` ends the `UserError` of a disk that is full or may not be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name(path.name))
-    try:
-        yield temporary
-        if temporary.exists():
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(str(path), then):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            if temporary.exists():
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+        finally:
+            if temporary.exists():
+                temporary.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -63,7 +127,7 @@ def check_free(target: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) ->
             raise UserError(
                 f"{target} is or holds {path}, which is read. Choose another --output-path."
             )
-    if not target.exists() or not any(target.iterdir()):
+    if not is_taken(target):
         return
     if not overwrite:
         raise UserError(
@@ -78,18 +142,35 @@ def check_free(target: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) ->
 
 @contextmanager
 def new_folder(target: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its place when all went well."""
-    check_free(target, overwrite=overwrite, inputs=inputs)
-    target = target.resolve()
-    temporary = target.with_name(f".{target.name}{TEMPORARY_MARK}{os.getpid()}")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        (temporary / MARK).touch()
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    """A temporary folder beside `target` that takes its place when all went well.
+
+    What a killed run of the same target left is removed first; one that is still at work is an error.
+    """
+    with writing(str(target)):
+        check_free(target, overwrite=overwrite, inputs=inputs)
+        target = target.resolve()
+        _refuse_second_writer(target)
+        temporary = target.with_name(temporary_name(target.name))
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            (temporary / MARK).touch()
+            check_free(target, overwrite=overwrite)
+            if target.exists():
+                shutil.rmtree(target)
+            temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refuse_second_writer(target: Path) -> None:
+    unfinished = list(target.parent.glob(f".{glob.escape(target.name)}{TEMPORARY_MARK}*"))
+    remove_left_overs(unfinished)
+    for path in unfinished:
+        writer = writer_of(path.name)
+        if writer is not None and writer[0] == socket.gethostname() and path.exists():
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
+            raise UserError(
+                f"{target} is being written by process {writer[1]} on {writer[0]} since {since}. Wait for "
+                "it, stop it, or choose another --output-path."
+            )

@@ -7,7 +7,6 @@ last of two identical writers wins, which is harmless because contents are a fun
 
 from __future__ import annotations
 
-import errno
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,9 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from molmoact_data.errors import UserError
-from molmoact_data.files.folders import TEMPORARY_MARK, new_file, temporary_name
+from molmoact_data.files.folders import (
+    LOCK_FILE,
+    TEMPORARY_MARK,
+    new_file,
+    remove_left_overs,
+    temporary_name,
+    writing,
+)
 from molmoact_data.files.stores import must_exist, open_filesystem, store_errors
+
+_GO_ON = "Complete shards are safe: run the same command again with --resume."
 
 
 @dataclass(frozen=True)
@@ -39,13 +46,12 @@ class Storage:
 
         Where nothing was written to it, nothing is made.
         """
-        try:
-            with self._uploaded(name) if self.is_remote else self._renamed(name) as path:
+        if self.is_remote:
+            with writing(f"{name} in {self.root}", _GO_ON), self._uploaded(name) as path:
                 yield path
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise self._no_space(name) from error
-            raise
+        else:
+            with new_file(self._local(name), _GO_ON) as path:
+                yield path
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a small file atomically."""
@@ -83,8 +89,20 @@ class Storage:
                 found = filesystem.find(prefix) if filesystem.exists(prefix) else []
             return sorted(path[len(base) + 1 :] for path in found)
         top = self._local(folder)
-        files = (p for p in top.rglob("*") if p.is_file() and TEMPORARY_MARK not in p.name)
+        files = (p for p in top.rglob("*") if p.is_file() and not _is_ours_alone(p.name))
         return sorted(p.relative_to(self.root).as_posix() for p in files)
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Bytes of every complete file below `folder`, by name; one listing, nothing is read."""
+        if not self.is_remote:
+            return {name: self._local(name).stat().st_size for name in self.list(folder)}
+        with self._remote() as (filesystem, base):
+            filesystem.invalidate_cache()
+            prefix = f"{base}/{folder}".rstrip("/")
+            if not filesystem.exists(prefix):
+                return {}
+            found = filesystem.find(prefix, detail=True)
+        return {path[len(base) + 1 :]: int(entry["size"]) for path, entry in found.items()}
 
     def delete(self, name: str) -> None:
         """Remove a file or a folder; nothing happens where there is none."""
@@ -105,17 +123,9 @@ class Storage:
             shutil.rmtree(self._local(folder))
 
     def remove_temporary_files(self) -> None:
-        """Remove what a killed writer left; call it only while no writer runs."""
+        """Remove what killed writers left. Call it while the folder is held: of other machines, nobody is at work."""
         if not self.is_remote:
-            for path in Path(self.root).rglob(f".*{TEMPORARY_MARK}*"):
-                path.unlink(missing_ok=True)
-
-    @contextmanager
-    def _renamed(self, name: str) -> Iterator[Path]:
-        path = self._local(name)
-        _make_folder(path.parent)
-        with new_file(path) as temporary:
-            yield temporary
+            remove_left_overs(Path(self.root).rglob(f".*{TEMPORARY_MARK}*"), elsewhere=True)
 
     @contextmanager
     def _uploaded(self, name: str) -> Iterator[Path]:
@@ -138,19 +148,7 @@ class Storage:
             filesystem, base = open_filesystem(self.root)
             yield filesystem, base.rstrip("/")
 
-    def _no_space(self, name: str) -> UserError:
-        return UserError(
-            f"no space left while writing {name} in {self.root}; complete shards are safe. "
-            "Free some space and run the same command again with --resume."
-        )
 
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(
-            f"{error.filename} is a file, so nothing can be written in {folder}."
-        ) from error
-    except PermissionError as error:
-        raise UserError(f"cannot write in {folder}: permission denied.") from error
+def _is_ours_alone(name: str) -> bool:
+    """Files of a run at work, which are no part of an output."""
+    return name == LOCK_FILE or TEMPORARY_MARK in name

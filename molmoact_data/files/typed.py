@@ -21,9 +21,10 @@ def parse_json(kind: type[Value], content: bytes | str, where: str, then: str = 
     with what to do. Raises `UserError` for text that is no JSON (however deep, long or cut) and for wrong fields.
     """
     try:
-        return _adapter(kind).validate_json(content, strict=True)
+        value: Value = _adapter(kind).validate_json(content, strict=True)  # type: ignore[arg-type]
     except ValidationError as error:
         raise UserError(" ".join(filter(None, (_sentence(error, where), then)))) from error
+    return value
 
 
 def read_typed(kind: type[Value], path: Path, then: str = "") -> Value:
@@ -33,11 +34,6 @@ def read_typed(kind: type[Value], path: Path, then: str = "") -> Value:
     except OSError as error:
         raise UserError(" ".join(filter(None, (_cannot_read(path, error), then)))) from error
     return parse_json(kind, content, str(path), then)
-
-
-def to_json_values(value: Any) -> Any:
-    """A dataclass as plain JSON values; the inverse of `parse_json` on the text of it."""
-    return TypeAdapter(type(value)).dump_python(value, mode="json")
 
 
 def _cannot_read(path: Path, error: OSError) -> str:

@@ -179,14 +179,14 @@ class EpisodeSpool:
     """Images and per-frame labels of one episode on disk, until the whole episode is known.
 
     A trace needs every later frame of its episode, so rows cannot be written while frames are decoded;
-    keeping them in memory would make it grow with the episode. The file goes with the object.
+    keeping them in memory would make it grow with the episode. The file has no name, so that not even a killed
+    process leaves it behind.
     """
 
     def __init__(self, arrow_schema: pa.Schema) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="molmoact-")
-        self._path = Path(self._folder.name) / "frames.arrow"
-        self._sink = pa.OSFile(str(self._path), "wb")
-        self._writer = pa.ipc.new_stream(self._sink, arrow_schema)
+        self._file = tempfile.TemporaryFile(prefix="molmoact-")  # noqa: SIM115 - closed by __exit__
+        self._writer = pa.ipc.new_stream(self._file, arrow_schema)
+        self._written = False
         self.rows = 0
 
     def append(self, batch: pa.RecordBatch) -> None:
@@ -196,21 +196,20 @@ class EpisodeSpool:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """What was appended, in order, one batch in memory at a time; ends the writing."""
-        self._close()
-        with pa.OSFile(str(self._path), "rb") as file:
-            yield from pa.ipc.open_stream(file)
+        self._end_writing()
+        self._file.seek(0)
+        yield from pa.ipc.open_stream(self._file)
 
     def __enter__(self) -> EpisodeSpool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
-        self._folder.cleanup()
+        self._file.close()
 
-    def _close(self) -> None:
-        if not self._sink.closed:
+    def _end_writing(self) -> None:
+        if not self._written:
             self._writer.close()
-            self._sink.close()
+            self._written = True
 
 
 def file_sha256(path: Path) -> str:
