@@ -118,13 +118,17 @@ def test_image_features_equal_and_the_masks_matter() -> None:
     assert relative(without[rank[told_and_kept]], expected) > 100 * RELATIVE
 
 
+@pytest.fixture(scope="module")
+def real_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_molmo(tmp_path_factory.mktemp("hub") / "molmo", qwen2=GOLDEN / "qwen2.5-tokenizer")
+
+
 @needs_molmo
 @pytest.mark.parametrize("case", range(len(cases())))
-def test_the_processor_equals_the_released_one(case: int, tmp_path: Path) -> None:
+def test_the_processor_equals_the_released_one(case: int, real_folder: Path) -> None:
     """Ids with the real vocabulary, windows, shifted masks; pixels within the tolerance of another resize."""
     told, stored = cases()[case], arrays("processor.npz")
-    folder = write_molmo(tmp_path / "molmo", qwen2=GOLDEN / "qwen2.5-tokenizer")
-    processor = MolmoProcessor.from_pretrained(folder)
+    processor = MolmoProcessor.from_pretrained(real_folder)
     made = {
         k: v[0].numpy() for k, v in processor([picture(told["picture"])], told["prompt"]).items()
     }
@@ -144,9 +148,8 @@ def test_the_processor_equals_the_released_one(case: int, tmp_path: Path) -> Non
 
 
 @needs_molmo
-def test_ids_of_strings_with_the_real_vocabulary(tmp_path: Path) -> None:
-    folder = write_molmo(tmp_path / "molmo", qwen2=GOLDEN / "qwen2.5-tokenizer")
-    processor = MolmoProcessor.from_pretrained(folder)
+def test_ids_of_strings_with_the_real_vocabulary(real_folder: Path) -> None:
+    processor = MolmoProcessor.from_pretrained(real_folder)
     for text, ids in json.loads((FOLDER / "processor.json").read_text())["tokens"].items():
         assert processor.encode(text) == ids, text
 

@@ -33,6 +33,25 @@ class Answer:
     complete: bool = False
     """It ended by itself or told what was asked; False = it was cut off."""
 
+    def append(
+        self,
+        token: int,
+        logprob: float,
+        *,
+        end: int,
+        decode: Callable[[Sequence[int]], str],
+        is_complete: Callable[[str], bool],
+    ) -> None:
+        """Take the next token; `end` closes the answer and is no part of it."""
+        if token == end:
+            self.complete = True
+            return
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        self.tokens.append(decode([token]))
+        self.text = decode(self.ids)
+        self.complete = is_complete(self.text)
+
 
 class PointingModel(Protocol):
     """A vision-language model that answers in text."""

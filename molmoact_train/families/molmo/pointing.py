@@ -79,13 +79,11 @@ class MolmoPointing:
         is_complete: Callable[[str], bool],
     ) -> None:
         for answer, token, logprob in zip(answers, ids.tolist(), logprobs.tolist(), strict=True):
-            if answer.complete:
-                continue
-            if token == self.processor.eos_id:
-                answer.complete = True
-                continue
-            answer.ids.append(token)
-            answer.logprobs.append(logprob)
-            answer.tokens.append(self.processor.decode([token]))
-            answer.text = self.processor.decode(answer.ids)
-            answer.complete = is_complete(answer.text)
+            if not answer.complete:
+                answer.append(
+                    token,
+                    logprob,
+                    end=self.processor.eos_id,
+                    decode=self.processor.decode,
+                    is_complete=is_complete,
+                )

@@ -121,7 +121,10 @@ def cut_image(
     side = config.crop_patches
     overview_idx = pooling_windows(np.arange(side * side).reshape(side, side), config)
     crops, masks = [overview], [mask]
-    windows, grids = [overview_idx.reshape(-1, 4)], [overview_idx.shape[:2]]
+    windows, grids = (
+        [overview_idx.reshape(-1, config.image_pooling_h * config.image_pooling_w)],
+        [overview_idx.shape[:2]],
+    )
     if config.crop_mode == "overlap-and-resize-c2":
         window, margin = config.window_patches * patch, sum(config.overlap_margins) * patch
         rows, columns = select_tiling(
@@ -138,7 +141,11 @@ def cut_image(
                 crops.append(large[area])
                 masks.append(large_mask[area])
         tiles_idx = pooling_windows(tile_patches(rows, columns, config), config)
-        windows.append(np.where(tiles_idx >= 0, tiles_idx + side * side, NO_PATCH).reshape(-1, 4))
+        windows.append(
+            np.where(tiles_idx >= 0, tiles_idx + side * side, NO_PATCH).reshape(
+                -1, config.image_pooling_h * config.image_pooling_w
+            )
+        )
         grids.append(tiles_idx.shape[:2])
     return ProcessedImages(
         crops_TPC=np.stack([to_patches(crop, patch) for crop in crops]),

@@ -163,7 +163,7 @@ class MolmoAct2Config:
 def _read(fields: Mapping[str, Any]) -> MolmoAct2Config:
     if fields["model_type"] != MODEL_TYPE:
         raise UserError(f"model_type is {fields['model_type']!r}, not {MODEL_TYPE!r}.")
-    adapter = _section(MolmoActAdapterConfig, fields["adapter_config"])
+    adapter = section(MolmoActAdapterConfig, fields["adapter_config"])
     with_expert = fields["add_action_expert"]
     if with_expert and fields["action_expert_config"] is None:
         raise UserError("add_action_expert is true, but action_expert_config is null.")
@@ -171,13 +171,13 @@ def _read(fields: Mapping[str, Any]) -> MolmoAct2Config:
     if not with_expert and mode != "discrete":
         raise UserError(f"action_mode {mode!r} needs an action expert, and there is none.")
     return MolmoAct2Config(
-        vit=_section(MolmoActVitConfig, fields["vit_config"]),
+        vit=section(MolmoActVitConfig, fields["vit_config"]),
         adapter=adapter,
-        llm=_text_section(fields["text_config"]),
+        llm=text_section(fields["text_config"]),
         expert=_expert(fields["action_expert_config"]) if with_expert else None,
         flow=_flow(fields) if with_expert else None,
         image_patch_id=fields["image_patch_id"],
-        image_token_ids=_image_token_ids(fields),
+        image_token_ids=image_token_ids(fields),
         image_end_id=fields["image_end_token_id"],
         bos_id=fields["bos_token_id"],
         eos_id=fields["eos_token_id"],
@@ -213,13 +213,13 @@ def _choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     return value
 
 
-def _section(cls: type[Any], fields: Mapping[str, Any]) -> Any:
+def section(cls: type[Any], fields: Mapping[str, Any]) -> Any:
     """The fields that our class knows; every one that it needs a value for must be there."""
     known = set(signature(cls.__init__).parameters) - {"self", "kwargs"}
     return cls(**{name: value for name, value in fields.items() if name in known})
 
 
-def _text_section(fields: Mapping[str, Any]) -> MolmoActLlmConfig:
+def text_section(fields: Mapping[str, Any]) -> MolmoActLlmConfig:
     """transformers 5 moves `rope_theta` into `rope_parameters`; both spellings are read."""
     plain = _released_rope(fields)
     if plain.get("rope_scaling_layers") is not None:
@@ -228,7 +228,7 @@ def _text_section(fields: Mapping[str, Any]) -> MolmoActLlmConfig:
         raise UserError("tie_word_embeddings is true: a tied LM head is not supported.")
     if "rope_theta" not in plain:
         raise KeyError("text_config.rope_theta")
-    return _section(MolmoActLlmConfig, plain)
+    return section(MolmoActLlmConfig, plain)
 
 
 def _released_rope(text_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,7 +268,7 @@ def _range(fields: Mapping[str, Any], kind: str) -> TokenRange | None:
     )
 
 
-def _image_token_ids(fields: Mapping[str, Any]) -> tuple[int, ...]:
+def image_token_ids(fields: Mapping[str, Any]) -> tuple[int, ...]:
     names = (
         "image_patch_id", "image_col_id", "image_start_token_id", "low_res_image_start_token_id",
         "frame_start_token_id", "image_end_token_id", "frame_end_token_id", "image_low_res_id",
