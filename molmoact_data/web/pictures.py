@@ -38,6 +38,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _CHUNK = 1 << 16
+_STRIPES = 256
 
 
 class PictureRejected(Exception):
@@ -89,10 +90,16 @@ class PictureFetcher:
             lambda: threading.Semaphore(config.per_host)
         )
         self._lock = threading.Lock()
+        # Two examples may share a picture: who comes second waits and finds it kept.
+        self._addresses = [threading.Lock() for _ in range(_STRIPES)]
 
     def fetch(self, url: str, sha256: str = "") -> bytes:
         """The bytes behind an address. Raises `PictureRejected`; the verdict is remembered."""
         kept = self._place(url)
+        with self._addresses[int(kept.name[-4:], 16) % _STRIPES]:
+            return self._fetch_or_find(url, sha256, kept)
+
+    def _fetch_or_find(self, url: str, sha256: str, kept: Path) -> bytes:
         if kept.is_file():
             return _checked_hash(kept.read_bytes(), sha256)
         verdict = kept.with_suffix(".json")
@@ -123,16 +130,18 @@ class PictureFetcher:
         return self.folder / name[:2] / name
 
     def _ask_again(self, url: str) -> bytes:
+        status = 0
         for attempt in range(1, self.config.tries + 1):
             answer = self._follow(url)
             if isinstance(answer, bytes):
                 return answer
+            status = answer.status
             wait_s = 2.0 ** (attempt - 1) if answer.retry_after_s is None else answer.retry_after_s
             if attempt == self.config.tries or wait_s > self.config.longest_wait_s:
                 break
             # A little longer than asked, so that threads do not come back together.
             self._sleep(wait_s * random.uniform(1.0, 1.25))
-        raise PictureRejected("link_busy", f"status {answer.status} after {attempt} tries")
+        raise PictureRejected("link_busy", f"status {status} after {attempt} tries")
 
     def _follow(self, url: str) -> bytes | _Busy:
         for _ in range(self.config.max_redirects + 1):

@@ -65,11 +65,11 @@ def _screens(root: Path, episode: Mapping[str, Any]) -> Iterator[WebExample]:
             write_bytes(root / file, screen)
         size = int(episode["screenshot_widths"][step]), int(episode["screenshot_heights"][step])
         action = action_text(json.loads(episode["actions"][step]), *size)
-        told = annotations(goal, episode["step_instructions"][step].decode(), action)
+        told = four_annotations(goal, episode["step_instructions"][step].decode(), action)
         yield WebExample(f"{name}_{step}", Picture(file=file), told)
 
 
-def annotations(goal: str, step: str, action: str) -> tuple[Annotation, ...]:
+def four_annotations(goal: str, step: str, action: str) -> tuple[Annotation, ...]:
     """The published four questions about one screen."""
     asked = {
         f"low_level: {step}": action,
