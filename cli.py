@@ -31,6 +31,7 @@ from pipelines import (
     label_commands as label_quality,
     lifecycle_commands as output_lifecycle,
 )
+from pipelines.web import commands as web
 from vqvae import commands as codebooks
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -64,6 +65,7 @@ COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
         labelling.demo,
         labelling.preview,
         labelling.preprocess,
+        web.preprocess_web,
         label_views.viz,
         label_quality.evaluate_labels,
     ),

@@ -25,7 +25,8 @@ from molmoact_data.web.catalogue import GROUP_RATES, WEB_SETS, chosen
 from molmoact_data.web.examples import Picture
 from molmoact_data.web.pictures import FetchConfig, PictureFetcher, PictureRejected
 from molmoact_data.web.reading import read_picture
-from pipelines.web import WebConfig, preprocess_web
+from pipelines.web.config import WebConfig
+from pipelines.web.run import preprocess_web
 
 # (examples, style) of every set as `made_web` writes it.
 EXPECTED = {
@@ -342,16 +343,16 @@ def test_a_killed_run_goes_on_with_the_same_bytes_and_fetches_nothing_twice(
     other = _points_copy(raw)
     killed = replace(whole, input_path=str(other), output_path=str(raw / "killed"))
     code = (
-        "import os, signal, pipelines.web as w\n"
+        "import os, signal, pipelines.web.run as w, pipelines.web.config as c\n"
         "from molmoact_data.web.pictures import FetchConfig\n"
         "build, seen = w.build_shard, []\n"
         "def dying(*arguments):\n"
         "    if seen: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    seen.append(build(*arguments))\n"
         "w.build_shard = dying\n"
-        f"w.preprocess_web(w.{killed!r})".replace(
-            "fetch=FetchConfig", "fetch=w.FetchConfig"
-        ).replace("runner=RunnerConfig", "runner=w.RunnerConfig")
+        f"w.preprocess_web(c.{killed!r})".replace(
+            "fetch=FetchConfig", "fetch=c.FetchConfig"
+        ).replace("runner=RunnerConfig", "runner=c.RunnerConfig")
     )
     died = subprocess.run(
         [sys.executable, "-c", code], check=False, env=os.environ, cwd=Path(__file__).parent.parent

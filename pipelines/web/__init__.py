@@ -1,0 +1,1 @@
+"""General vision-language sets -> shards of conversations."""
