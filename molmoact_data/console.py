@@ -95,7 +95,7 @@ def options_of(
         flags = [_parameter(o, shown[o.name]) for o in found]
         command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             sorted([*flags, *own], key=lambda parameter: parameter.kind)  # arguments before flags
-        )  # type: ignore[attr-defined]
+        )
         command.__annotations__ = {}
         del command.__wrapped__  # type: ignore[attr-defined]
         return command

@@ -157,30 +157,57 @@ def publish(
 def download(
     names: Annotated[
         list[str],
-        typer.Argument(help="pretrain, midtrain, libero, or sets such as bridge_dataset."),
+        typer.Argument(
+            help="all; a stage: pretrain, midtrain, libero; a group: web, academic, pixmo; sets such as "
+            "bridge_dataset or ChartQa; or a LeRobot dataset on the Hub, owner/name."
+        ),
     ],
     *,
     output_path: Annotated[Path, typer.Option(help="Folder; each repository gets its own.")],
     revision: Annotated[str | None, typer.Option(help="Hub revision.")] = None,
     endpoint: Annotated[str | None, typer.Option(help="Another Hub than the default.")] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option(help="URL below which other servers' files lie as HOST/PATH."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Files fetched at a time.")] = 8,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch the published MolmoAct data by stage or name; only what is missing, offline what is there.
+    """Fetch published training data by stage, group or name; only what is missing, offline what is there.
 
     Example: molmoact download libero_goal --output-path data --dry-run
     """
-    from molmoact_data.publishing.download import choose, fetch, plan_download
+    from molmoact_data.publishing.download import choose, fetch, is_offline, plan_download
+    from molmoact_data.web.download import Servers, fetch_set, plan_set
 
+    wanted = choose(names)
+    servers = Servers(endpoint, mirror, offline=is_offline())
     results: list[dict[str, Any]] = []
-    for wanted in choose(names):
+    for repository in wanted.repositories:
         if dry_run:
-            plan = plan_download(wanted, revision=revision, endpoint=endpoint)
+            plan = plan_download(repository, revision=revision, endpoint=endpoint)
             results.append(plan.to_json())
             say(f"{plan.repo_id}: {len(plan.files)} files, {results[-1]['bytes']:,} bytes")
         else:
-            folder = fetch(wanted, output_path, revision=revision, endpoint=endpoint)
-            results.append({"repo_id": wanted.repo_id, "folder": str(folder)})
-            say(f"{wanted.repo_id} is in {folder}")
+            folder = fetch(
+                repository, output_path, revision=revision, endpoint=endpoint, workers=workers
+            )
+            results.append({"repo_id": repository.repo_id, "folder": str(folder)})
+            say(f"{repository.repo_id} is in {folder}")
+    by_hand: list[str] = []
+    for entry in wanted.web:
+        if dry_run:
+            found = plan_set(entry, servers)
+            results.append(found.to_json())
+            size = "size unknown" if found.num_bytes is None else f"{found.num_bytes:,} bytes"
+            say(f"{found.name}: {found.files} files, {size}; {found.licence}")
+            by_hand += found.by_hand
+        else:
+            by_hand += fetch_set(entry, output_path, servers, workers=workers)
+            results.append({"set": entry.name, "folder": str(output_path / entry.folder)})
+            say(f"{entry.name} is in {output_path / entry.folder}")
+    for line in by_hand:
+        say(f"by hand: {line}")
     if as_json:
         emit_json(results)

@@ -15,7 +15,9 @@ from made_hub import RunningHub
 from molmoact_data.errors import UserError
 from molmoact_data.publishing.download import (
     LIBERO,
+    MIDTRAIN,
     PRETRAIN,
+    PUBLISHED,
     Download,
     belongs,
     choose,
@@ -23,6 +25,7 @@ from molmoact_data.publishing.download import (
     fetch,
     plan_download,
 )
+from molmoact_data.web.catalogue import WEB_SETS
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {
@@ -47,10 +50,31 @@ def tree(folder):
 
 
 def test_a_stage_is_all_its_sets_and_names_add_up_by_repository():
-    (libero,) = choose(["libero"])
+    (libero,) = choose(["libero"]).repositories
     assert libero.configs == ("libero_spatial", "libero_object", "libero_goal", "libero_10")
-    chosen = choose(["bc_z", "libero_10", "lvis", "bc_z"])
-    assert chosen == [Download(PRETRAIN, ("bc_z", "lvis")), Download(LIBERO, ("libero_10",))]
+    chosen = choose(["bc_z", "libero_10", "lvis", "bc_z"]).repositories
+    assert chosen == (Download(PRETRAIN, ("bc_z", "lvis")), Download(LIBERO, ("libero_10",)))
+
+
+def test_everything_that_the_reference_takes_has_a_name():
+    everything = choose(["all"])
+    assert sum(len(d.configs) for d in everything.repositories) == len(PUBLISHED)
+    assert [entry.name for entry in everything.web] == list(WEB_SETS)
+    for name, repo, config in [
+        ("MolmoActDatasetHomePrimary", MIDTRAIN, "molmoact_home_primary"),
+        ("LIBEROLong", LIBERO, "libero_10"),
+        ("RT_1", PRETRAIN, "fractal20220817_data"),
+        ("molmoact_dataset", "allenai/MolmoAct-Dataset", ""),
+        ("someone/their-lerobot-set", "someone/their-lerobot-set", ""),
+    ]:
+        assert choose([name]).repositories == (Download(repo, (config,)),)
+    assert [entry.name for entry in choose(["ChartQa", "AOkVqa"]).web] == [
+        "chart_qa_weighted",
+        "a_okvqa_mc",
+        "a_okvqa_da",
+    ]
+    with pytest.raises(UserError, match="Did you mean 'ChartQa'"):
+        choose(["ChartQA"])
 
 
 def test_a_misspelt_name_gets_the_nearest():

@@ -12,17 +12,21 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from molmoact_data.errors import UserError, unknown_name
 from molmoact_data.files.hub import hub_errors
 from molmoact_data.files.storage import Storage
+from molmoact_data.web.catalogue import WEB_SETS, WebSet, chosen
 
 PRETRAIN = "allenai/MolmoAct-Pretraining-Mixture"
 MIDTRAIN = "allenai/MolmoAct-Midtraining-Mixture"
 LIBERO = "allenai/libero"
 TOP_LEVEL_SUFFIXES = (".md", ".json", ".txt", ".yaml")
+WHOLE = ""
+"""The configuration of a repository that is wanted as it is."""
 NOTE_FILE = ".cache/molmoact/files.json"
 """Path -> bytes of what was asked for, so that half a download is not taken for a whole one offline."""
 LEFT_OVER_AFTER_S = 3600
@@ -38,24 +42,36 @@ class PublishedSet:
     config: str
     rows: str
     """As reported by its authors."""
+    reference: str
+    """Class of the public training code."""
 
 
 PUBLISHED: Mapping[str, PublishedSet] = {
-    "bc_z": PublishedSet(PRETRAIN, "bc_z", "10,289,224"),
-    "bridge_dataset": PublishedSet(PRETRAIN, "bridge_dataset", "3,746,468"),
-    "fractal20220817_data": PublishedSet(PRETRAIN, "fractal20220817_data", "7,065,568"),
-    "auxiliary_depth": PublishedSet(PRETRAIN, "auxiliary_depth", "1.5 M"),
-    "auxiliary_trace": PublishedSet(PRETRAIN, "auxiliary_trace", "1.5 M"),
-    "lvis": PublishedSet(PRETRAIN, "lvis", "124,108"),
-    "home_primary": PublishedSet(MIDTRAIN, "molmoact_home_primary", "1,977,450"),
-    "home_secondary": PublishedSet(MIDTRAIN, "molmoact_home_secondary", "1,977,450"),
-    "tabletop_primary": PublishedSet(MIDTRAIN, "molmoact_tabletop_primary", "987,748"),
-    "tabletop_secondary": PublishedSet(MIDTRAIN, "molmoact_tabletop_secondary", "987,748"),
-    "libero_spatial": PublishedSet(LIBERO, "libero_spatial", "unknown"),
-    "libero_object": PublishedSet(LIBERO, "libero_object", "unknown"),
-    "libero_goal": PublishedSet(LIBERO, "libero_goal", "unknown"),
-    "libero_10": PublishedSet(LIBERO, "libero_10", "unknown"),
+    "bc_z": PublishedSet(PRETRAIN, "bc_z", "10,289,224", "BC_Z"),
+    "bridge_dataset": PublishedSet(PRETRAIN, "bridge_dataset", "3,746,468", "BridgeDataV2"),
+    "fractal20220817_data": PublishedSet(PRETRAIN, "fractal20220817_data", "7,065,568", "RT_1"),
+    "auxiliary_depth": PublishedSet(PRETRAIN, "auxiliary_depth", "1.5 M", "AuxiliaryDepthData"),
+    "auxiliary_trace": PublishedSet(PRETRAIN, "auxiliary_trace", "1.5 M", "AuxiliaryTraceData"),
+    "lvis": PublishedSet(PRETRAIN, "lvis", "124,108", "LVIS"),
+    "home_primary": PublishedSet(
+        MIDTRAIN, "molmoact_home_primary", "1,977,450", "MolmoActDatasetHomePrimary"
+    ),
+    "home_secondary": PublishedSet(
+        MIDTRAIN, "molmoact_home_secondary", "1,977,450", "MolmoActDatasetHomeSecondary"
+    ),
+    "tabletop_primary": PublishedSet(
+        MIDTRAIN, "molmoact_tabletop_primary", "987,748", "MolmoActDatasetTabletopPrimary"
+    ),
+    "tabletop_secondary": PublishedSet(
+        MIDTRAIN, "molmoact_tabletop_secondary", "987,748", "MolmoActDatasetTabletopSecondary"
+    ),
+    "libero_spatial": PublishedSet(LIBERO, "libero_spatial", "unknown", "LIBEROSpatial"),
+    "libero_object": PublishedSet(LIBERO, "libero_object", "unknown", "LIBEROObject"),
+    "libero_goal": PublishedSet(LIBERO, "libero_goal", "unknown", "LIBEROGoal"),
+    "libero_10": PublishedSet(LIBERO, "libero_10", "unknown", "LIBEROLong"),
 }
+RAW: Mapping[str, str] = {"molmoact_dataset": "allenai/MolmoAct-Dataset"}
+"""LeRobot datasets as they were recorded; any other is named by its repository, `owner/name`."""
 STAGES: Mapping[str, str] = {"pretrain": PRETRAIN, "midtrain": MIDTRAIN, "libero": LIBERO}
 
 
@@ -90,21 +106,53 @@ class DownloadPlan:
         }
 
 
-def choose(names: Sequence[str]) -> list[Download]:
-    """Stages (`pretrain`, `midtrain`, `libero`) and set names -> what to fetch, by repository."""
-    known = [*STAGES, *PUBLISHED]
-    wanted: dict[str, list[str]] = {}
-    for name in names:
-        if name not in known:
-            raise unknown_name("published dataset", name, known)
-        chosen = [s for s in PUBLISHED.values() if s.repo_id == STAGES.get(name)]
-        for part in chosen or [PUBLISHED[name]]:
-            wanted.setdefault(part.repo_id, []).append(part.config)
-    return [Download(repo, tuple(dict.fromkeys(configs))) for repo, configs in wanted.items()]
+@dataclass(frozen=True)
+class Wanted:
+    """What the names of one command stand for."""
+
+    repositories: tuple[Download, ...]
+    web: tuple[WebSet, ...]
+
+
+def choose(names: Sequence[str]) -> Wanted:
+    """Names -> what to fetch: `all`, a stage, a group of general sets, a set by our name or the reference's class,
+    or a dataset repository as `owner/name`. Raises `UserError` with the nearest name."""
+    repositories: dict[str, list[str]] = {}
+    general: dict[str, WebSet] = {}
+    wider = [[*STAGES, "web"] if name == "all" else [name] for name in names]
+    for name in chain.from_iterable(wider):
+        published, web = _published(name), chosen(name)
+        if not published and not web:
+            raise unknown_name("published dataset", name, known_names())
+        for repo_id, config in published:
+            repositories.setdefault(repo_id, []).append(config)
+        general |= {entry.name: entry for entry in web}
+    downloads = [Download(repo, tuple(dict.fromkeys(c))) for repo, c in repositories.items()]
+    return Wanted(tuple(downloads), tuple(general.values()))
+
+
+def known_names() -> list[str]:
+    """Everything that `choose` knows by name."""
+    groups = ["all", *STAGES, "web", "academic", "pixmo", *PUBLISHED, *RAW, *WEB_SETS]
+    classes = [s.reference for s in PUBLISHED.values()] + [s.reference for s in WEB_SETS.values()]
+    return [*groups, *dict.fromkeys(classes)]
+
+
+def _published(name: str) -> list[tuple[str, str]]:
+    """(repository, configuration) pairs of a name; "" is a whole repository."""
+    if "/" in name or name in RAW:
+        return [(RAW.get(name, name), WHOLE)]
+    return [
+        (s.repo_id, s.config)
+        for key, s in PUBLISHED.items()
+        if name in (key, s.reference) or s.repo_id == STAGES.get(name)
+    ]
 
 
 def belongs(path: str, configs: Sequence[str]) -> bool:
     """Whether a file of a repository is part of these configurations: by folder, or by the file's name."""
+    if WHOLE in configs:
+        return True
     parts = PurePosixPath(path).parts
     if len(parts) == 1 and path.endswith(TOP_LEVEL_SUFFIXES):
         return True
@@ -140,6 +188,7 @@ def fetch(
     *,
     revision: str | None = None,
     endpoint: str | None = None,
+    workers: int = 8,
 ) -> Path:
     """Fetch what is missing into its folder; returns the folder. Offline, what is there must be enough."""
     from huggingface_hub import snapshot_download
@@ -160,6 +209,7 @@ def fetch(
             allow_patterns=[path for path, _ in plan.files],
             local_dir=folder,
             endpoint=endpoint,
+            max_workers=workers,
         )
     return folder
 
