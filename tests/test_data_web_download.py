@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from made_commands import Molmoact
-from made_hub import Hub
+from made_hub import Hub, RunningHub
 from made_web import picture
 
 from molmoact_data.errors import UserError
@@ -74,6 +74,12 @@ def mirror() -> Iterator[Mirror]:
     running = Mirror()
     yield running
     running.close()
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with RunningHub() as running:
+        yield running
 
 
 def zipped(**files: bytes) -> bytes:
