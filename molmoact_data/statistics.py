@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from molmoact_data.errors import UserError
 
 REFERENCE_ARM_DIM = 7
+DEFAULT_NUM_BINS, MAX_NUM_BINS = 256, 1024
 FEATURE_FIELDS = ("mean", "std", "min", "max", "q01", "q99")
 
 
@@ -155,6 +156,8 @@ class DatasetStatistics:
     state: FeatureStatistics | None
     num_transitions: int
     num_trajectories: int
+    num_bins: int = DEFAULT_NUM_BINS
+    """Action bins over the normalised range; a file says it only where it is not the released models' 256."""
 
     def __post_init__(self) -> None:
         if self.action.dim != self.spec.dim:
@@ -172,6 +175,8 @@ class DatasetStatistics:
         }
         if self.state is not None:
             entry["proprio"] = self.state.to_json()
+        if self.num_bins != DEFAULT_NUM_BINS:
+            entry["num_bins"] = self.num_bins
         return {self.key: entry}
 
     @classmethod
@@ -196,11 +201,22 @@ class DatasetStatistics:
             state=None if state is None else FeatureStatistics.from_json(state),
             num_transitions=_count(entry, "num_transitions"),
             num_trajectories=_count(entry, "num_trajectories"),
+            num_bins=bins_of(entry),
         )
 
     def sha256(self) -> str:
         """Hash of the content; equal for equal values whatever order they arrived in."""
         return canonical_sha256(self.to_json())
+
+
+def bins_of(entry: Mapping[str, Any]) -> int:
+    """Action bins of an entry of a statistics file; 256 where it does not say."""
+    found = entry.get("num_bins", DEFAULT_NUM_BINS)
+    if not isinstance(found, int) or isinstance(found, bool) or not 2 <= found <= MAX_NUM_BINS:
+        raise UserError(
+            f"the statistics have num_bins {found!r}, not a number from 2 to {MAX_NUM_BINS}"
+        )
+    return found
 
 
 def _count(entry: Mapping[str, Any], name: str) -> int:

@@ -124,7 +124,8 @@ def test_the_reference_trainer_finds_what_it_expects_in_every_row(
     assert saved.column_names == [
         *("image", "wrist_image", "language_instruction", "depth", "trace", "processed_action")
     ]
-    for theirs, ours in zip(saved, rows, strict=True):
+    with_a_path = [row for row in rows if len(row[schema.TRACE][0]) > 1]
+    for theirs, ours in zip(saved, with_a_path, strict=True):
         for column, role in (("image", "primary"), ("wrist_image", "wrist")):
             assert isinstance(theirs[column], Image.Image)
             expected = pixels(ours[schema.image_column(role)]["bytes"])

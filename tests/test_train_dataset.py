@@ -194,7 +194,7 @@ def test_other_statistics_than_the_tokens_were_made_with_are_refused(
 def test_an_unfinished_or_foreign_folder_is_explained(folder: Path, tmp_path: Path) -> None:
     copy = copied(folder, tmp_path)
     (copy / schema.MANIFEST_FILE).unlink()
-    with pytest.raises(UserError, match="unfinished"):
+    with pytest.raises(UserError, match="did not finish"):
         open_source(str(copy), options(max_images=1))
     with pytest.raises(UserError, match="no such folder"):
         open_source(str(tmp_path / "nowhere"), options(max_images=1))

@@ -9,7 +9,7 @@ from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.labels.traces import is_usable
 from molmoact_data.outputs.output import Output
-from molmoact_data.text import tokens
+from molmoact_data.text.prompts import check_speakable
 
 NO_TRACE = "no_usable_trace"
 
@@ -31,11 +31,12 @@ def require_text_labels(output: Output) -> None:
             f"{output.storage.root} was made without {', '.join(missing)}, which this format needs. "
             "Run `molmoact preprocess` with them."
         )
-    if output.num_bins > tokens.NUM_ACTION_TOKENS:
-        raise UserError(
-            f"{output.num_bins} action bins have no tokens (there are {tokens.NUM_ACTION_TOKENS}). Run "
-            f"`molmoact retokenize --action-bins {tokens.NUM_ACTION_TOKENS}` first."
-        )
+    check_speakable(
+        output.storage.root,
+        depth_codes=layout.depth_codes,
+        codebook_size=layout.codebook_size,
+        num_bins=output.num_bins,
+    )
 
 
 def has_usable_trace(row: Mapping[str, Any]) -> bool:

@@ -72,6 +72,13 @@ class Storage:
         with self._remote() as (filesystem, base):
             return filesystem.open(f"{base}/{name}", "rb")
 
+    def size(self, name: str) -> int:
+        """Bytes of a file; `FileNotFoundError` where there is none."""
+        if not self.is_remote:
+            return self._local(name).stat().st_size
+        with self._remote() as (filesystem, base):
+            return int(filesystem.size(f"{base}/{name}"))
+
     def exists(self, name: str) -> bool:
         """True where the file is complete."""
         if not self.is_remote:

@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
-from molmoact_data.statistics import DatasetStatistics
+from molmoact_data.statistics import DEFAULT_NUM_BINS, MAX_NUM_BINS, DatasetStatistics
 
-DEFAULT_NUM_BINS = 256
-MIN_NUM_BINS, MAX_NUM_BINS = 2, 1024
+MIN_NUM_BINS = 2
 
 
 def normalize(

@@ -40,6 +40,7 @@ class Output:
         """Read the manifest and the statistics. Raises `UserError` where the run never finished."""
         storage = Storage(str(root))
         manifest = _read_json(storage, schema.MANIFEST_FILE)
+        _check_version(storage, manifest)
         statistics = None
         if storage.exists(schema.STATISTICS_FILE):
             entries = _read_json(storage, schema.STATISTICS_FILE)
@@ -88,6 +89,15 @@ class Output:
         """All rows in order, as plain Python values."""
         for batch in self.batches(columns):
             yield from batch.to_pylist()
+
+
+def _check_version(storage: Storage, manifest: Mapping[str, Any]) -> None:
+    version = str(manifest.get("schema_version"))
+    if version.partition(".")[0] != schema.SCHEMA_VERSION.partition(".")[0]:
+        raise UserError(
+            f"{storage.root} has schema version {version}, this program reads {schema.SCHEMA_VERSION}; "
+            "preprocess the dataset again or use the version that wrote it."
+        )
 
 
 def open_parquet(storage: Storage, name: str) -> pq.ParquetFile:

@@ -14,7 +14,7 @@ import numpy as np
 
 from molmoact_data.errors import UserError
 from molmoact_data.labels.actions import bin_centers, unnormalize_reference
-from molmoact_data.statistics import resolve_key
+from molmoact_data.statistics import DEFAULT_NUM_BINS, bins_of, resolve_key
 from molmoact_data.text.prompts import parse
 
 
@@ -25,6 +25,7 @@ class ActionDecoder:
     q01: tuple[float, ...]
     q99: tuple[float, ...]
     mask: tuple[bool, ...] | None
+    num_bins: int = DEFAULT_NUM_BINS
 
     @classmethod
     def from_norm_stats(cls, norm_stats: Mapping[str, Any], key: str | None) -> ActionDecoder:
@@ -45,13 +46,13 @@ class ActionDecoder:
             raise UserError(
                 f"the statistics entry {name!r} holds values that are no finite numbers"
             )
-        return cls(q01, q99, None if mask is None else tuple(mask))
+        return cls(q01, q99, None if mask is None else tuple(mask), bins_of(norm_stats[name]))
 
     def decode(self, text: str) -> dict[str, Any]:
         """One generated text -> `depth_codes`, `traces`, `actions` (as the reference), `problems`."""
-        parsed = parse(text, action_dim=len(self.q01))
+        parsed = parse(text, action_dim=len(self.q01), num_bins=self.num_bins)
         centres = bin_centers(
-            np.array(parsed.action_bins, dtype=np.int64).reshape(-1, len(self.q01))
+            np.array(parsed.action_bins, dtype=np.int64).reshape(-1, len(self.q01)), self.num_bins
         )
         actions = unnormalize_reference(centres, np.array(self.q01), np.array(self.q99), self.mask)
         return {

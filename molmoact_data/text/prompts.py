@@ -15,7 +15,7 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact_data.errors import unknown_name
+from molmoact_data.errors import UserError, unknown_name
 from molmoact_data.labels.traces import GRID_MAX
 from molmoact_data.schema import DEPTH_GRID_CODES
 from molmoact_data.text import tokens
@@ -110,6 +110,31 @@ def answer(
     return " ".join(sentences)
 
 
+def check_speakable(
+    where: str, *, depth_codes: int | None, codebook_size: int, num_bins: int | None
+) -> None:
+    """Raise `UserError` for labels that the model has no words for; None = not there, or not asked about.
+
+    The vocabulary is fixed: 100 codes to a picture out of 128, and 256 action bins at most. A code without a token of
+    its own would be trained letter by letter, as text.
+    """
+    if num_bins is not None and num_bins > tokens.NUM_ACTION_TOKENS:
+        raise UserError(
+            f"{where}: {num_bins} action bins have no tokens (there are {tokens.NUM_ACTION_TOKENS}). Run "
+            f"`molmoact retokenize --action-bins {tokens.NUM_ACTION_TOKENS}` first."
+        )
+    if depth_codes is not None and depth_codes != DEPTH_GRID_CODES:
+        raise UserError(
+            f"{where}: {depth_codes} depth codes per frame, the model says {DEPTH_GRID_CODES}. Run `molmoact "
+            "preprocess` with a VQ-VAE of the released grid, or do without depth."
+        )
+    if depth_codes is not None and codebook_size > tokens.NUM_DEPTH_TOKENS:
+        raise UserError(
+            f"{where}: a codebook of {codebook_size}, the model has {tokens.NUM_DEPTH_TOKENS} depth tokens. Run "
+            "`molmoact preprocess` with a VQ-VAE of that many codes, or do without depth."
+        )
+
+
 def format_trace(trace: Trace) -> str:
     """`[[x,y],[x,y]]`, no spaces."""
     return "[" + ",".join(f"[{x},{y}]" for x, y in trace) + "]"
@@ -173,6 +198,7 @@ def parse(
     action_dim: int,
     codes_per_image: int = DEPTH_GRID_CODES,
     codebook_size: int = tokens.NUM_DEPTH_TOKENS,
+    num_bins: int = tokens.NUM_ACTION_TOKENS,
 ) -> Parsed:
     """Read a generated answer the way the released models' own parser does, and say what was wrong."""
     if len(text) > LONGEST_ANSWER:
@@ -181,7 +207,7 @@ def parse(
     problems: list[str] = []
     depth_codes = _parse_depth(text, codes_per_image, codebook_size, problems)
     traces = _parse_traces(text, problems)
-    action_bins = _parse_actions(text, action_dim, problems)
+    action_bins = _parse_actions(text, action_dim, num_bins, problems)
     if text.count("[") != text.count("]"):
         problems.append("unbalanced brackets: the text was cut off or is malformed")
     return Parsed(depth_codes, traces, action_bins, problems)
@@ -222,7 +248,9 @@ def _parse_traces(text: str, problems: list[str]) -> list[list[list[float]]]:
     return traces
 
 
-def _parse_actions(text: str, action_dim: int, problems: list[str]) -> list[list[int]]:
+def _parse_actions(
+    text: str, action_dim: int, num_bins: int, problems: list[str]
+) -> list[list[int]]:
     rows: list[list[int]] = []
     for group in _INNER_BLOCK.findall(text):
         strings = _split(group)
@@ -231,18 +259,28 @@ def _parse_actions(text: str, action_dim: int, problems: list[str]) -> list[list
         if len(strings) != action_dim:
             problems.append(f"action row has {len(strings)} values, expected {action_dim}: dropped")
             continue
-        rows.append([_bin_like_reference(s, len(rows), d, problems) for d, s in enumerate(strings)])
+        rows.append(
+            [
+                _bin_like_reference(s, len(rows), d, num_bins, problems)
+                for d, s in enumerate(strings)
+            ]
+        )
     if not rows:
         problems.append(f"no action row of {action_dim} values")
     return rows
 
 
-def _bin_like_reference(token: str, row: int, dimension: int, problems: list[str]) -> int:
+def _bin_like_reference(
+    token: str, row: int, dimension: int, num_bins: int, problems: list[str]
+) -> int:
     """The bin of a token; the reference clips out-of-range ids to one end and unknown strings to the other."""
     kind = tokens.classify_action_token(token)
-    if kind == "action":
-        return tokens.action_bins()[token]
-    end = tokens.NUM_ACTION_TOKENS if kind == "out_of_range" else 1
+    found = tokens.action_bins().get(token)
+    if found is not None and found <= num_bins:
+        return found
+    if found is not None:
+        kind = "out_of_range"
+    end = num_bins if kind == "out_of_range" else 1
     words = "out-of-range" if kind == "out_of_range" else "unknown"
     problems.append(
         f"{words} action token {token!r} at row {row}, dimension {dimension}: read as bin {end}"

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from molmoact_data.errors import UserError
+from molmoact_data.files.storage import Storage
+from molmoact_data.outputs.rows import ParquetRows
 from molmoact_train.data.base import ConversationRow
-from molmoact_train.data.rows import ParquetRows
 
 _KNOWN_CAMERAS = ("image", "primary", "secondary", "wrist", "wrist_image")
 CONVERSATIONS, ANNOTATION, IMAGES = "conversations", "annotation", "images"
@@ -38,7 +39,7 @@ class ConversationSource:
         else:
             paths = sorted(folder.rglob("*.parquet"))
             for path in paths:
-                self._groups.add_file(path)
+                self._groups.add_file(Storage(str(folder)), path.relative_to(folder).as_posix())
             table_schema, self._size = pq.read_schema(paths[0]), self._groups.rows
         if max_samples is not None:
             self._size = min(self._size, max_samples)

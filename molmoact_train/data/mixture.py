@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
-from molmoact_train.data.recent import Recent
+from molmoact_data.files.recent import Recent
 
 _BLOCK = 1 << 16
 """Positions drawn at once; part of the stream's definition, so never change it."""

@@ -6,10 +6,9 @@ Sources are cheap to pickle: files are opened where they are read.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.labels.traces import MIN_USABLE_POINTS, is_usable
 from molmoact_data.outputs.columns import usable_traces
+from molmoact_data.outputs.output import Output
+from molmoact_data.outputs.rows import ParquetRows, padded_chunk, readable
 from molmoact_data.statistics import DatasetStatistics
 from molmoact_train.data.base import Part, RobotRow
 from molmoact_train.data.conversations import CONVERSATIONS, ConversationSource
-from molmoact_train.data.rows import ParquetRows
 
 _HELD_OUT_STREAM = 4
 
@@ -51,16 +51,17 @@ class SourceOptions:
 class ShardSource:
     """One output folder of `molmoact preprocess`."""
 
-    def __init__(self, folder: Path, options: SourceOptions) -> None:
-        """Open and check a folder. Raises `UserError` where it is not finished or does not match its manifest."""
+    def __init__(self, folder: str | Path, options: SourceOptions) -> None:
+        """Open and check a folder or URL. Raises `UserError` where it is unfinished or unlike its manifest."""
         self.folder = folder
         self.options = options
-        self.manifest = _read_manifest(folder)
-        self.statistics = _read_statistics(folder, self.manifest)
-        self._groups, self.layout = _open_shards(folder, self.manifest)
-        self.name = str(self.manifest["dataset"]["name"])
+        self.output = _opened(folder)
+        self.statistics = _with_bins(self.output)
+        self.layout = self.output.layout
+        self._groups = _open_shards(self.output)
+        self.name = self.output.name
         self.cameras = self.layout.cameras[: options.max_images]
-        labels = _label_table(folder, self.manifest, self.layout)
+        labels = _label_table(self.output, self.layout)
         episodes = _column(labels, schema.EPISODE_INDEX)
         self.episodes = _choose_episodes(np.unique(episodes), options)
         in_part = np.isin(episodes, self.episodes)
@@ -122,8 +123,7 @@ def robot_row(
     bins_HD = None if bins is None else np.asarray(bins, dtype=np.int16)
     chunk = None
     if following is not None and bins_HD is not None:
-        recorded = np.asarray(following, dtype=np.float32)
-        chunk = recorded[np.minimum(np.arange(len(bins_HD)), len(recorded) - 1)]
+        chunk = padded_chunk(following, len(bins_HD))
     arms = values.get(schema.TRACE)
     usable = is_usable(arms, values.get(schema.TRACE_REJECT_REASON))
     codes = values.get(schema.DEPTH_CODES)
@@ -142,71 +142,60 @@ def robot_row(
     )
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / schema.MANIFEST_FILE
-    if not path.exists():
+def _opened(folder: str | Path) -> Output:
+    """The output, whose statistics must be those that its action tokens were made with."""
+    output = Output.open(folder)
+    expected, statistics = output.manifest["statistics_sha256"], output.statistics
+    if expected is not None and statistics is not None and statistics.sha256() != expected:
         raise UserError(
-            f"{folder} has no {schema.MANIFEST_FILE}, which is written last: the preprocessing run is "
-            "unfinished or this is another folder. Run `molmoact preprocess ... --resume`."
+            f"{folder}/{schema.STATISTICS_FILE} does not match {folder}/{schema.MANIFEST_FILE}: the action tokens of "
+            "the shards were made with other statistics. Restore the file, or run `molmoact retokenize`."
         )
-    manifest = json.loads(path.read_text())
-    version = str(manifest.get("schema_version"))
-    if version.partition(".")[0] != schema.SCHEMA_VERSION.partition(".")[0]:
-        raise UserError(
-            f"{folder} has schema version {version}, this program reads {schema.SCHEMA_VERSION}; "
-            "preprocess the dataset again or use the version that wrote it."
-        )
-    return manifest
+    return output
 
 
-def _read_statistics(folder: Path, manifest: Mapping[str, Any]) -> DatasetStatistics | None:
-    path = folder / schema.STATISTICS_FILE
-    expected = manifest["statistics_sha256"]
-    if not path.exists():
-        return None
-    statistics = DatasetStatistics.from_json(json.loads(path.read_text()))
-    if expected is not None and statistics.sha256() != expected:
-        raise UserError(
-            f"{path} does not match {folder / schema.MANIFEST_FILE}: the action tokens of the shards were "
-            "made with other statistics. Restore the file, or run `molmoact retokenize`."
-        )
-    return statistics
+def _with_bins(output: Output) -> DatasetStatistics | None:
+    """The statistics with the number of bins that the shards were written with."""
+    if output.statistics is None or output.layout.action_dim is None:
+        return output.statistics
+    return replace(output.statistics, num_bins=output.num_bins)
 
 
-def _shards(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [shard for shard in manifest["shards"] if shard["rows"] > 0]
-
-
-def _open_shards(
-    folder: Path, manifest: Mapping[str, Any]
-) -> tuple[ParquetRows, schema.RecordLayout]:
-    groups, layout = ParquetRows(), None
-    for shard in _shards(manifest):
-        path = folder / shard["name"]
-        rows = groups.add_file(path)
-        if (rows, path.stat().st_size) != (shard["rows"], shard["num_bytes"]):
+def _open_shards(output: Output) -> ParquetRows:
+    """All shards, each with the rows, bytes and columns that the manifest says."""
+    groups, expected = ParquetRows(), output.layout.arrow_schema()
+    for shard in output.shards:
+        before = groups.rows
+        found = groups.add_file(output.storage, shard.name)
+        rows, num_bytes = groups.rows - before, output.storage.size(shard.name)
+        path = f"{output.storage.root}/{shard.name}"
+        if (rows, num_bytes) != (shard.rows, shard.num_bytes):
             raise UserError(
-                f"{path} has {rows} rows in {path.stat().st_size} bytes, the manifest says "
-                f"{shard['rows']} in {shard['num_bytes']}: shard and manifest are of different runs."
+                f"{path} has {rows} rows in {num_bytes} bytes, the manifest says {shard.rows} in "
+                f"{shard.num_bytes}: shard and manifest are of different runs."
             )
-        found = schema.RecordLayout.from_arrow_schema(pq.read_schema(path))
-        if layout is not None and found != layout:
-            raise UserError(f"{path} has other columns than the shards before it: {found}.")
-        layout = found
-    if layout is None:
-        raise UserError(f"{folder} holds no rows: every episode was rejected (see rejects.jsonl).")
-    return groups, layout
+        if not found.equals(expected):
+            raise UserError(
+                f"{path} has other columns than the manifest says ({', '.join(found.names)} instead of "
+                f"{', '.join(expected.names)}, or other types): shard and manifest are of different runs."
+            )
+    if not output.shards:
+        raise UserError(
+            f"{output.storage.root} holds no rows: every episode was rejected (see rejects.jsonl)."
+        )
+    return groups
 
 
-def _label_table(
-    folder: Path, manifest: Mapping[str, Any], layout: schema.RecordLayout
-) -> pa.Table:
+def _label_table(output: Output, layout: schema.RecordLayout) -> pa.Table:
     """The small columns that decide what may be asked, of all rows."""
     columns = [schema.EPISODE_INDEX]
     if layout.num_arms is not None:
         columns += [schema.TRACE, schema.TRACE_REJECT_REASON]
-    shards = [folder / shard["name"] for shard in _shards(manifest)]
-    return pa.concat_tables([pq.read_table(path, columns=columns) for path in shards])
+    tables = []
+    for shard in output.shards:
+        with readable(output.storage, shard.name) as file:
+            tables.append(file.read(columns=columns))
+    return pa.concat_tables(tables)
 
 
 def _column(table: pa.Table, name: str) -> NDArray[Any]:
@@ -267,7 +256,9 @@ Source = ShardSource | ConversationSource
 
 
 def open_source(path: str, options: SourceOptions) -> Source:
-    """The source at a path: our output folder if it has a manifest or our columns, else conversations."""
+    """The source at a path or URL: our output if it has a manifest or our columns, else conversations."""
+    if "://" in path:
+        return ShardSource(path, options)
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"--data {path}: no such folder.")

@@ -16,13 +16,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from molmoact_data import schema
+from molmoact_data.config import as_dict
 from molmoact_data.labels import actions
 from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.labels.traces import TraceConfig, episode_traces
 from molmoact_data.outputs.columns import EpisodeLabels, label_columns
 from molmoact_data.outputs.shards import ShardRecord, ShardWriter, file_sha256
 from molmoact_data.sources.base import EpisodeColumns
-from molmoact_data.statistics import ActionSpec, DatasetStatistics, feature_statistics
+from molmoact_data.statistics import (
+    DEFAULT_NUM_BINS,
+    ActionSpec,
+    DatasetStatistics,
+    feature_statistics,
+)
 
 NAME = "debug/square"
 
@@ -37,6 +43,7 @@ def write_debug_dataset(
     size: int = 96,
     chunk_size: int = 4,
     name: str = NAME,
+    num_bins: int = DEFAULT_NUM_BINS,
     seed: int = 0,
 ) -> Path:
     """Write one shard of `episodes` x `frames` rows, with statistics and manifest; returns the folder."""
@@ -50,6 +57,7 @@ def write_debug_dataset(
         state=None,
         num_transitions=episodes * frames,
         num_trajectories=episodes,
+        num_bins=num_bins,
     )
     layout = schema.RecordLayout(
         cameras=cameras, action_dim=action_dim, state_dim=None, action_chunk_size=chunk_size
@@ -71,7 +79,9 @@ def write_debug_dataset(
     manifest = {
         "schema_version": schema.SCHEMA_VERSION,
         "statistics_sha256": statistics.sha256(),
-        "dataset": {"name": name},
+        "dataset": {"name": name, "revision": "1"},
+        "fingerprint": {"labels": {"action_bins": num_bins}},
+        "layout": as_dict(layout),
         "shards": [record.to_json()],
     }
     (folder / schema.MANIFEST_FILE).write_text(json.dumps(manifest, indent=1))
@@ -105,7 +115,8 @@ def _rows(
     num = len(path_T2)
     points = GripperPoints(path_T2[:, None], np.ones((num, 1), dtype=np.float32))
     bins_THD, valid_T = actions.chunk(
-        actions.bin_actions(actions.normalize(move_TD, statistics)), layout.action_chunk_size
+        actions.bin_actions(actions.normalize(move_TD, statistics), statistics.num_bins),
+        layout.action_chunk_size,
     )
     columns = EpisodeColumns(
         episode_index=episode,

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from molmoact_data.errors import UserError
-from molmoact_data.statistics import DatasetStatistics
+from molmoact_data.statistics import DatasetStatistics, bins_of
 from molmoact_train.config import TrainConfig
 from molmoact_train.data.sources import Source
+from molmoact_train.folders.layout import read_config
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ def merged(config: TrainConfig, model_folder: Path, sources: Sequence[Source]) -
     base = checkpoint_statistics(model_folder)
     found = _of_sources(sources)
     _check_dimension(config, base, found)
+    _check_bins(model_folder, base, found)
     if config.norm_stats_path is not None:
         return _given(Path(config.norm_stats_path), found)
     for key in sorted(set(base) & set(found)):
@@ -35,13 +37,26 @@ def merged(config: TrainConfig, model_folder: Path, sources: Sequence[Source]) -
 
 def checkpoint_statistics(folder: Path) -> dict[str, Any]:
     """`norm_stats` of a checkpoint's config.json; empty where it has none (a model never trained on a robot)."""
-    config = json.loads((folder / "config.json").read_text())
-    return dict(config.get("norm_stats") or {})
+    return dict(read_config(folder).get("norm_stats") or {})
+
+
+def _check_bins(folder: Path, base: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """One model has one number of action bins: its config.json says it once, and so must all the data."""
+    bins = {f"the data {key!r}": bins_of(entry) for key, entry in found.items()}
+    stated = read_config(folder).get("n_action_bins")
+    if base and stated is not None:
+        bins[f"the checkpoint {folder}"] = stated
+    if len(set(bins.values())) > 1:
+        listed = ", ".join(f"{who}: {number}" for who, number in bins.items())
+        raise UserError(
+            f"different numbers of action bins ({listed}): equal action tokens would mean different actions. Run "
+            "`molmoact retokenize --action-bins N` on the data first."
+        )
 
 
 def _of_sources(sources: Sequence[Source]) -> dict[str, Any]:
     entries: dict[str, Any] = {}
-    owners: dict[str, Path] = {}
+    owners: dict[str, str | Path] = {}
     for source in sources:
         if source.statistics is None:
             continue

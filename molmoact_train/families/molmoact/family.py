@@ -10,9 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from molmoact_data.errors import UserError
-from molmoact_data.schema import DEPTH_GRID_CODES
-from molmoact_data.text import tokens
+from molmoact_data.text.prompts import check_speakable
 from molmoact_train.config import TrainConfig
 from molmoact_train.data.base import Part
 from molmoact_train.data.rendering import KIND_NEEDS
@@ -39,10 +37,14 @@ class MolmoActFamily:
 
     def check_source(self, source: ShardSource, config: TrainConfig) -> None:
         """Its words are 128 depth tokens, 100 to a picture, and 256 action tokens; nothing else can be said."""
-        layout = source.layout
         asked = frozenset[Part]().union(*self.needs(config).values())
-        if "depth" in asked and layout.depth_codes is not None:
-            _refuse_codes(source.folder, layout.depth_codes, layout.codebook_size)
+        layout = source.layout
+        check_speakable(
+            str(source.folder),
+            depth_codes=layout.depth_codes if "depth" in asked else None,
+            codebook_size=layout.codebook_size,
+            num_bins=source.output.num_bins if layout.action_dim is not None else None,
+        )
 
     def encoder(self, folder: Path, config: TrainConfig, *, training: bool) -> MolmoActEncoder:
         processor = MolmoActProcessor.from_pretrained(folder)
@@ -180,21 +182,6 @@ class MolmoActFamily:
 def _of_ours(model: nn.Module) -> MolmoActForActionReasoning:
     assert isinstance(model, MolmoActForActionReasoning)
     return model
-
-
-def _refuse_codes(folder: Path, per_frame: int, codebook: int) -> None:
-    if per_frame != DEPTH_GRID_CODES:
-        raise UserError(
-            f"{folder} has {per_frame} depth codes per frame, MolmoAct says {DEPTH_GRID_CODES}: this codebook is "
-            "not the model's. Run `molmoact preprocess` with one of the `released` grid, or train without depth "
-            "(--kind-reasoning 0)."
-        )
-    if codebook > tokens.NUM_DEPTH_TOKENS:
-        raise UserError(
-            f"{folder} has a codebook of {codebook}, MolmoAct has {tokens.NUM_DEPTH_TOKENS} depth tokens: the others "
-            "would be spelled letter by letter. Run `molmoact preprocess` with a codebook of that size, or train "
-            "without depth (--kind-reasoning 0)."
-        )
 
 
 FAMILY: Family = MolmoActFamily()

@@ -154,6 +154,7 @@ class AnswerShape:
     max_points: int = 5
     depth_codes: int = DEPTH_GRID_CODES
     codebook_size: int = tokens.NUM_DEPTH_TOKENS
+    num_bins: int = tokens.NUM_ACTION_TOKENS
     wording: prompts.Wording = "released"
 
     def __post_init__(self) -> None:
@@ -184,7 +185,7 @@ def build_grammar(shape: AnswerShape, encode: Encode, eos_id: int) -> Grammar:
 def random_answer(shape: AnswerShape, rng: np.random.Generator, *, num_points: int) -> str:
     """A valid answer, rendered by the prompt code."""
     steps = 1 if shape.chunk_size is None else shape.chunk_size
-    bins = rng.integers(1, tokens.NUM_ACTION_TOKENS + 1, (steps, shape.action_dim)).tolist()
+    bins = rng.integers(1, shape.num_bins + 1, (steps, shape.action_dim)).tolist()
     return prompts.answer(
         shape.kind,
         depth_codes=rng.integers(0, shape.codebook_size, shape.depth_codes).tolist(),
@@ -302,7 +303,10 @@ class _Builder:
                 suffix = ("]," if last else ",") if (row, last) != (num_rows - 1, True) else ""
                 suffix = suffix or f"{closing}{suffix_end}"
                 if (prefix, suffix) not in tries:
-                    strings = [f"{prefix}{t}{suffix}" for t in tokens.action_tokens()]
+                    strings = [
+                        f"{prefix}{t}{suffix}"
+                        for t in tokens.action_tokens()[: self.shape.num_bins]
+                    ]
                     tries[prefix, suffix] = build_trie(self.encode(strings))
                 self._add(tries[prefix, suffix], "action")
         self._literal(f"{space}{behind}")

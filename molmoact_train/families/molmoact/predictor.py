@@ -21,7 +21,7 @@ from molmoact_data.labels.actions import bin_centers, unnormalize, unnormalize_r
 from molmoact_data.labels.traces import GRID_MAX
 from molmoact_data.pictures import overlay
 from molmoact_data.policies import PredictionFailed
-from molmoact_data.statistics import DatasetStatistics, resolve_key
+from molmoact_data.statistics import DatasetStatistics, bins_of, resolve_key
 from molmoact_data.text import prompts
 from molmoact_train.families.loading import Dtype, load_network
 from molmoact_train.families.molmoact.generate import Decoded, decode_constrained, decode_free
@@ -134,6 +134,7 @@ class Predictor:
             kind="reasoning" if trace is None else "trajectory",
             num_images=len(images),
             num_arms=options.num_arms,
+            num_bins=bins_of(entry),
             wording=options.wording,
         )
         clock = time.perf_counter()
@@ -173,7 +174,8 @@ class Predictor:
         self, done: Decoded, key: str, entry: Mapping[str, Any], prepare_s: float
     ) -> Prediction:
         text = self.processor.decode(done.token_ids)
-        parsed = prompts.parse(text, action_dim=len(entry["action"]["q01"]))
+        action_dim = len(entry["action"]["q01"])
+        parsed = prompts.parse(text, action_dim=action_dim, num_bins=bins_of(entry))
         actions = robot_actions(parsed.action_bins, key, entry)
         if not np.isfinite(actions).all():
             raise PredictionFailed(
@@ -202,7 +204,8 @@ def robot_actions(
     parser does (the last dimension raw, the gripper inversion not undone).
     """
     action = entry["action"]
-    centers = bin_centers(np.array(action_bins, dtype=np.int64).reshape(-1, len(action["q01"])))
+    bins_HD = np.array(action_bins, dtype=np.int64).reshape(-1, len(action["q01"]))
+    centers = bin_centers(bins_HD, bins_of(entry))
     if "spec" in entry:
         return unnormalize(centers, DatasetStatistics.from_json({key: entry}, key))
     return unnormalize_reference(

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from molmoact_data.errors import UserError
 from molmoact_data.files.folders import write_json
+from molmoact_data.statistics import DEFAULT_NUM_BINS, bins_of
 from molmoact_train.families.molmoact.processor import PROCESSOR_NAME, MolmoActProcessor
 
 CODE_REPOSITORY = {"D": "allenai/MolmoAct-7B-D-0812", "O": "allenai/MolmoAct-7B-O-0812"}
@@ -25,9 +27,22 @@ def finish(
     merged = {**(config.get("norm_stats") or {}), **norm_stats}
     out = {k: v for k, v in config.items() if k != "torch_dtype"}
     out |= {"norm_stats": merged, "dtype": dtype, "architectures": ["MolmoActForActionReasoning"]}
+    out["n_action_bins"] = _common_bins(folder, config, merged)
     out["image_patch_id"] = processor.image_ids.patch
     write_json(folder / "config.json", out)
     _point_at_code(folder, out)
+
+
+def _common_bins(folder: Path, config: Mapping[str, Any], norm_stats: Mapping[str, Any]) -> int:
+    """The one number of bins that the released code decodes every entry with."""
+    found = {key: bins_of(entry) for key, entry in norm_stats.items()}
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{key}: {bins}" for key, bins in found.items())
+        raise UserError(
+            f"{folder}: the statistics have different numbers of action bins ({listed}), but a model has one; equal "
+            "action tokens would mean different actions. Run `molmoact retokenize --action-bins`."
+        )
+    return next(iter(found.values()), config.get("n_action_bins", DEFAULT_NUM_BINS))
 
 
 def _write_generation_config(path: Path, processor: MolmoActProcessor) -> None:

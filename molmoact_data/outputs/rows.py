@@ -1,38 +1,41 @@
-"""Rows of many Parquet files by number, one row group in memory at a time."""
+"""Rows of many Parquet files by number, local or on an object store, one row group in memory at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
-from molmoact_train.data.recent import Recent
+from molmoact_data.files.recent import Recent
+from molmoact_data.files.storage import Storage
+from molmoact_data.outputs.output import open_parquet
 
 _CACHED_ROW_GROUPS = 4
 
 
 class ParquetRows:
-    """Random access over the concatenation of files; the last few row groups stay in memory."""
+    """Random access over the concatenation of files; the last few row groups stay in memory. Pickles without them."""
 
     def __init__(self) -> None:
         self.rows = 0
-        self._places: list[tuple[Path, int]] = []
+        self._places: list[tuple[Storage, str, int]] = []
         self._starts: list[int] = []
         self._open = Recent[tuple[int, tuple[str, ...]], pa.Table](_CACHED_ROW_GROUPS)
 
-    def add_file(self, path: Path) -> int:
-        """Append a file; returns its number of rows."""
-        metadata = open_parquet(path).metadata
+    def add_file(self, storage: Storage, name: str) -> pa.Schema:
+        """Append a file; returns its columns."""
+        with readable(storage, name) as file:
+            metadata, schema = file.metadata, file.schema_arrow
         for group in range(metadata.num_row_groups):
-            self._places.append((path, group))
+            self._places.append((storage, name, group))
             self._starts.append(self.rows)
             self.rows += metadata.row_group(group).num_rows
-        return metadata.num_rows
+        return schema
 
     def read(self, row: int, columns: Sequence[str]) -> dict[str, Any]:
         """One row as plain Python values."""
@@ -56,14 +59,16 @@ class ParquetRows:
         return table, row - self._starts[number]
 
     def _read_group(self, number: int, columns: list[str]) -> pa.Table:
-        path, group = self._places[number]
-        return open_parquet(path).read_row_group(group, columns=columns)
+        storage, name, group = self._places[number]
+        with readable(storage, name) as file:
+            return file.read_row_group(group, columns=columns)
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """A Parquet file, or an error that says what to do."""
+def readable(storage: Storage, name: str) -> pq.ParquetFile:
+    """A Parquet file as a context manager, or an error that says what to do."""
+    path = f"{storage.root}/{name}"
     try:
-        return pq.ParquetFile(path)
+        return open_parquet(storage, name)
     except FileNotFoundError as error:
         raise UserError(
             f"{path} is missing although the manifest lists it; the folder is incomplete. Copy it again, "
@@ -74,3 +79,9 @@ def open_parquet(path: Path) -> pq.ParquetFile:
             f"{path} is not a readable Parquet file ({error}); it is damaged. Copy it again, or delete it "
             "and run `molmoact preprocess ... --resume`."
         ) from error
+
+
+def padded_chunk(following: Sequence[Sequence[float]], steps: int) -> NDArray[np.float32]:
+    """Recorded actions [h][D], 1 <= h, of this row and the next ones -> [steps, D]; the last is repeated."""
+    recorded = np.asarray(following, dtype=np.float32)
+    return recorded[np.minimum(np.arange(steps), len(recorded) - 1)]
