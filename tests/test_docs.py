@@ -25,7 +25,18 @@ DOCUMENTS = [
 ]
 PACKAGES = ("molmoact_data", "pipelines", "vqvae", "molmoact_train", "molmoact_robot")
 PROGRAMS = ("scripts", "benchmarks")
-TOP = {*PACKAGES, *PROGRAMS, "docs", "tests", "examples", "deploy", "cli.py", ".ci", "Makefile"}
+TOP = {
+    *PACKAGES,
+    "molmoact",
+    *PROGRAMS,
+    "docs",
+    "tests",
+    "examples",
+    "deploy",
+    "cli.py",
+    ".ci",
+    "Makefile",
+}
 # Options of other programs that the documents mention.
 FOREIGN_OPTIONS = {
     "--trust-remote-code",
