@@ -20,17 +20,13 @@ from typing import Annotated
 
 import typer
 
-from molmoact_data import commands as label_views, lifecycle_commands as data_lifecycle
+from molmoact_data import commands as data
 from molmoact_data.console import say
 from molmoact_data.errors import LimitExceeded, UserError, refused_by_system
 from molmoact_data.redaction import redact
 from molmoact_robot import commands as robots
 from molmoact_train import commands as models, export_commands as model_folders
-from pipelines import (
-    commands as labelling,
-    label_commands as label_quality,
-    lifecycle_commands as output_lifecycle,
-)
+from pipelines import commands as labelling
 from pipelines.web import commands as web
 from vqvae import commands as codebooks
 
@@ -66,22 +62,22 @@ COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
         labelling.preview,
         labelling.preprocess,
         web.preprocess_web,
-        label_views.viz,
-        label_quality.evaluate_labels,
+        data.viz,
+        labelling.evaluate_labels,
     ),
     "Life cycle of an output": (
-        data_lifecycle.validate,
-        data_lifecycle.stats,
-        output_lifecycle.retokenize,
-        output_lifecycle.merge,
-        data_lifecycle.export,
-        data_lifecycle.publish,
-        data_lifecycle.download,
+        data.validate,
+        data.stats,
+        labelling.retokenize,
+        labelling.merge,
+        data.export,
+        data.publish,
+        data.download,
     ),
     "Models": (
         models.train,
         models.predict,
-        label_views.parse,
+        data.parse,
         model_folders.unshard,
         model_folders.merge_lora,
         model_folders.export_hf,

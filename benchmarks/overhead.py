@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from molmoact_data.teachers.choice import load_teachers
 from pipelines import reading
 from pipelines.commands import DEMO_DATASET
-from pipelines.options import preprocess_config
+from pipelines.config import preprocess_config
 from pipelines.preprocess import preprocess
-from pipelines.teachers import load_teachers
 
 JPEG_ALONE = "JPEG encoding, alone"
 SECONDS: dict[str, float] = defaultdict(float)

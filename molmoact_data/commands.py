@@ -1,14 +1,23 @@
-"""`molmoact viz | parse`: look at labels, and read what a model wrote."""
+"""`molmoact viz | parse | validate | stats | export | publish | download`: look at data, and what happens to it."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from molmoact_data.console import DeviceOption, JsonOption, OverwriteOption, say
+from molmoact_data.console import (
+    DeviceOption,
+    DryRunOption,
+    JsonOption,
+    OutputArgument,
+    OverwriteOption,
+    emit_json,
+    say,
+)
 from molmoact_data.errors import LimitExceeded, UserError
 
 
@@ -86,3 +95,196 @@ def parse(
         raise LimitExceeded(
             f"{num_bad} of {num_texts} texts have problems, and --strict was given."
         )
+
+
+def validate(
+    output: OutputArgument,
+    *,
+    processor: Annotated[
+        Path | None,
+        typer.Option(
+            help="Checkpoint or tokenizer folder: also put every row through the real processor."
+        ),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the JSON report here.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check schema, hashes, counts, images, codes, traces and tokens of an output; exit code 3 on any finding.
+
+    Example: molmoact validate out --processor MolmoAct-7B-D-0812 --report findings.json
+    """
+    from molmoact_data.teachers.registry import SAMPLE_CHECKS, resolve
+    from molmoact_data.validate import validate as run
+
+    loss_tokens = None
+    if processor is not None:
+        loss_tokens = resolve("sample check", "processor", SAMPLE_CHECKS)(processor)
+    found = run(output, loss_tokens=loss_tokens)
+    result = found.to_json()
+    if report is not None:
+        report.write_text(json.dumps(result, indent=2) + "\n")
+    if as_json:
+        emit_json(result)
+    else:
+        for problem in found.problems[:20]:
+            say(f"{problem.finding.value}: {problem.where}: {problem.detail}")
+        samples = f"{found.samples} samples" if processor else "no samples (give --processor)"
+        say(f"{found.rows} rows, {found.images} images, {samples}; {len(found.problems)} problems")
+    if not found.passed:
+        kinds = ", ".join(f"{name} ({n})" for name, n in result["findings"].items())
+        raise LimitExceeded(f"{output} is not valid: {kinds}.")
+
+
+def stats(
+    paths: Annotated[list[str], typer.Argument(help="Datasets or outputs; taken together.")],
+    *,
+    output_path: Annotated[Path | None, typer.Option(help="JSON file; default stdout.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Name of the entry; default the paths' last parts.")
+    ] = None,
+    lerobot_feature: Annotated[
+        list[str] | None,
+        typer.Option(help="Write LeRobot's q01..q99 of this feature instead; repeatable."),
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Exact statistics over one or several datasets: for tokens, or as LeRobot's meta/stats.json.
+
+    Example: molmoact stats out-a out-b --key both --output-path merged.json
+    """
+    from molmoact_data.outputs import measuring as feature_stats
+
+    if output_path is not None and output_path.exists() and not overwrite:
+        raise UserError(f"{output_path} exists; add --overwrite to replace it.")
+    if lerobot_feature:
+        result = dict(feature_stats.lerobot_statistics_of(paths, lerobot_feature))
+    else:
+        name = key or "+".join(path.rstrip("/").rpartition("/")[2] for path in paths)
+        result = feature_stats.action_statistics(paths, key=name).to_json()
+    if output_path is None:
+        emit_json(result)
+    else:
+        output_path.write_text(json.dumps(result, indent=1) + "\n")
+        say(f"statistics of {', '.join(result)} in {output_path}")
+
+
+def export(
+    output: OutputArgument,
+    *,
+    output_path: Annotated[Path, typer.Option(help="New folder.")],
+    format_name: Annotated[
+        str,
+        typer.Option("--format", help="reference, conversations, lerobot or molmoact2-depth."),
+    ],
+    dataset_path: Annotated[
+        str | None, typer.Option(help="molmoact2-depth: the dataset that the output was made from.")
+    ] = None,
+    single_action: Annotated[
+        bool, typer.Option("--single-action", help="conversations: one action, not the chunk.")
+    ] = False,
+    cosine_threshold: Annotated[
+        float, typer.Option(help="molmoact2-depth: below this similarity a patch is new.")
+    ] = 0.996,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write an output in the format of another program.
+
+    Example: molmoact export out --format reference --output-path for-allenai
+    """
+    from molmoact_data.exporters import ExportOptions, export as run
+
+    options = ExportOptions(dataset_path, single_action, cosine_threshold)
+    done = run(output, output_path, format_name, options, overwrite=overwrite)
+    if as_json:
+        emit_json(asdict(done))
+        return
+    left_out = "".join(f"; {n} rows left out: {reason}" for reason, n in done.left_out.items())
+    say(f"{done.rows} rows as {done.format} in {done.output}{left_out}")
+
+
+def publish(
+    output: Annotated[Path, typer.Argument(help="Output folder of `molmoact preprocess`.")],
+    *,
+    repo_id: Annotated[str, typer.Option(help="USER/NAME on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Nobody else can see it.")] = False,
+    endpoint: Annotated[str | None, typer.Option(help="Another Hub than the default.")] = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload an output with a dataset card; run it again after an interruption.
+
+    Example: molmoact publish out --repo-id lab/kitchen-molmoact --private --dry-run
+    """
+    from molmoact_data.publishing.publish import plan_publish, publish as run
+
+    plan = plan_publish(output, repo_id, private=private)
+    if plan.non_commercial:
+        say(f"note: labels of {', '.join(plan.non_commercial)} are for non-commercial use only")
+    if dry_run:
+        for path, size in plan.files:
+            say(f"{size:>14,}  {path}")
+        say(f"{plan.num_bytes:>14,}  in {len(plan.files)} files would go to {repo_id}")
+    else:
+        say(f"published at {run(output, plan, endpoint=endpoint)}")
+    if as_json:
+        emit_json(plan.to_json())
+
+
+def download(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            help="all; a stage: pretrain, midtrain, libero; a group: web, academic, pixmo; sets such as "
+            "bridge_dataset or ChartQa; or a LeRobot dataset on the Hub, owner/name."
+        ),
+    ],
+    *,
+    output_path: Annotated[Path, typer.Option(help="Folder; each repository gets its own.")],
+    revision: Annotated[str | None, typer.Option(help="Hub revision.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Another Hub than the default.")] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option(help="URL below which other servers' files lie as HOST/PATH."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Files fetched at a time.")] = 8,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch published training data by stage, group or name; only what is missing, offline what is there.
+
+    Example: molmoact download libero_goal --output-path data --dry-run
+    """
+    from molmoact_data.publishing.download import choose, fetch, is_offline, plan_download
+    from molmoact_data.web.download import Servers, fetch_set, plan_set
+
+    wanted = choose(names)
+    servers = Servers(endpoint, mirror, offline=is_offline())
+    results: list[dict[str, Any]] = []
+    for repository in wanted.repositories:
+        if dry_run:
+            plan = plan_download(repository, revision=revision, endpoint=endpoint)
+            results.append(plan.to_json())
+            say(f"{plan.repo_id}: {len(plan.files)} files, {results[-1]['bytes']:,} bytes")
+        else:
+            folder = fetch(
+                repository, output_path, revision=revision, endpoint=endpoint, workers=workers
+            )
+            results.append({"repo_id": repository.repo_id, "folder": str(folder)})
+            say(f"{repository.repo_id} is in {folder}")
+    by_hand: list[str] = []
+    for entry in wanted.web:
+        if dry_run:
+            found = plan_set(entry, servers)
+            results.append(found.to_json())
+            size = "size unknown" if found.num_bytes is None else f"{found.num_bytes:,} bytes"
+            say(f"{found.name}: {found.files} files, {size}; {found.licence}")
+            by_hand += found.by_hand
+        else:
+            by_hand += fetch_set(entry, output_path, servers, workers=workers)
+            results.append({"set": entry.name, "folder": str(output_path / entry.folder)})
+            say(f"{entry.name} is in {output_path / entry.folder}")
+    for line in by_hand:
+        say(f"by hand: {line}")
+    if as_json:
+        emit_json(results)

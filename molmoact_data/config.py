@@ -195,10 +195,11 @@ def _without_none(hint: Any) -> Any:
 
 @cache
 def _docstrings(cls: type) -> dict[str, str]:
-    """Field -> the string that follows it in the source, on one line."""
+    """Field -> the string that follows it in the source, on one line; those of parent classes too."""
+    inherited = [_docstrings(base) for base in cls.__bases__ if dataclasses.is_dataclass(base)]
+    found = {name: text for docs in inherited for name, text in docs.items()}
     body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
-    found = {}
     for field, after in zip(body.body, body.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             text = after.value if isinstance(after, ast.Expr) else None

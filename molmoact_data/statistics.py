@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -262,39 +262,45 @@ def read_statistics(path: Path, key: str | None = None) -> DatasetStatistics:
 
 def feature_statistics(values_ND: NDArray[np.floating]) -> FeatureStatistics:
     """Exact statistics of N >= 1 finite rows; any permutation of the rows gives the same bits."""
-    if len(values_ND) == 0:
-        raise ValueError("statistics need at least one row")
-    # Adding zero turns -0.0 into 0.0, which sorting would leave in arrival order.
-    sorted_DN = np.sort(np.asarray(values_ND, dtype=np.float32).T + np.float32(0), axis=1)
-    mean: NDArray[np.float64] = np.asarray(np.mean(sorted_DN, axis=1, dtype=np.float64))
-    spread = np.empty_like(mean)
-    for d, row in enumerate(sorted_DN):  # one dimension at a time bounds the float64 copy
-        spread[d] = np.sqrt(np.mean(np.square(row.astype(np.float64) - mean[d])))
-    return FeatureStatistics(
-        mean=mean.astype(np.float32),
-        std=spread.astype(np.float32),
-        min=sorted_DN[:, 0].copy(),
-        max=sorted_DN[:, -1].copy(),
-        q01=sorted_quantile(sorted_DN, 0.01),
-        q99=sorted_quantile(sorted_DN, 0.99),
-    )
+    return column_statistics(np.array(column, np.float32) for column in np.asarray(values_ND).T)
 
 
-def sorted_quantile(sorted_DN: NDArray[np.float32], q: float) -> NDArray[np.float32]:
-    """Linear-interpolation quantile of sorted rows, in float32 throughout as the released statistics are.
+def column_statistics(columns_DN: Iterable[NDArray[np.float32]]) -> FeatureStatistics:
+    """The same from one array of N >= 1 finite values per dimension, one at a time; each is sorted in place.
+
+    A column may be a writable memory map, so that no more than the operating system likes is in memory.
+    """
+    found: dict[str, list[Any]] = {name: [] for name in FEATURE_FIELDS}
+    for column_N in columns_DN:
+        if len(column_N) == 0:
+            raise ValueError("statistics need at least one row")
+        column_N += np.float32(0)  # -0.0 becomes 0.0, which sorting would leave in arrival order
+        column_N.sort()
+        mean = np.mean(column_N, dtype=np.float64)
+        found["mean"].append(mean)
+        found["std"].append(np.sqrt(np.mean(np.square(column_N.astype(np.float64) - mean))))
+        found["min"].append(column_N[0])
+        found["max"].append(column_N[-1])
+        found["q01"].append(sorted_quantile(column_N, 0.01))
+        found["q99"].append(sorted_quantile(column_N, 0.99))
+    return FeatureStatistics(**{k: np.array(v).astype(np.float32) for k, v in found.items()})
+
+
+def sorted_quantile(sorted_N: NDArray[np.float32], q: float) -> np.float32:
+    """Linear-interpolation quantile of sorted values, in float32 throughout as the released statistics are.
 
     Equal to `np.quantile(values, np.float32(q))`; spelled out because numpy versions disagree on the
     precision of a Python float q.
     """
-    last = np.float32(sorted_DN.shape[1] - 1)
+    last = np.float32(len(sorted_N) - 1)
     position = np.float32(q) * last
-    low = min(int(position), sorted_DN.shape[1] - 1)
-    high = min(low + 1, sorted_DN.shape[1] - 1)
+    low = min(int(position), len(sorted_N) - 1)
+    high = min(low + 1, len(sorted_N) - 1)
     fraction = position - np.float32(low)
-    below, above = sorted_DN[:, low], sorted_DN[:, high]
+    below, above = sorted_N[low], sorted_N[high]
     if fraction >= 0.5:
-        return above - (above - below) * (np.float32(1) - fraction)
-    return below + (above - below) * fraction
+        return np.float32(above - (above - below) * (np.float32(1) - fraction))
+    return np.float32(below + (above - below) * fraction)
 
 
 def canonical_sha256(obj: object) -> str:

@@ -1,27 +1,31 @@
-"""`molmoact preprocess | preview | demo`: demonstrations in, shards or a sheet of what they will hold."""
+"""`molmoact demo | preview | preprocess | evaluate-labels | retokenize | merge`: from demonstrations to shards."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from molmoact_data.console import (
     ConfigOption,
+    DeviceOption,
     DryRunOption,
     JsonOption,
+    OutputArgument,
     OverwriteOption,
     ResumeOption,
+    choice,
     emit_json,
-    given,
+    options_of,
     say,
 )
 from molmoact_data.errors import LimitExceeded, UserError
-from pipelines import command_options as options
+from molmoact_data.teachers.choice import EMBEDDED, NONE, TeacherConfig
+from pipelines.config import PRESETS, PreprocessConfig, preprocess_config
 
 if TYPE_CHECKING:
     from pipelines.preprocess import Summary
@@ -30,94 +34,32 @@ DEMO_DATASET = Path(__file__).parent.parent / "examples" / "demo_dataset"
 INSTALLED_DEMO_DATASET = Path(__file__).parent / "demo_dataset"
 """The same folder in an installed package; pyproject.toml puts it there."""
 
+PresetOption = Annotated[
+    str | None, choice("`embedded` (small teachers for rendered scenes) or `debug`.", list(PRESETS))
+]
+NOT_IN_A_PREVIEW = (
+    "arms", "point_every", "line_length", "filter_traces", "process_actions", "action_bins",
+    "action_chunk_size", "jpeg_quality", "batch_size", "gripper", "statistics", "frames_per_shard",
+    "max_reject_fraction", "min_coverage", "point_cache", "isolate_decoder", "runner", "workers", "beam_options",
+)  # fmt: skip
+"""What a few frames do not need."""
+EVALUATED = {
+    "depth": EMBEDDED, "vqvae": EMBEDDED, "pointer": EMBEDDED, "pointer_units": "pixels",
+}  # fmt: skip
+"""Teachers that `evaluate-labels` measures where it is told nothing else."""
 
+
+StatisticsOption = Annotated[
+    Path | None, typer.Option(help="dataset_statistics.json to tokenise with, frozen.")
+]
+NewFolderOption = Annotated[str, typer.Option("--output-path", help="Folder or URL to write.")]
+
+
+@options_of(PreprocessConfig)
 def preprocess(
-    context: typer.Context,
+    flags: Mapping[str, Any],
     *,
-    dataset_path: Annotated[str | None, options.DATASET] = None,
-    output_path: Annotated[str | None, typer.Option(help="Folder or URL for the shards.")] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="`embedded` (small teachers for rendered scenes) or `debug`.")
-    ] = None,
-    camera: Annotated[
-        list[str] | None, typer.Option(help="ROLE=KEY, repeatable; the first is labelled.")
-    ] = None,
-    depth: Annotated[str | None, options.DEPTH] = None,
-    depth_encoder: Annotated[str | None, options.DEPTH_ENCODER] = None,
-    depth_checkpoint: Annotated[str | None, options.DEPTH_CHECKPOINT] = None,
-    vqvae: Annotated[
-        str | None, typer.Option(help="VQ-VAE for the depth codes, for example vae-final.pt.")
-    ] = None,
-    depth_recipe: Annotated[
-        str | None, typer.Option(help="checkpoint (right range) or reference (public code).")
-    ] = None,
-    pointer: Annotated[str | None, options.POINTER] = None,
-    pointer_checkpoint: Annotated[str | None, options.POINTER_CHECKPOINT] = None,
-    pointer_url: Annotated[str | None, options.POINTER_URL] = None,
-    pointer_column: Annotated[str | None, options.POINTER_COLUMN] = None,
-    pointer_units: Annotated[str | None, options.POINTER_UNITS] = None,
-    pointer_calibration: Annotated[str | None, options.POINTER_CALIBRATION] = None,
-    arms: Annotated[int | None, typer.Option(help="Grippers per frame, left to right.")] = None,
-    point_cache: Annotated[
-        str | None, typer.Option(help="Folder where answers of a slow pointer are kept.")
-    ] = None,
-    pointer_prompt: Annotated[str | None, options.POINTER_PROMPT] = None,
-    point_every: Annotated[
-        int | None, typer.Option(help="Point at every K-th frame, track in between.")
-    ] = None,
-    line_length: Annotated[int | None, typer.Option(help="Points per trace, at most 5.")] = None,
-    filter_traces: Annotated[
-        bool | None,
-        typer.Option("--filter-traces/--no-filter-traces", help="Drop outlying points."),
-    ] = None,
-    process_actions: Annotated[
-        bool | None,
-        typer.Option("--process-actions/--no-process-actions", help="Write action columns."),
-    ] = None,
-    action_bins: Annotated[int | None, typer.Option(help="Bins per action dimension.")] = None,
-    action_chunk_size: Annotated[int | None, typer.Option(help="Steps per action chunk.")] = None,
-    gripper: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="DIM=keep or DIM=invert, repeatable: raw gripper values, 1 - a if inverted."
-        ),
-    ] = None,
-    statistics: Annotated[
-        str | None, typer.Option(help="Use this dataset_statistics.json, frozen.")
-    ] = None,
-    episodes: Annotated[str | None, options.EPISODES] = None,
-    revision: Annotated[str | None, options.REVISION] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Frames labelled at once; decides the memory.")
-    ] = None,
-    jpeg_quality: Annotated[
-        int | None, typer.Option(help="1..100, for frames that come from video.")
-    ] = None,
-    frames_per_shard: Annotated[
-        int | None, typer.Option(help="Frames after which a shard is closed.")
-    ] = None,
-    max_reject_fraction: Annotated[
-        float | None, typer.Option(help="Share of rejected episodes that is no failure.")
-    ] = None,
-    min_coverage: Annotated[
-        float | None, typer.Option(help="Share of frames that must have a usable trace.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="Local worker processes.")] = None,
-    runner: Annotated[
-        str | None,
-        typer.Option(help="local, FlinkRunner, PortableRunner, DataflowRunner, SparkRunner."),
-    ] = None,
-    beam_option: Annotated[
-        list[str] | None, typer.Option(help="Passed to Beam, repeatable: --flink_master=host:8081.")
-    ] = None,
-    device: Annotated[str | None, options.DEVICE] = None,
-    isolate_decoder: Annotated[
-        bool | None,
-        typer.Option(
-            "--isolate-decoder/--no-isolate-decoder",
-            help="Decode video in a child process that may crash.",
-        ),
-    ] = None,
+    preset: PresetOption = None,
     config: ConfigOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -130,13 +72,9 @@ def preprocess(
     --vqvae vae-final.pt
     """
     from pipelines.estimate import estimate
-    from pipelines.options import preprocess_config
     from pipelines.preprocess import preprocess as run
 
-    flags = given(context)
-    flags.update({"cameras": pairs(camera, "--camera")} if camera else {})
-    flags.update({"gripper": pairs(gripper, "--gripper")} if gripper else {})
-    settings = preprocess_config(flags, config)
+    settings = preprocess_config(with_preset(flags, preset), config)
     if dry_run:
         plan = asdict(estimate(settings))
         emit_json(plan) if as_json else say(json.dumps(plan, indent=2))
@@ -144,50 +82,26 @@ def preprocess(
     finish_preprocess(run(settings, resume=resume, overwrite=overwrite), as_json=as_json)
 
 
+@options_of(PreprocessConfig, without=NOT_IN_A_PREVIEW)
 def preview(
-    context: typer.Context,
+    flags: Mapping[str, Any],
     *,
-    dataset_path: Annotated[str | None, options.DATASET] = None,
-    output_path: Annotated[
-        str | None, typer.Option(help="The sheet to write: .png or .jpg.")
-    ] = None,
     frames: Annotated[int, typer.Option(min=1, help="How many frames to show.")] = 12,
-    preset: Annotated[str | None, typer.Option(help="As for `preprocess`.")] = None,
-    camera: Annotated[list[str] | None, typer.Option(help="ROLE=KEY, as for `preprocess`.")] = None,
-    depth: Annotated[str | None, typer.Option(help="Depth teacher.")] = None,
-    depth_encoder: Annotated[str | None, typer.Option(help="Depth-Anything-V2 size.")] = None,
-    depth_checkpoint: Annotated[
-        str | None, typer.Option(help="Weights of the depth model.")
-    ] = None,
-    vqvae: Annotated[str | None, typer.Option(help="VQ-VAE for the depth codes.")] = None,
-    depth_recipe: Annotated[str | None, typer.Option(help="checkpoint or reference.")] = None,
-    pointer: Annotated[str | None, typer.Option(help="Gripper pointer.")] = None,
-    pointer_checkpoint: Annotated[str | None, typer.Option(help="Pointing model.")] = None,
-    pointer_url: Annotated[str | None, typer.Option(help="Endpoint of the server pointer.")] = None,
-    pointer_column: Annotated[str | None, typer.Option(help="Column of recorded points.")] = None,
-    pointer_units: Annotated[str | None, typer.Option(help="Its unit.")] = None,
-    pointer_calibration: Annotated[str | None, typer.Option(help="Calibration YAML.")] = None,
-    pointer_prompt: Annotated[str | None, typer.Option(help="What the model is asked.")] = None,
-    episodes: Annotated[str | None, options.EPISODES] = None,
-    revision: Annotated[str | None, options.REVISION] = None,
-    device: Annotated[str | None, options.DEVICE] = None,
+    preset: PresetOption = None,
     config: ConfigOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what the teachers see on a few frames, before a long `preprocess`.
+    """Show what the teachers see on a few frames, before a long `preprocess`; --output-path is a .png or .jpg.
 
     Per frame: the cameras with point and trace, the depth, and what its codes keep of it.
 
     Example: molmoact preview --dataset-path my/dataset --vqvae vae-final.pt --output-path preview.png
     """
     from molmoact_data.pictures.film import refuse_existing, write_picture
-    from pipelines.options import preprocess_config
     from pipelines.preview import preview as run
 
-    flags = {k: v for k, v in given(context).items() if k != "frames"}
-    flags.update({"cameras": pairs(camera, "--camera")} if camera else {})
-    settings = preprocess_config(flags, config)
+    settings = preprocess_config(with_preset(flags, preset), config)
     path = refuse_existing(Path(settings.output_path), overwrite=overwrite)
     shown = run(settings, frames=frames)
     write_picture(path, shown.sheet)
@@ -209,7 +123,6 @@ def demo(
 
     Example: molmoact demo --output-path out/demo
     """
-    from pipelines.options import preprocess_config
     from pipelines.preprocess import preprocess as run
 
     dataset = DEMO_DATASET if DEMO_DATASET.is_dir() else INSTALLED_DEMO_DATASET
@@ -222,6 +135,11 @@ def demo(
     finish_preprocess(
         run(preprocess_config(flags, None), resume=False, overwrite=overwrite), as_json=as_json
     )
+
+
+def with_preset(flags: Mapping[str, Any], preset: str | None) -> Mapping[str, Any]:
+    """A preset that was typed wins over that of the YAML file."""
+    return flags if preset is None else {**flags, "preset": preset}
 
 
 def finish_preprocess(summary: Summary, *, as_json: bool) -> None:
@@ -240,16 +158,139 @@ def finish_preprocess(summary: Summary, *, as_json: bool) -> None:
         raise LimitExceeded(summary.exceeded)
 
 
-def pairs(values: Sequence[str], flag: str) -> dict[str, str]:
-    """`ROLE=KEY` flags as a mapping, in the order given."""
-    parsed: dict[str, str] = {}
-    for value in values:
-        name, equals, rest = value.partition("=")
-        if not equals or not name or not rest:
-            raise UserError(
-                f"{flag} wants ROLE=KEY, for example primary=observation.images.front; got {value!r}."
-            )
-        if name in parsed:
-            raise UserError(f"{flag} names the role {name!r} twice.")
-        parsed[name] = rest
-    return parsed
+@options_of(TeacherConfig, without=("arms",), defaults=EVALUATED)
+def evaluate_labels(
+    flags: Mapping[str, Any],
+    *,
+    dataset_path: Annotated[
+        str,
+        typer.Option(help="Dataset with ground truth: rendered episodes, a folder or a Hub id."),
+    ],
+    output_path: Annotated[Path, typer.Option(help="Folder for labels.json and labels.html.")],
+    point_every: Annotated[
+        str, typer.Option(help="K of the tracking curve, comma separated.")
+    ] = "1,2,4,8,16,32",
+    depth_every: Annotated[int, typer.Option(help="Score depth on every n-th frame.")] = 4,
+    outlier_share: Annotated[
+        float, typer.Option(help="Share of points replaced to try the trace filter.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of that replacement.")] = 0,
+    camera: Annotated[
+        str, typer.Option(help="Colour camera that is labelled.")
+    ] = "observation.images.front",
+    truth_depth: Annotated[
+        str, typer.Option(help="Its true depth, 16 bits in steps of 0.5 mm.")
+    ] = "observation.depth.front",
+    truth_point: Annotated[
+        str, typer.Option(help="Column with the true pixel of the grip point.")
+    ] = "observation.gripper_pixel",
+    truth_visible: Annotated[
+        str, typer.Option(help="Column that says whether it is to be seen.")
+    ] = "observation.gripper_visible",
+    episodes: Annotated[str | None, typer.Option(help="For example 0,1,5-9; default all.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Frames labelled at once.")] = 32,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure teachers, tracking, the trace filter and the depth codes against ground truth.
+
+    Example: molmoact evaluate-labels --dataset-path heldout --output-path quality --point-every 1,10
+    """
+    from molmoact_data.config import as_dict, build
+    from molmoact_data.label_quality.evaluate import (
+        EvaluationConfig,
+        check_truth,
+        evaluate_labels,
+        parse_point_every,
+    )
+    from molmoact_data.label_quality.report import prepare_folder, write_results
+    from molmoact_data.sources.opening import open_source
+    from molmoact_data.sources.selection import select_episodes
+    from molmoact_data.teachers.choice import load_teachers
+
+    labels = build(TeacherConfig, {**EVALUATED, **flags})
+    settings = build(
+        EvaluationConfig,
+        {
+            "truth": {
+                "camera": camera,
+                "depth": truth_depth,
+                "point": truth_point,
+                "visible": truth_visible,
+            },
+            "prompt": labels.pointer_prompt,
+            "point_every": parse_point_every(point_every),
+            "depth_every": depth_every,
+            "batch_size": batch_size,
+            "filter": {"outlier_share": outlier_share, "seed": seed},
+        },
+    )
+    source = open_source(dataset_path)
+    chosen = select_episodes(episodes, source.episodes)
+    check_truth(source, settings.truth, with_depth=labels.depth != NONE)
+    teachers = load_teachers(labels, device)
+    teachers.check_source(source.info)
+    prepare_folder(output_path, overwrite=overwrite)
+    for result in evaluate_labels(source, chosen, teachers, settings):
+        say(f"{result.episodes} of {len(chosen)} episodes, {result.frames} frames")
+    write_results(output_path, result)
+    if as_json:
+        emit_json(as_dict(result))
+    else:
+        say(f"see {output_path / 'labels.html'}")
+
+
+def retokenize(
+    output: OutputArgument,
+    *,
+    output_path: NewFolderOption,
+    statistics: StatisticsOption = None,
+    statistics_key: Annotated[
+        str | None, typer.Option(help="Which entry of the file, where it has several.")
+    ] = None,
+    action_bins: Annotated[int | None, typer.Option(help="Bins per action dimension.")] = None,
+    action_chunk_size: Annotated[int | None, typer.Option(help="Steps per action chunk.")] = None,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make new action tokens for an output without running a teacher or decoding an image.
+
+    Example: molmoact retokenize out --statistics merged.json --output-path out-merged
+    """
+    from molmoact_data.files.storage import Storage
+    from molmoact_data.outputs.output import Output
+    from molmoact_data.statistics import read_statistics
+    from pipelines.retokenize import RetokenizeConfig, retokenize as run
+
+    frozen = read_statistics(statistics, statistics_key) if statistics else None
+    if frozen is None and action_bins is None and action_chunk_size is None:
+        raise UserError(
+            "nothing to change: give --statistics, --action-bins or --action-chunk-size."
+        )
+    config = RetokenizeConfig(frozen, action_bins, action_chunk_size)
+    source, target = Output.open(output), Storage(output_path)
+    done = run(source, target, config, resume=resume, overwrite=overwrite)
+    emit_json(asdict(done)) if as_json else say(f"{done.frames} frames in {done.output}")
+
+
+def merge(
+    outputs: Annotated[list[str], typer.Argument(help="Two or more outputs of equal settings.")],
+    *,
+    output_path: NewFolderOption,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Join outputs of equal settings and statistics into one; different depth recipes refuse.
+
+    Example: molmoact merge out-a out-b --output-path out-both
+    """
+    from molmoact_data.files.storage import Storage
+    from molmoact_data.outputs.output import Output
+    from pipelines.merge import merge as run
+
+    sources = [Output.open(path) for path in outputs]
+    done = run(sources, Storage(output_path), resume=resume, overwrite=overwrite)
+    emit_json(asdict(done)) if as_json else say(f"{done.frames} frames in {done.output}")

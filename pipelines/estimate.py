@@ -8,19 +8,12 @@ from dataclasses import dataclass
 from molmoact_data.outputs.shards import plan_shards
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 from molmoact_data.sources.opening import open_source
-from molmoact_data.teachers.teachers import Teachers
-from pipelines.build import DepthLabels
+from molmoact_data.teachers.choice import Teachers, load_teachers
+from pipelines.config import PreprocessConfig
 from pipelines.job import Job
-from pipelines.points import collect_points
-from pipelines.preprocess import (
-    PreprocessConfig,
-    announced_cameras,
-    chosen_episodes,
-    make_job,
-    warn_about_embedded,
-)
-from pipelines.reading import read_frames
-from pipelines.teachers import load_teachers
+from pipelines.preprocess import announced_cameras, chosen_episodes, make_job, warn_about_embedded
+from pipelines.shards.build import DepthLabels, follow_points
+from pipelines.shards.reading import read_frames
 
 
 @dataclass(frozen=True)
@@ -77,12 +70,13 @@ def _label_one_batch(
 ) -> tuple[float, int, int]:
     """Seconds, image bytes and frames of the second batch (the first warms up), or the only one."""
     columns = source.read_columns(ref, extra=getattr(teachers.pointer, "columns", ()))
-    collector = collect_points(teachers.pointer, job, columns)
+    points = follow_points(teachers.pointer, job, columns)
     measured = (0.0, 0, 0)
     started = time.monotonic()
     for number, batch in enumerate(read_frames(job, source, ref)):
         DepthLabels().add(ref, batch.rgb_NHWC, teachers)
-        collector.push(batch.rgb_NHWC)
+        if points:
+            points.push(batch.rgb_NHWC)
         measured = (time.monotonic() - started, batch.images.nbytes, len(batch.rgb_NHWC))
         if number == 1:
             break

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from molmoact_data import schema
@@ -23,66 +23,14 @@ from molmoact_data.sources.opening import open_source
 from molmoact_data.sources.selection import select_episodes
 from molmoact_data.statistics import DatasetStatistics, read_statistics
 from molmoact_data.teachers import registry
-from molmoact_data.teachers.teachers import Teachers
+from molmoact_data.teachers.choice import EMBEDDED, Teachers, load_teachers
 from pipelines import manifest, state
-from pipelines.job import EMBEDDED, Job, LabelConfig
-from pipelines.runners import RunnerConfig
-from pipelines.stages import build_missing_shards, compute_statistics
-from pipelines.statistics import OBSERVED, Gripper, describe_grippers
-from pipelines.teachers import load_teachers
+from pipelines.config import LabelConfig, PreprocessConfig
+from pipelines.engine.stages import build_missing_shards, compute_statistics
+from pipelines.job import Job
+from pipelines.statistics import OBSERVED, describe_grippers
 
 logger = logging.getLogger(__name__)
-
-SLOW_POINTERS = ("molmo", "server")
-
-
-@dataclass(frozen=True)
-class PreprocessConfig:
-    """One run: what is read, where it goes, which labels, on which engine."""
-
-    dataset_path: str
-    """Local folder or Hub id of a LeRobot or RLDS dataset."""
-    output_path: str
-    """Folder or URL; never overwritten unless asked."""
-    revision: str | None = None
-    """Hub revision of the dataset."""
-    cameras: Mapping[str, str] = field(default_factory=dict)
-    """Role -> feature key; empty = guessed, and the guess is printed."""
-    episodes: str | None = None
-    """For example `0,1,5-9`; None = all."""
-    labels: LabelConfig = field(default_factory=LabelConfig)
-    """Which labels are made."""
-    gripper: Mapping[int, Gripper] = field(default_factory=dict)
-    """Dimension -> raw value or 1 - a, not scaled; empty = the default of the action's dimension."""
-    statistics: str | None = None
-    """A frozen `dataset_statistics.json` to use instead of computing one."""
-    frames_per_shard: int = 1000
-    """A shard is closed by the episode that reaches this; it is what a crash can cost."""
-    max_reject_fraction: float = 0.0
-    """Share of rejected episodes above which the run fails."""
-    min_coverage: float | None = None
-    """Share of frames with a usable trace below which the run fails."""
-    point_cache: str | None = None
-    """Folder where answers of the slow pointers are kept; None = with the run, until it is complete."""
-    device: str = "auto"
-    """Where the teachers run: auto, cpu, cuda, cuda:1."""
-    isolate_decoder: bool = False
-    """Decode video in a child process that may crash without harm."""
-    runner: RunnerConfig = field(default_factory=RunnerConfig)
-    """The engine."""
-    worker_retries: int = 2
-    """How often a run whose worker process died is resumed by itself."""
-
-    def __post_init__(self) -> None:
-        for name in ("dataset_path", "output_path"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty; the current folder is written as .")
-        if self.min_coverage is not None and not 0 <= self.min_coverage <= 1:
-            raise ValueError(f"min_coverage is 0..1, got {self.min_coverage}")
-        if not 0 <= self.max_reject_fraction <= 1:
-            raise ValueError(f"max_reject_fraction is 0..1, got {self.max_reject_fraction}")
-        if self.frames_per_shard < 1:
-            raise ValueError(f"frames_per_shard must be at least 1, got {self.frames_per_shard}")
 
 
 @dataclass(frozen=True)
@@ -211,14 +159,12 @@ def make_job(
         output=Storage(config.output_path),
         teachers=teachers.describe(),
         isolate_decoder=config.isolate_decoder,
-        point_cache=point_cache(config),
+        point_cache=point_cache(config) if teachers.answers_are_dear else None,
     )
 
 
 def point_cache(config: PreprocessConfig) -> str | None:
-    """Where the answers of a slow pointer survive a crash; cheap pointers are simply asked again."""
-    if config.labels.pointer not in SLOW_POINTERS:
-        return None
+    """Where the answers of a slow pointer survive a crash; None = nowhere."""
     if config.point_cache is None and Storage(config.output_path).is_remote:
         return None
     return config.point_cache or str(Path(config.output_path) / state.POINTS_DIR)

@@ -28,9 +28,9 @@ from molmoact_data.pictures.film import (
 from molmoact_data.report.pictures import draw_labels
 from molmoact_data.sources.base import EpisodeColumns, EpisodeRef, EpisodeSource
 from molmoact_data.sources.opening import open_source
-from molmoact_data.teachers.teachers import Teachers
-from pipelines.preprocess import PreprocessConfig, announced_cameras, chosen_episodes
-from pipelines.teachers import load_teachers
+from molmoact_data.teachers.choice import Teachers, load_teachers
+from pipelines.config import PreprocessConfig
+from pipelines.preprocess import announced_cameras, chosen_episodes
 
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ from molmoact_data.outputs.shards import (
 from molmoact_data.sources.base import EpisodeRef
 from molmoact_data.statistics import DatasetStatistics
 from pipelines import manifest, state
-from pipelines.job import LabelConfig
+from pipelines.config import LabelConfig
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,9 @@ from molmoact_data.statistics import (
     ActionSpec,
     DatasetStatistics,
     DimensionSpec,
-    feature_statistics,
+    column_statistics,
 )
+from pipelines.config import Gripper
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,10 @@ def read_numeric(source: EpisodeSource, ref: EpisodeRef) -> NumericEpisode:
     return NumericEpisode(ref.episode_index, columns.action, columns.state, None)
 
 
-Gripper = Literal["keep", "invert"]
 OBSERVED = "gripper_observed"
 """Key in our entry of `dataset_statistics.json`; other readers ignore it."""
+HELD_VALUES = 10**9
+"""Numbers of one feature that are held in memory: 4 GB, 140 M frames of a 7-D arm."""
 
 
 def action_spec(action_dim: int, gripper: Mapping[int, Gripper]) -> ActionSpec:
@@ -66,50 +69,103 @@ def action_spec(action_dim: int, gripper: Mapping[int, Gripper]) -> ActionSpec:
     )
 
 
+class Columns:
+    """Rows of a D-dimensional feature, gathered as D columns; beyond `HELD_VALUES` numbers they wait on disk."""
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self._parts: list[NDArray[np.float32]] = []
+        self._files: list[IO[bytes]] = []
+        self._held = 0
+
+    def __getstate__(self) -> list[NDArray[np.float32]]:
+        return self._rows()
+
+    def __setstate__(self, rows: list[NDArray[np.float32]]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.add(rows)
+
+    def add(self, parts: Sequence[NDArray[np.float32]]) -> None:
+        """Arrays [n, D] more."""
+        self._parts.extend(part for part in parts if len(part))
+        self.num_rows += sum(map(len, parts))
+        self._held += sum(part.size for part in parts)
+        if self._held > HELD_VALUES:
+            self._to_disk()
+
+    def merge(self, other: Columns) -> None:
+        """Add what another worker gathered."""
+        self.add(other._rows())
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        """Each column [N], writable, whatever is done to it."""
+        if self._files:
+            self._to_disk()
+            yield from (np.memmap(file, np.float32, "r+") for file in self._files)
+        elif self._parts:
+            for d in range(self._parts[0].shape[1]):
+                yield np.concatenate([part[:, d] for part in self._parts])
+
+    def _rows(self) -> list[NDArray[np.float32]]:
+        return [np.stack(list(self), axis=1)] if self._files else self._parts
+
+    def _to_disk(self) -> None:
+        """One file per dimension, without a name, so that a killed process leaves nothing."""
+        for d in range(self._parts[0].shape[1] if self._parts else 0):
+            if d == len(self._files):
+                self._files.append(tempfile.TemporaryFile())  # noqa: SIM115  open as long as we are
+            for part in self._parts:
+                self._files[d].write(np.ascontiguousarray(part[:, d], np.float32).data)
+            self._files[d].flush()
+        self._parts, self._held = [], 0
+
+
 @dataclass
-class ExactNumbers:
+class Numbers:
     """Every number of the episodes added so far; the order in which they arrive does not matter."""
 
-    episodes: list[NumericEpisode] = field(default_factory=list)
+    usable: int = 0
+    action: Columns = field(default_factory=Columns)
+    state: Columns = field(default_factory=Columns)
+    rejects: Counter[str] = field(default_factory=Counter)
+    """Reject, in words -> episodes."""
 
     def add(self, episodes: Sequence[NumericEpisode]) -> None:
-        """Keep the values: exact quantiles need them all."""
-        self.episodes.extend(episodes)
+        """A handful of episodes more: exact quantiles need every value."""
+        good = [e for e in episodes if e.action_TD is not None]
+        self.usable += len(good)
+        self.action.add([e.action_TD for e in good if e.action_TD is not None])
+        self.state.add([e.state_TS for e in good if e.state_TS is not None])
+        self.rejects.update(e.reject for e in episodes if e.reject is not None)
 
-    def merge(self, other: ExactNumbers) -> None:
+    def merge(self, other: Numbers) -> None:
         """Add what another worker gathered."""
-        self.add(other.episodes)
+        self.usable += other.usable
+        self.action.merge(other.action)
+        self.state.merge(other.state)
+        self.rejects.update(other.rejects)
 
     def statistics_file(self, *, key: str, gripper: Mapping[int, Gripper]) -> bytes:
         """The content of `dataset_statistics.json`. Raises `UserError` where no episode is usable."""
-        ordered = sorted(self.episodes, key=lambda e: e.episode_index)
-        actions = [e.action_TD for e in ordered if e.action_TD is not None]
-        states = [e.state_TS for e in ordered if e.state_TS is not None]
-        if not actions:
-            raise nothing_usable(Counter(e.reject for e in ordered if e.reject is not None))
-        action_ND = np.concatenate(actions)
+        if not self.usable:
+            raise nothing_usable(self.rejects)
+        action = column_statistics(self.action)
         statistics = DatasetStatistics(
             key=key,
-            action=feature_statistics(action_ND),
-            spec=action_spec(action_ND.shape[1], gripper),
-            state=feature_statistics(np.concatenate(states)) if states else None,
-            num_transitions=len(action_ND),
-            num_trajectories=len(actions),
+            action=action,
+            spec=action_spec(action.dim, gripper),
+            state=column_statistics(self.state) if self.state.num_rows else None,
+            num_transitions=self.action.num_rows,
+            num_trajectories=self.usable,
         )
-        return statistics_json(statistics, action_ND, {})
-
-
-def statistics_json(
-    statistics: DatasetStatistics, action_ND: NDArray[np.floating], more: Mapping[str, Any]
-) -> bytes:
-    """The statistics as they are stored, with what the grippers really hold in these actions."""
-    observed = {
-        str(d): observe_gripper(action_ND, d).words
-        for d, spec in enumerate(statistics.spec.dimensions)
-        if spec.gripper
-    }
-    entry = {**statistics.to_json()[statistics.key], OBSERVED: observed, **more}
-    return (json.dumps({statistics.key: entry}, indent=1) + "\n").encode()
+        columns = zip(statistics.spec.dimensions, self.action, strict=True)
+        observed = {
+            str(d): observe_gripper(column[:, None]).words
+            for d, (spec, column) in enumerate(columns)
+            if spec.gripper
+        }
+        entry = {**statistics.to_json()[key], OBSERVED: observed}
+        return (json.dumps({key: entry}, indent=1) + "\n").encode()
 
 
 def describe_grippers(statistics: DatasetStatistics, observed: Mapping[str, str]) -> list[str]:

@@ -131,10 +131,11 @@ def write_output(
     **labels: Any,
 ) -> Path | str:
     """A complete output at `root`: `write_output(path, source=..., action_bins=...)`."""
-    from molmoact_data.teachers.teachers import Teachers
+    from molmoact_data.teachers.choice import Teachers
     from pipelines import manifest
-    from pipelines.build import build_shard
-    from pipelines.job import Job, LabelConfig
+    from pipelines.config import LabelConfig
+    from pipelines.job import Job
+    from pipelines.shards.build import build_shard
 
     source = source or DotSource()
     statistics = statistics or source_statistics(source)

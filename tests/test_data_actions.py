@@ -259,23 +259,6 @@ def test_key_resolution_names_the_keys() -> None:
         resolve_key(["a", "b"], "c")
 
 
-def test_sketch_keeps_its_stated_error_and_merges() -> None:
-    pytest.importorskip("datasketches")
-    from pipelines.sketch import merge_sketches, sketch_rows, sketched_statistics
-
-    values = np.random.default_rng(0).normal(size=(40_000, 2)).astype(np.float32)
-    merged = merge_sketches(sketch_rows(part) for part in np.split(values, 8))
-    ours, exact = sketched_statistics(merged), feature_statistics(values)
-    assert merged.rank_error < 0.003
-    for d in range(2):
-        for q, value in ((0.01, ours.q01[d]), (0.99, ours.q99[d])):
-            assert abs(np.mean(values[:, d] <= value) - q) <= merged.rank_error
-    np.testing.assert_allclose(ours.mean, exact.mean, atol=1e-6)
-    np.testing.assert_allclose(ours.std, exact.std, rtol=1e-5)
-    assert ours.min.tolist() == exact.min.tolist()
-    assert ours.max.tolist() == exact.max.tolist()
-
-
 def test_negative_zero_does_not_tell_the_order_of_arrival() -> None:
     zeros = np.array([[0.0], [-0.0], [-0.0], [0.0]], dtype=np.float32)
     hashes = {statistics_of(zeros[list(order)]).sha256() for order in ((0, 1, 2, 3), (1, 0, 3, 2))}

@@ -108,7 +108,7 @@ def test_rows_without_a_usable_trace_are_left_out_of_text_and_counted(make_outpu
     from made_outputs import BrightestPixel, FakeDepth, FakeTokenizer
 
     from molmoact_data.labels.pointing import GripperPoints
-    from molmoact_data.teachers.teachers import Teachers
+    from molmoact_data.teachers.choice import Teachers
 
     class Blind(BrightestPixel):
         """Finds nothing in the first frame of every batch."""
@@ -205,10 +205,11 @@ def output_of(root: Path, dataset: Path) -> Path:
     from molmoact_data.files.storage import Storage
     from molmoact_data.outputs.shards import plan_shards
     from molmoact_data.sources.opening import open_source
-    from molmoact_data.teachers.teachers import Teachers
+    from molmoact_data.teachers.choice import Teachers
     from pipelines import manifest
-    from pipelines.build import build_shard
-    from pipelines.job import Job, LabelConfig
+    from pipelines.config import LabelConfig
+    from pipelines.job import Job
+    from pipelines.shards.build import build_shard
 
     source = open_source(str(dataset))
     teachers = Teachers(FakeDepth(), FakeTokenizer(), None)

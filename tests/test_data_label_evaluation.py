@@ -35,8 +35,8 @@ from molmoact_data.sources.base import (
     EpisodeRef,
     SourceInfo,
 )
+from molmoact_data.teachers.choice import Teachers
 from molmoact_data.teachers.column import RecordedPoints
-from molmoact_data.teachers.teachers import Teachers
 
 SIDE, FRAMES = 64, 33
 FRONT, DEPTH = "observation.images.front", "observation.depth.front"

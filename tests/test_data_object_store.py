@@ -68,7 +68,7 @@ def test_an_export_reads_from_s3(bucket, tmp_path: Path):
 
 def test_preprocess_writes_to_s3_and_resumes_there(bucket):
     """The whole command, local runner, on the shipped episodes."""
-    from pipelines.options import preprocess_config
+    from pipelines.config import preprocess_config
     from pipelines.preprocess import preprocess
 
     dataset = Path(__file__).resolve().parents[1] / "examples" / "demo_dataset"

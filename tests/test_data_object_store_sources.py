@@ -21,7 +21,7 @@ from test_data_episodes_rlds import COMMON, SHAPES, episode, serialize, write
 from molmoact_data.errors import EpisodeRejected, UserError
 from molmoact_data.files import object_store
 from molmoact_data.sources.opening import open_source
-from pipelines.options import nested
+from pipelines.config import nested
 from pipelines.preprocess import preprocess
 
 ROOT = Path(__file__).resolve().parent.parent

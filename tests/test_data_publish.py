@@ -51,7 +51,7 @@ def test_a_published_dataset_is_the_folder_and_loads_from_the_card_alone(
 
 
 def test_the_card_says_what_a_user_must_know(make_output):
-    from molmoact_data.teachers.teachers import Teachers
+    from molmoact_data.teachers.choice import Teachers
 
     class Restricted(FakeDepth):
         def describe(self):
@@ -175,7 +175,7 @@ def test_a_hub_that_does_not_answer_is_one_line(make_output, hub):
 
 
 def test_embedded_labels_of_other_data_are_called_what_they_are(make_output):
-    from pipelines.teachers import Teachers
+    from molmoact_data.teachers.choice import Teachers
 
     class Embedded(FakeDepth):
         def describe(self):

@@ -229,7 +229,7 @@ def test_two_arms_are_followed_separately() -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(UserError, match="--point-every must be at least 1"):
         PointTracker(TruthPointer(np.zeros((1, 2), np.float32)), "point", point_every=0)
-    with pytest.raises(UserError, match="tolerance"):
+    with pytest.raises(ValueError, match="tolerance"):
         FlowConfig(tolerance=0)
     with pytest.raises(ValueError, match="no frame"):
         PointTracker(TruthPointer(np.zeros((1, 2), np.float32)), "point").finish()

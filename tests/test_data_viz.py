@@ -163,7 +163,7 @@ def test_viz_names_what_is_missing(
 
 
 class Teachers:
-    """Fakes with the shape of `molmoact_data.teachers.teachers.Teachers`, able to decode."""
+    """Fakes with the shape of `molmoact_data.teachers.choice.Teachers`, able to decode."""
 
     def __init__(self) -> None:
         from made_outputs import BrightestPixel, FakeDepth, FakeTokenizer

@@ -25,7 +25,7 @@ from molmoact_data.files.folders import TEMPORARY_MARK
 from molmoact_data.files.storage import Storage
 from molmoact_data.pictures.images import decode_image
 from pipelines import state
-from pipelines.options import nested
+from pipelines.config import nested
 from pipelines.preprocess import Summary, preprocess
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -220,7 +220,7 @@ def test_a_single_worker_does_without_beam(dataset: Path, tmp_path: Path) -> Non
         {**COLUMN_POINTS, "dataset_path": str(dataset), "output_path": str(tmp_path / "out")}
     )
     script = (
-        "import json, sys\nfrom pipelines.options import nested\n"
+        "import json, sys\nfrom pipelines.config import nested\n"
         "from pipelines.preprocess import preprocess\n"
         f"preprocess(nested(json.loads('{flags}')), resume=False, overwrite=False)\n"
         "assert 'apache_beam' not in sys.modules"

@@ -12,7 +12,7 @@ from golden import SHARED_DATA, needs_shared_data
 
 from molmoact_data import schema
 from molmoact_data.pictures.images import decode_image
-from pipelines.options import nested
+from pipelines.config import nested
 from pipelines.preprocess import Summary, preprocess
 
 EMBEDDED = {"depth": "embedded", "vqvae": "embedded", "pointer": "embedded"}

@@ -151,7 +151,7 @@ def test_statistics_over_both_make_two_outputs_mergeable(make_output, tmp_path):
 
 
 def test_merge_refuses_another_depth_recipe(make_output, tmp_path):
-    from molmoact_data.teachers.teachers import Teachers
+    from molmoact_data.teachers.choice import Teachers
 
     class UnitTokenizer(FakeTokenizer):
         def describe(self) -> dict[str, str]:

@@ -1,22 +1,23 @@
-"""One statistics file, exact or sketched, from any number of workers in any order."""
+"""One statistics file, always exact, from any number of workers in any order, in memory or not."""
 
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_datasets import make_dataset
 
-import pipelines.sketched_statistics
+import pipelines.statistics
 from molmoact_data import schema
 from molmoact_data.errors import UserError
+from molmoact_data.labels.actions import observe_gripper
 from molmoact_data.statistics import DatasetStatistics
-from pipelines.options import nested
+from pipelines.config import nested
 from pipelines.preprocess import preprocess
-from pipelines.sketched_statistics import RANK_ERROR, SketchedNumbers
-from pipelines.statistics import OBSERVED, ExactNumbers, NumericEpisode
+from pipelines.statistics import OBSERVED, Numbers, NumericEpisode
 
 KEY = "arm"
 
@@ -33,55 +34,50 @@ def episodes(count: int, frames: int) -> list[NumericEpisode]:
     return [*made, NumericEpisode(count, None, None, "action_non_finite: row 3")]
 
 
-def gathered(kind: type, parts: list[list[NumericEpisode]]) -> dict:
-    """The entry of the file after these parts were read by as many workers."""
-    whole = kind()
+def gathered(parts: list[list[NumericEpisode]]) -> dict:
+    """The entry of the file after these parts were read by as many workers, and sent over a wire."""
+    whole = Numbers()
     for part in parts:
-        worker = kind()
-        worker.add(part)
-        whole.merge(worker)
+        worker = Numbers()
+        for episode in part:
+            worker.add([episode])
+        whole.merge(pickle.loads(pickle.dumps(worker)))
     return json.loads(whole.statistics_file(key=KEY, gripper={}))[KEY]
 
 
-def test_a_sketch_keeps_counts_and_extremes_exact_and_quantiles_within_its_stated_error() -> None:
-    data = episodes(60, 2000)
-    values = np.concatenate([e.action_TD for e in data if e.action_TD is not None]).astype(
-        np.float64
-    )
-
-    entry = gathered(SketchedNumbers, [data[40:], data[:25], data[25:40]])
-
-    statistics = DatasetStatistics.from_json({KEY: entry})
-    assert (statistics.num_transitions, statistics.num_trajectories) == (120_000, 60)
-    np.testing.assert_array_equal(statistics.action.min, values.min(axis=0))
-    np.testing.assert_array_equal(statistics.action.max, values.max(axis=0))
-    np.testing.assert_allclose(statistics.action.mean, values.mean(axis=0), atol=1e-5)
-    np.testing.assert_allclose(statistics.action.std, values.std(axis=0), rtol=1e-5)
-    assert 0 < entry[RANK_ERROR] < 0.003
-    for q, found in ((0.01, statistics.action.q01), (0.99, statistics.action.q99)):
-        ranks = (values[:, :6] <= found[:6]).mean(axis=0)
-        assert np.abs(ranks - q).max() <= entry[RANK_ERROR]
-    assert entry[OBSERVED] == {"6": "{0, 1}: 30 % at 1"}
-    assert statistics.state is not None
-    np.testing.assert_allclose(statistics.state.max, values[:, :3].max(axis=0) * 2)
-
-
-def test_exact_numbers_give_the_same_bytes_in_any_order() -> None:
+def test_numbers_are_exact_and_the_same_bytes_in_any_order() -> None:
     data = episodes(9, 50)
-    one, other = gathered(ExactNumbers, [data]), gathered(ExactNumbers, [data[6:], data[:6]])
+    one, other = gathered([data]), gathered([data[6:], data[:6]])
     assert json.dumps(one) == json.dumps(other)
-    assert RANK_ERROR not in one
+    values = np.concatenate([e.action_TD for e in data if e.action_TD is not None])
+    statistics = DatasetStatistics.from_json({KEY: one})
+    assert (statistics.num_transitions, statistics.num_trajectories) == (450, 9)
+    for q, found in ((0.01, statistics.action.q01), (0.99, statistics.action.q99)):
+        np.testing.assert_array_equal(found, np.quantile(values, np.float32(q), axis=0))
+    assert one[OBSERVED] == {"6": observe_gripper(values).words}
 
 
-@pytest.mark.parametrize("kind", [ExactNumbers, SketchedNumbers])
-def test_nothing_usable_says_why(kind: type) -> None:
+def test_nothing_usable_says_why() -> None:
     bad = [NumericEpisode(i, None, None, f"action_non_finite: row {i}") for i in range(3)]
     with pytest.raises(UserError, match=r"none of the 3 episodes .*: action_non_finite \(3\)"):
-        gathered(kind, [bad])
+        gathered([bad])
+
+
+@pytest.mark.parametrize("held", [0, 1, 700, 2000])
+def test_numbers_beyond_memory_give_the_same_bytes(
+    monkeypatch: pytest.MonkeyPatch, held: int
+) -> None:
+    data = episodes(9, 50)
+    in_memory = gathered([data])
+    monkeypatch.setattr(pipelines.statistics, "HELD_VALUES", held)
+    numbers = Numbers()
+    numbers.add(data)
+    assert bool(numbers.action._files) == (held < 9 * 50 * 7), "on disk where they do not fit"
+    assert json.dumps(gathered([data[6:], data[:6]])) == json.dumps(in_memory)
 
 
 @pytest.mark.parametrize("runner", ["local", "FnApiRunner"])
-def test_a_dataset_beyond_memory_is_sketched(
+def test_a_dataset_beyond_memory_has_the_same_statistics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: str
 ) -> None:
     dataset = make_dataset(tmp_path / "squares", lengths=[12, 9])
@@ -89,18 +85,11 @@ def test_a_dataset_beyond_memory_is_sketched(
         "dataset_path": str(dataset), "depth": "none", "pointer": "none", "runner": runner,
     }  # fmt: skip
 
-    def entry(name: str) -> dict:
+    def content(name: str) -> bytes:
         config = nested({**settings, "output_path": str(tmp_path / name)})
         preprocess(config, resume=False, overwrite=False)
-        (found,) = json.loads((tmp_path / name / schema.STATISTICS_FILE).read_text()).values()
-        return found
+        return (tmp_path / name / schema.STATISTICS_FILE).read_bytes()
 
-    exact = entry("exact")
-    monkeypatch.setattr(pipelines.sketched_statistics, "EXACT_VALUES", 100)
-    sketched = entry("sketched")
-
-    assert RANK_ERROR in sketched
-    assert RANK_ERROR not in exact
-    for name in ("min", "max", "mean"):
-        np.testing.assert_allclose(sketched["action"][name], exact["action"][name], rtol=1e-6)
-    assert sketched[OBSERVED] == exact[OBSERVED]
+    in_memory = content("memory")
+    monkeypatch.setattr(pipelines.statistics, "HELD_VALUES", 100)
+    assert content("disk") == in_memory

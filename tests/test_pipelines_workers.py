@@ -17,18 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 from made_datasets import make_dataset
 
-import pipelines.teachers
-import pipelines.worker
+import molmoact_data.teachers.choice
+import pipelines.shards.build
 from molmoact_data import schema
 from molmoact_data.sources.base import EpisodeSource
 from molmoact_data.sources.isolation import IsolatedSource
 from molmoact_data.sources.opening import open_source
 from molmoact_data.teachers import registry
-from molmoact_data.teachers.teachers import Teachers
-from pipelines.job import PRESETS, LabelConfig
-from pipelines.options import nested
+from molmoact_data.teachers.choice import Teachers, load_teachers
+from pipelines.config import PRESETS, LabelConfig, nested
 from pipelines.preprocess import preprocess
-from pipelines.teachers import load_teachers
 
 THREADS = 8
 
@@ -63,7 +61,7 @@ DEADLY = """
 @pytest.fixture
 def nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a worker that has just started."""
-    monkeypatch.setattr(pipelines.teachers, "_loaded", {})
+    monkeypatch.setattr(molmoact_data.teachers.choice, "_loaded", {})
 
 
 def test_many_threads_of_a_worker_share_one_copy_of_each_teacher(
@@ -73,14 +71,9 @@ def test_many_threads_of_a_worker_share_one_copy_of_each_teacher(
     real = registry.resolve
 
     def counting(kind: str, name: str, table: Any) -> Any:
-        factory = real(kind, name, table)
-
-        def load(*args: Any, **settings: Any) -> Any:
-            loads.append(kind)
-            time.sleep(0.05)  # long enough for every other thread to ask meanwhile
-            return factory(*args, **settings)
-
-        return load
+        loads.append(kind)
+        time.sleep(0.05)  # long enough for every other thread to ask meanwhile
+        return real(kind, name, table)
 
     monkeypatch.setattr(registry, "resolve", counting)
     config = LabelConfig(**PRESETS["embedded"]())
@@ -110,7 +103,7 @@ def test_a_file_that_kills_the_decoder_rejects_its_episode_and_not_the_worker(
         source = DeadlySource(open_source(path, **options), 1, str(pids))
         return IsolatedSource(source) if isolate else source
 
-    monkeypatch.setattr(pipelines.worker, "open_source", deadly)
+    monkeypatch.setattr(pipelines.shards.build, "open_source", deadly)
     dataset = make_dataset(tmp_path / "squares", lengths=[12] * 4)
     output = tmp_path / "out"
     config = nested(

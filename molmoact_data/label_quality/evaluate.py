@@ -37,7 +37,7 @@ from molmoact_data.label_quality.traces import (
 from molmoact_data.labels.pointing import DEFAULT_PROMPT, ColumnPointer
 from molmoact_data.labels.tracking import FlowConfig
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
-from molmoact_data.teachers.teachers import Teachers
+from molmoact_data.teachers.choice import Teachers
 
 
 @dataclass(frozen=True)

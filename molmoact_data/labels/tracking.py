@@ -13,7 +13,7 @@ Letters: T frames of an episode, N of a batch, A arms, P points of a cluster. Me
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
-from molmoact_data.labels.pointing import GripperPointer, GripperPoints
+from molmoact_data.labels.pointing import ColumnPointer, GripperPointer, GripperPoints
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class FlowConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1:
-            raise UserError(f"the tracking tolerance must lie in (0, 1), got {self.tolerance}.")
+            raise ValueError(f"the tracking tolerance must lie in (0, 1), got {self.tolerance}")
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class TrackedPoints:
     points: GripperPoints
     from_pointer_T: NDArray[np.bool_]
     """True where the pointer was asked; `sum()` is the number of calls."""
-    disagreement_TA: NDArray[np.float32]
-    """Distance between the two (bent) paths as a share of the diagonal; NaN where there are none (keyframes, lost)."""
+    disagreement_TA: NDArray[np.float32] | None
+    """Distance between the two (bent) paths as a share of the diagonal; NaN where there are none (keyframes, lost).
+    None for recorded points, of which none is tracked."""
 
 
 @runtime_checkable
@@ -189,6 +190,28 @@ class PointTracker:
         )
         asked = np.array([i in self._from_pointer for i in range(self._num_frames)])
         return TrackedPoints(points, asked, np.stack([a.apart_A for a in answers]))
+
+
+class RecordedPath:
+    """What `PointTracker` is to a pointer, for points that the dataset's own columns hold.
+
+    The frames only say how large the image is.
+    """
+
+    def __init__(self, pointer: ColumnPointer, columns: Mapping[str, NDArray[np.generic]]) -> None:
+        """`columns`: numeric columns of one episode, each [T, ...]."""
+        self._pointer = pointer
+        self._columns = columns
+        self._image_hw = (0, 0)
+
+    def push(self, rgb_NHWC: NDArray[np.uint8]) -> None:
+        """The next N frames, RGB uint8 [N,H,W,3]."""
+        self._image_hw = (rgb_NHWC.shape[1], rgb_NHWC.shape[2])
+
+    def finish(self) -> TrackedPoints:
+        """Points of the whole episode, of which none was tracked."""
+        points = self._pointer.point_columns(self._columns, self._image_hw)
+        return TrackedPoints(points, np.ones(len(points.xy_NA2), bool), None)
 
 
 @dataclass(frozen=True)

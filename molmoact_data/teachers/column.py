@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -14,6 +15,19 @@ from molmoact_data.labels.pointing import GripperPoints
 Units = Literal["pixels", "unit", "percent", "grid"]
 
 
+@dataclass(frozen=True)
+class ColumnSettings:
+    """What a run says of this teacher; fields are `TeacherConfig`'s."""
+
+    pointer_column: str | None = None
+    pointer_units: Units = "unit"
+    arms: int = 1
+
+    def __post_init__(self) -> None:
+        if self.pointer_column is None:
+            raise ValueError("--pointer column needs --pointer-column NAME")
+
+
 class RecordedPoints:
     """`ColumnPointer` over a column [T,2] or [T,A,2], x right, y down.
 
@@ -21,6 +35,14 @@ class RecordedPoints:
     `percent` 0..100 (as Molmo tells it), `grid` 0..255 (as MolmoAct's traces). NaN = not found; a point
     outside the frame is not in the picture and hence not found either.
     """
+
+    Settings = ColumnSettings
+
+    @classmethod
+    def load(cls, settings: ColumnSettings, device: str) -> RecordedPoints:
+        """As a run asks for it."""
+        assert settings.pointer_column is not None
+        return cls(settings.pointer_column, settings.pointer_units, num_arms=settings.arms)
 
     def __init__(self, column: str, units: Units, *, num_arms: int = 1) -> None:
         if not column:

@@ -59,6 +59,14 @@ ENCODERS = {
 }
 
 
+@dataclass(frozen=True)
+class DepthAnythingSettings:
+    """What a run says of this teacher; fields are `TeacherConfig`'s."""
+
+    depth_encoder: str = "vitb"
+    depth_checkpoint: str | None = None
+
+
 class DepthAnythingV2:
     """`DepthEstimator` over frames of any size; images of one call share a size, as the protocol says.
 
@@ -66,6 +74,13 @@ class DepthAnythingV2:
     repetition) and on a CPU exactly one, where batches gain nothing: kernels round differently for
     other batch shapes, and depth must not depend on how frames were grouped.
     """
+
+    Settings = DepthAnythingSettings
+
+    @classmethod
+    def load(cls, settings: DepthAnythingSettings, device: str) -> DepthAnythingV2:
+        """As a run asks for it."""
+        return cls(settings.depth_encoder, settings.depth_checkpoint, device=device)
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,33 @@ DEPTH_WEIGHTS = WEIGHTS_DIR / "embedded_depth.safetensors"
 POINTER_WEIGHTS = WEIGHTS_DIR / "embedded_pointer.safetensors"
 
 
+@dataclass(frozen=True)
+class EmbeddedDepthSettings:
+    """It knows all it needs."""
+
+
+@dataclass(frozen=True)
+class EmbeddedPointerSettings:
+    """What a run says of this teacher; fields are `TeacherConfig`'s."""
+
+    arms: int = 1
+
+    def __post_init__(self) -> None:
+        if self.arms != 1:
+            raise ValueError(
+                "the embedded pointer knows one gripper; --arms needs another --pointer"
+            )
+
+
 class EmbeddedDepth:
     """`DepthEstimator` by a 0.9 M parameter network; about 5 ms per frame on one CPU core."""
+
+    Settings = EmbeddedDepthSettings
+
+    @classmethod
+    def load(cls, settings: EmbeddedDepthSettings, device: str) -> EmbeddedDepth:
+        """As a run asks for it."""
+        return cls(device=device)
 
     def __init__(
         self, weights: Path = DEPTH_WEIGHTS, *, device: str = "auto", batch_size: int = 32
@@ -62,6 +88,13 @@ class EmbeddedPointer:
     The confidence is the probability that the grip point is in the frame and not hidden. Below
     `min_confidence` the point counts as not found.
     """
+
+    Settings = EmbeddedPointerSettings
+
+    @classmethod
+    def load(cls, settings: EmbeddedPointerSettings, device: str) -> EmbeddedPointer:
+        """As a run asks for it."""
+        return cls(device=device)
 
     num_arms = 1
 

@@ -30,6 +30,14 @@ from molmoact_data.teachers.published import MOLMO_7B_D, POINTING_WEIGHTS, Publi
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+@dataclass(frozen=True)
+class MolmoSettings:
+    """What a run says of this teacher; fields are `TeacherConfig`'s."""
+
+    pointer_checkpoint: str | None = None
+    arms: int = 1
+
+
 class MolmoPointer:
     """`GripperPointer`: one question, N frames, the first point(s) of every answer.
 
@@ -37,6 +45,14 @@ class MolmoPointer:
     On an accelerator the last batch is filled up by repetition, on a CPU frames go one by one, so that answers do
     not depend on how frames were grouped.
     """
+
+    Settings = MolmoSettings
+    answers_are_dear = True
+
+    @classmethod
+    def load(cls, settings: MolmoSettings, device: str) -> MolmoPointer:
+        """As a run asks for it."""
+        return cls(settings.pointer_checkpoint, device=device, num_arms=settings.arms)
 
     def __init__(
         self,

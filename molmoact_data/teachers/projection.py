@@ -95,8 +95,27 @@ class Calibration:
             raise ValueError("a calibration needs at least one arm")
 
 
+@dataclass(frozen=True)
+class ProjectionSettings:
+    """What a run says of this teacher; fields are `TeacherConfig`'s."""
+
+    pointer_calibration: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.pointer_calibration is None:
+            raise ValueError("--pointer projection needs --pointer-calibration FILE.yaml")
+
+
 class ProjectedPoints:
     """`ColumnPointer` from a calibration file."""
+
+    Settings = ProjectionSettings
+
+    @classmethod
+    def load(cls, settings: ProjectionSettings, device: str) -> ProjectedPoints:
+        """As a run asks for it."""
+        assert settings.pointer_calibration is not None
+        return cls(settings.pointer_calibration)
 
     def __init__(self, calibration: str) -> None:
         """`calibration`: path of the YAML file."""

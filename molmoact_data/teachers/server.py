@@ -52,8 +52,31 @@ class ServerConfig:
     """Environment variable with the key, sent as a bearer token where it is set."""
 
 
+@dataclass(frozen=True)
+class ServerSettings:
+    """What a run says of this teacher; fields are `TeacherConfig`'s."""
+
+    pointer_url: str | None = None
+    pointer_checkpoint: str | None = None
+    """Name of the model on the server."""
+    arms: int = 1
+
+    def __post_init__(self) -> None:
+        if self.pointer_url is None:
+            raise ValueError("--pointer server needs --pointer-url URL")
+
+
 class ServerPointer:
     """`GripperPointer` over HTTP. Confidence comes from the log-probabilities where the server tells them, else 1."""
+
+    Settings = ServerSettings
+    answers_are_dear = True
+
+    @classmethod
+    def load(cls, settings: ServerSettings, device: str) -> ServerPointer:
+        """As a run asks for it."""
+        assert settings.pointer_url is not None
+        return cls(settings.pointer_url, settings.pointer_checkpoint, num_arms=settings.arms)
 
     def __init__(
         self,

@@ -15,65 +15,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from molmoact_data.errors import UserError
+from pipelines.config import RunnerConfig
 
-LOCAL = "local"
 WORKER_MODULE = "sdk_worker_main"
 GRACE_S = 10.0
 """How long the child may take to end after its workers have gone, which is also what success looks like."""
 LOOK_EVERY_S = 0.5
 LAST_WORDS = 2000
 """Characters of the workers' log that an error quotes."""
-
-
-@dataclass(frozen=True)
-class RunnerConfig:
-    """Which engine runs the graph, and how wide."""
-
-    runner: str = LOCAL
-    """`local`, or a Beam runner: FlinkRunner, PortableRunner, DataflowRunner, SparkRunner; FnApiRunner = Beam here."""
-    workers: int = 1
-    """Local processes. On a cluster the runner's own options decide."""
-    beam_options: tuple[str, ...] = ()
-    """Passed to Beam as they are, for example `--flink_master=localhost:8081`."""
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, got {self.workers}")
-        if self.runner == "DaskRunner":
-            raise ValueError("Beam's DaskRunner loses data without an error; it is not supported")
-
-    @property
-    def in_child(self) -> bool:
-        """True where a watchdog is needed."""
-        return self.runner == LOCAL and self.workers > 1
-
-    @property
-    def is_cluster(self) -> bool:
-        """True where the work leaves this machine."""
-        return self.runner != LOCAL
-
-    @property
-    def needs_engine(self) -> bool:
-        """False where one process of this machine does all: importing and starting Beam takes it 2 s."""
-        return self.is_cluster or self.workers > 1
-
-    def arguments(self) -> list[str]:
-        """Beam's command-line options."""
-        if self.runner != LOCAL:
-            return [f"--runner={self.runner}", *self.beam_options]
-        mode = ["--direct_running_mode=in_memory"]
-        if self.workers > 1:
-            mode = [
-                "--direct_running_mode=multi_processing",
-                f"--direct_num_workers={self.workers}",
-            ]
-        return ["--runner=FnApiRunner", *mode, *self.beam_options]
 
 
 class WorkerDied(RuntimeError):

@@ -7,10 +7,14 @@ in memory.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +25,9 @@ from molmoact_data.errors import EpisodeRejected, RejectReason
 from molmoact_data.labels import quality
 from molmoact_data.labels.actions import bin_actions, chunk, normalize
 from molmoact_data.labels.depth import scale_to_u8
-from molmoact_data.labels.pointing import ColumnPointer
+from molmoact_data.labels.pointing import ColumnPointer, GripperPointer
 from molmoact_data.labels.traces import TraceConfig, episode_traces
+from molmoact_data.labels.tracking import FramePointer, PointTracker, RecordedPath, TrackedPoints
 from molmoact_data.outputs.columns import EpisodeLabels, label_columns
 from molmoact_data.outputs.shards import (
     EpisodeSpool,
@@ -33,10 +38,13 @@ from molmoact_data.outputs.shards import (
     file_sha256,
 )
 from molmoact_data.sources.base import EpisodeColumns, EpisodeRef, EpisodeSource
-from molmoact_data.teachers.teachers import Teachers
+from molmoact_data.sources.opening import open_source
+from molmoact_data.teachers.cached import CachedPointer, EpisodeKey
+from molmoact_data.teachers.choice import Teachers, load_teachers
+from pipelines import state
+from pipelines.engine.progress import FrameCounter
 from pipelines.job import Job
-from pipelines.points import CollectedPoints, collect_points
-from pipelines.reading import Event, image_schema, read_ahead, read_events
+from pipelines.shards.reading import Event, image_schema, read_ahead, read_events
 
 CountFrames = Callable[[int], None]
 READ_AHEAD = 2
@@ -94,15 +102,16 @@ def _label_episode(
 ) -> quality.QualitySums:
     """All rows of one episode, written only once the whole episode has proved good."""
     columns = next(events).columns()
-    collector = collect_points(teachers.pointer, job, columns)
+    points = follow_points(teachers.pointer, job, columns)
     depth = DepthLabels()
     with EpisodeSpool(image_schema(job.layout)) as spool:
         for batch in map(Event.frames, events):
             spool.append(batch.images)
             depth.add(ref, batch.rgb_NHWC, teachers)
-            collector.push(batch.rgb_NHWC)
+            if points:
+                points.push(batch.rgb_NHWC)
             count(len(batch.rgb_NHWC))
-        collected = collector.finish()
+        collected = points.finish() if points else None
         labels = episode_labels(job, columns, depth, collected)
         _write_rows(job, columns, labels, spool, writer)
     return quality.episode_sums(
@@ -111,6 +120,22 @@ def _label_episode(
         codebook_size=job.layout.codebook_size,
         disagreement_TA=collected.disagreement_TA if collected else None,
     )
+
+
+def follow_points(
+    pointer: GripperPointer | ColumnPointer | None, job: Job, columns: EpisodeColumns
+) -> PointTracker | RecordedPath | None:
+    """What is fed with every batch of the labelled camera and tells the episode's points at its end."""
+    if pointer is None:
+        return None
+    if isinstance(pointer, ColumnPointer):
+        return RecordedPath(pointer, columns.extra)
+    asked: GripperPointer | FramePointer = pointer
+    if job.point_cache is not None:
+        source = job.source
+        key = EpisodeKey(source.name, source.revision, job.labelled_camera, columns.episode_index)
+        asked = CachedPointer(pointer, Path(job.point_cache), key)
+    return PointTracker(asked, job.labels.pointer_prompt, job.labels.point_every)
 
 
 @dataclass
@@ -136,7 +161,7 @@ class DepthLabels:
 
 
 def episode_labels(
-    job: Job, columns: EpisodeColumns, depth: DepthLabels, collected: CollectedPoints | None
+    job: Job, columns: EpisodeColumns, depth: DepthLabels, collected: TrackedPoints | None
 ) -> EpisodeLabels:
     """Everything that needs the whole episode: traces look ahead, chunks reach over its end."""
     traces = None
@@ -181,3 +206,64 @@ def _write_rows(
         ]
         writer.write(pa.Table.from_arrays(table, schema=writer.schema))
         start += rows
+
+
+# One process at work
+
+
+@dataclass(frozen=True)
+class ShardWorker:
+    """What a Beam worker holds in its DoFn, and what a single local worker is without Beam.
+
+    Pickles as its four settings; the dataset and the teachers are opened on first use.
+    """
+
+    job: Job
+    device: str
+    """Where the teachers run."""
+    threads: int
+    """Of the numeric libraries; decoding takes two of them at most."""
+    progress_folder: str | None
+    """Where frames are counted; None = not counted."""
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
+    def open(self) -> ShardWorker:
+        """Open the dataset and load the teachers now, not in the middle of the first shard."""
+        limit_threads(self.threads)
+        _ = self._source, self._teachers, self._counter
+        return self
+
+    def build(self, spec: ShardSpec) -> ShardRecord:
+        """One shard; its record is written when it is complete."""
+        record = build_shard(self.job, spec, self._source, self._teachers, self._counter.add)
+        state.write_record(self.job.output, record)
+        return record
+
+    @cached_property
+    def _source(self) -> EpisodeSource:
+        return open_source(
+            self.job.dataset_path,
+            revision=self.job.revision,
+            isolate=self.job.isolate_decoder,
+            threads=min(2, self.threads),
+        )
+
+    @cached_property
+    def _teachers(self) -> Teachers:
+        return load_teachers(self.job.labels, self.device)
+
+    @cached_property
+    def _counter(self) -> FrameCounter:
+        return FrameCounter(Path(self.progress_folder) if self.progress_folder else None)
+
+
+def limit_threads(threads: int) -> None:
+    """Bound the intra-op threads of the numeric libraries in this worker process."""
+    import cv2
+
+    cv2.setNumThreads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch when a teacher imports it
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)

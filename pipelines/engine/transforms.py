@@ -7,7 +7,6 @@ the same graph runs on every runner.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
 
@@ -18,11 +17,9 @@ from molmoact_data.files.storage import Storage
 from molmoact_data.outputs.shards import ShardSpec
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 from molmoact_data.sources.opening import open_source
-from pipelines.sketched_statistics import SketchedNumbers
-from pipelines.statistics import ExactNumbers, Gripper, NumericEpisode, read_numeric
-from pipelines.worker import ShardWorker
-
-Numbers = ExactNumbers | SketchedNumbers
+from pipelines.config import Gripper
+from pipelines.shards.build import ShardWorker
+from pipelines.statistics import Numbers, NumericEpisode, read_numeric
 
 
 class ReadNumeric(beam.DoFn):
@@ -47,23 +44,22 @@ class ReadNumeric(beam.DoFn):
 class CombineStatistics(beam.CombineFn):
     """All numbers of the dataset -> the statistics file, whatever the order of arrival."""
 
-    def __init__(self, empty: Numbers, key: str, gripper: Mapping[int, Gripper]) -> None:
-        self._empty = empty
+    def __init__(self, key: str, gripper: Mapping[int, Gripper]) -> None:
         self._key = key
         self._gripper = gripper
 
     def create_accumulator(self) -> Numbers:
         """Nothing read yet."""
-        return deepcopy(self._empty)
+        return Numbers()
 
     def add_input(self, accumulator: Numbers, element: list[NumericEpisode]) -> Numbers:
         """A handful of episodes more."""
         accumulator.add(element)
         return accumulator
 
-    def merge_accumulators(self, accumulators: Iterable[Any]) -> Numbers:
+    def merge_accumulators(self, accumulators: Iterable[Numbers]) -> Numbers:
         """Those of several workers."""
-        whole: Any = self.create_accumulator()
+        whole = self.create_accumulator()
         for part in accumulators:
             whole.merge(part)
         return whole

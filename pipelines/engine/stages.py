@@ -18,21 +18,22 @@ from molmoact_data.files.storage import Storage
 from molmoact_data.outputs.shards import ShardSpec
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 from pipelines import state
+from pipelines.engine.progress import frames_counted, show_progress
+from pipelines.engine.runners import WorkerDied, run_pipeline
 from pipelines.job import Job
-from pipelines.progress import frames_counted, show_progress
-from pipelines.runners import WorkerDied, run_pipeline
-from pipelines.sketched_statistics import numbers_for
-from pipelines.statistics import read_numeric
-from pipelines.worker import ShardWorker
+from pipelines.shards.build import ShardWorker
+from pipelines.statistics import Numbers, read_numeric
 
 if TYPE_CHECKING:
     import apache_beam as beam
 
-    from pipelines.preprocess import PreprocessConfig
+    from pipelines.config import PreprocessConfig
 
 logger = logging.getLogger(__name__)
 
 EPISODES_PER_STATISTICS_ELEMENT = 64
+WORKER_RETRIES = 2
+"""How often a run whose worker process died is resumed by itself."""
 
 
 def compute_statistics(config: PreprocessConfig, source: EpisodeSource, output: Storage) -> None:
@@ -40,7 +41,7 @@ def compute_statistics(config: PreprocessConfig, source: EpisodeSource, output: 
     if config.runner.is_cluster:
         run_pipeline(config.runner, statistics_graph, config, source, output)
         return
-    numbers = numbers_for(source)
+    numbers = Numbers()
     for refs in handfuls(source.episodes):
         numbers.add([read_numeric(source, ref) for ref in refs])
     content = numbers.statistics_file(key=source.info.name, gripper=config.gripper)
@@ -59,12 +60,12 @@ def statistics_graph(
     """Numeric columns of the whole dataset -> one statistics file."""
     import apache_beam as beam
 
-    from pipelines.transforms import CombineStatistics, ReadNumeric, WriteStatistics
+    from pipelines.engine.transforms import CombineStatistics, ReadNumeric, WriteStatistics
 
     pairs = [
         [[ref.episode_index, ref.num_frames] for ref in refs] for refs in handfuls(source.episodes)
     ]
-    combine = CombineStatistics(numbers_for(source), source.info.name, dict(config.gripper))
+    combine = CombineStatistics(source.info.name, dict(config.gripper))
     _ = (
         pipeline
         | "Episodes" >> beam.Create(pairs, reshuffle=False)
@@ -79,7 +80,7 @@ def build_missing_shards(config: PreprocessConfig, job: Job, missing: list[Shard
     """Build shards until none is missing; a dead worker process is replaced a few times."""
     folder = None if job.output.is_remote else Path(job.output.root) / state.PROGRESS_DIR
     total = sum(spec.num_frames for spec in missing)
-    attempts = config.worker_retries + 1
+    attempts = WORKER_RETRIES + 1
     with show_progress(total, lambda: frames_counted(folder) if folder else 0):
         for attempt in range(attempts):
             done = state.finished_records(job.output, missing, hashed=False)
@@ -112,7 +113,7 @@ def shards_graph(pipeline: beam.Pipeline, worker: ShardWorker, specs: Sequence[S
     """Shard specifications -> shards."""
     import apache_beam as beam
 
-    from pipelines.transforms import BuildShard, spec_to_json
+    from pipelines.engine.transforms import BuildShard, spec_to_json
 
     _ = (
         pipeline

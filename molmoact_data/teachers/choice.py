@@ -1,0 +1,147 @@
+"""Which teachers label a run, and how they are loaded. A teacher is one file and one line of the registry.
+
+The file has a class with the methods of its protocol, a frozen dataclass `Settings` whose fields are some of
+`TeacherConfig`'s, and `load(settings, device)`:
+
+    class MyPointer:
+        Settings = MySettings
+
+        @classmethod
+        def load(cls, settings: MySettings, device: str) -> MyPointer: ...
+
+What a teacher needs is checked in the `__post_init__` of its settings, before anything is read.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from molmoact_data.config import build, option
+from molmoact_data.errors import UserError, unknown_name
+from molmoact_data.labels.depth import DepthEstimator, DepthTokenizer
+from molmoact_data.labels.pointing import DEFAULT_PROMPT, ColumnPointer, GripperPointer
+from molmoact_data.sources.base import SourceInfo
+from molmoact_data.teachers import registry
+from molmoact_data.teachers.registry import DEPTH_ESTIMATORS, GRIPPER_POINTERS
+
+EMBEDDED = "embedded"
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Which teachers, and what each of them needs to know. Every field is part of the labels' hash."""
+
+    depth: str = option("depth-anything-v2", panel="Depth", choices=(*DEPTH_ESTIMATORS, NONE))
+    """Depth teacher; `none` leaves the depth columns out."""
+    depth_encoder: str = option("vitb", choices=("vits", "vitb", "vitl"))
+    """Depth-Anything-V2 size. vitb and vitl are CC-BY-NC-4.0: not for commercial use."""
+    depth_checkpoint: str | None = None
+    """Hub id, folder or original .pth of the depth model instead of the published weights."""
+    vqvae: str | None = None
+    """VQ-VAE that turns depth into codes: path of a vae-final.pt or of one of ours, or `embedded`."""
+    depth_recipe: Literal["checkpoint", "reference"] = "checkpoint"
+    """checkpoint = the range the codebook was trained on; reference = the public preprocessing."""
+    pointer: str = option("molmo", panel="Gripper points", choices=(*GRIPPER_POINTERS, NONE))
+    """Gripper pointer; `none` leaves points and traces out."""
+    pointer_checkpoint: str | None = None
+    """Hub id or folder of the pointing model instead of the published one; on a server, its name there."""
+    pointer_url: str | None = None
+    """OpenAI-compatible endpoint of the `server` pointer; ends in /v1."""
+    pointer_column: str | None = None
+    """Dataset column with the recorded points of the `column` pointer."""
+    pointer_units: Literal["unit", "pixels", "percent", "grid"] = "unit"
+    """Unit of that column: 0..1, pixels, 0..100 or 0..255."""
+    pointer_calibration: str | None = None
+    """Calibration YAML of the `projection` pointer."""
+    arms: int = 1
+    """Grippers per frame, from left to right in the image; 2 for a bimanual robot."""
+    pointer_prompt: str = DEFAULT_PROMPT
+    """What the pointing model is asked."""
+
+    def __post_init__(self) -> None:
+        for kind, name, table in (
+            ("depth teacher", self.depth, DEPTH_ESTIMATORS),
+            ("gripper pointer", self.pointer, GRIPPER_POINTERS),
+        ):
+            if name not in (NONE, *table):
+                raise unknown_name(kind, name, (NONE, *table))
+        if self.depth != NONE and self.vqvae is None:
+            raise ValueError(
+                "depth codes need a VQ-VAE: give --vqvae PATH (the released vae-final.pt), "
+                "or --depth none, or --preset embedded for rendered scenes"
+            )
+        if self.arms < 1:
+            raise ValueError(f"arms must be at least 1, got {self.arms}")
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """The teachers of one run: depth, codebook, pointer; None = not asked for."""
+
+    depth: DepthEstimator | None
+    tokenizer: DepthTokenizer | None
+    pointer: GripperPointer | ColumnPointer | None
+
+    def describe(self) -> dict[str, dict[str, str]]:
+        """Role -> the teacher's own description."""
+        roles = {
+            "depth": self.depth,
+            "depth_tokenizer": self.tokenizer,
+            "gripper_pointer": self.pointer,
+        }
+        return {role: teacher.describe() for role, teacher in roles.items() if teacher is not None}
+
+    def check_source(self, info: SourceInfo) -> None:
+        """Raises `UserError` where a pointer reads a column that the dataset does not have."""
+        for name in self.pointer.columns if isinstance(self.pointer, ColumnPointer) else ():
+            if name not in info.columns:
+                raise unknown_name("column for the gripper pointer", name, info.columns)
+
+    @property
+    def answers_are_dear(self) -> bool:
+        """True where the pointer is slow enough that its answers are worth keeping across a crash."""
+        return bool(getattr(self.pointer, "answers_are_dear", False))
+
+
+_lock = threading.Lock()
+_loaded: dict[tuple[TeacherConfig, str], Teachers] = {}
+
+
+def load_teachers(config: TeacherConfig, device: str) -> Teachers:
+    """The process-wide teachers of this configuration: one copy, however many threads ask."""
+    with _lock:
+        key = (config, device)
+        if key not in _loaded:
+            depth = _load("depth teacher", config.depth, DEPTH_ESTIMATORS, config, device)
+            tokenizer = _tokenizer(config, device)
+            pointer = _load("gripper pointer", config.pointer, GRIPPER_POINTERS, config, device)
+            _loaded[key] = Teachers(depth, tokenizer, pointer)
+        return _loaded[key]
+
+
+def _load(
+    kind: str, name: str, table: Mapping[str, str], config: TeacherConfig, device: str
+) -> Any:
+    """The teacher of this name with its own settings out of the common ones; None for `none`."""
+    if name == NONE:
+        return None
+    teacher = registry.resolve(kind, name, table)
+    known = {field.name for field in fields(config)}
+    own = {f.name: getattr(config, f.name) for f in fields(teacher.Settings) if f.name in known}
+    return teacher.load(build(teacher.Settings, own), device)
+
+
+def _tokenizer(config: TeacherConfig, device: str) -> DepthTokenizer | None:
+    if config.depth == NONE:
+        return None
+    path = registry.EMBEDDED_VQVAE if config.vqvae == EMBEDDED else Path(str(config.vqvae))
+    if not path.exists():
+        raise UserError(f"no VQ-VAE at {path}. Give the path of a vae-final.pt with --vqvae.")
+    factory = registry.resolve("depth tokenizer", "vqvae", registry.DEPTH_TOKENIZERS)
+    tokenizer: DepthTokenizer = factory(path, recipe=config.depth_recipe, device=device)
+    return tokenizer

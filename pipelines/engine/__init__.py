@@ -1,0 +1,1 @@
+"""Where the work is done: here, in several processes, or on a cluster through Apache Beam."""
