@@ -15,7 +15,7 @@ from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.lock import locked
 from pipelines import state
-from pipelines.options import nested
+from pipelines.config import nested
 from pipelines.preprocess import Summary, preprocess
 
 COLUMN_POINTS = {
