@@ -9,7 +9,7 @@ from typing import Any
 from molmoact_data.config import as_dict, build
 from molmoact_data.errors import UserError, unknown_name
 from molmoact_data.web.pictures import FetchConfig
-from pipelines.runners import RunnerConfig
+from pipelines.config import RunnerConfig
 
 
 @dataclass(frozen=True)

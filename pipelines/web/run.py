@@ -23,8 +23,8 @@ from molmoact_data.errors import LimitExceeded, UserError
 from molmoact_data.files.folders import write_bytes, write_json
 from molmoact_data.web.catalogue import web_set
 from molmoact_data.web.pictures import PictureFetcher
-from pipelines.progress import frames_counted, show_progress
-from pipelines.runners import run_pipeline
+from pipelines.engine.progress import frames_counted, show_progress
+from pipelines.engine.runners import run_pipeline
 from pipelines.web.config import WebConfig
 from pipelines.web.shards import (
     PICTURES,
