@@ -20,6 +20,7 @@ from molmoact_data.errors import UserError
 
 REFERENCE_ARM_DIM = 7
 DEFAULT_NUM_BINS, MAX_NUM_BINS = 256, 1024
+LARGEST = float(np.finfo(np.float32).max)
 FEATURE_FIELDS = ("mean", "std", "min", "max", "q01", "q99")
 
 
@@ -45,23 +46,25 @@ class FeatureStatistics:
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> FeatureStatistics:
-        """The inverse of `to_json`. Raises UserError when a list is missing or lengths differ."""
+        """The inverse of `to_json`. Raises UserError for what no statistics can be."""
+        if not isinstance(obj, Mapping):
+            raise UserError(f"statistics of a feature must be an object, found {repr(obj)[:40]}")
         missing = [name for name in FEATURE_FIELDS if name not in obj]
         if missing:
-            raise UserError(f"statistics lack {', '.join(missing)}; found {', '.join(obj)}")
-        try:
-            arrays = {name: np.asarray(obj[name], dtype=np.float32) for name in FEATURE_FIELDS}
-        except (TypeError, ValueError) as error:
-            raise UserError(f"statistics must be lists of numbers: {error}") from error
-        wrong = [name for name, array in arrays.items() if not np.isfinite(array).all()]
-        if wrong:
-            raise UserError(f"statistics hold null, NaN or infinite values in {', '.join(wrong)}")
-        if not (arrays["q01"].shape == arrays["q99"].shape and arrays["q01"].ndim == 1):
+            raise UserError(
+                f"statistics lack {', '.join(missing)}; found {', '.join(map(str, obj))}"
+            )
+        arrays = {name: _numbers(name, obj[name]) for name in FEATURE_FIELDS}
+        if len({array.size for array in arrays.values()}) != 1:
             raise UserError("statistics lists differ in length: the file is damaged")
-        if (arrays["q01"] > arrays["q99"]).any():
-            raise UserError("statistics have a q01 above its q99: the file is damaged")
-        if len({array.shape for array in arrays.values()}) != 1:
-            raise UserError("statistics lists differ in length: the file is damaged")
+        for low, high in (("q01", "q99"), ("min", "max"), ("q01", "max"), ("min", "q99")):
+            if (arrays[low] > arrays[high]).any():
+                raise UserError(f"statistics have a {low} above its {high}: the file is damaged")
+            with np.errstate(over="ignore"):
+                if not np.isfinite(arrays[high] - arrays[low]).all():
+                    raise UserError(f"statistics have {low} and {high} too far apart for float32")
+        if (arrays["std"] < 0).any():
+            raise UserError("statistics have a negative std: the file is damaged")
         return cls(**arrays)
 
 
@@ -140,10 +143,15 @@ class ActionSpec:
     @classmethod
     def from_json(cls, rows: Sequence[Mapping[str, bool]]) -> ActionSpec:
         """The inverse of `to_json`."""
-        try:
-            return cls(tuple(DimensionSpec(**row) for row in rows))
-        except TypeError as error:
-            raise UserError(f"the action spec of the statistics is damaged: {error}") from error
+        fields = set(DimensionSpec.__dataclass_fields__)
+        for row in rows if isinstance(rows, list) else [rows]:
+            known = row if isinstance(row, dict) and set(row) <= fields else {}
+            if "normalize" not in known or not all(type(v) is bool for v in known.values()):
+                raise UserError(
+                    "the action spec of the statistics is damaged: every dimension needs normalize, "
+                    f"gripper, invert, each true or false; found {repr(row)[:60]}"
+                )
+        return cls(tuple(DimensionSpec(**row) for row in rows))
 
 
 @dataclass(frozen=True)
@@ -189,10 +197,11 @@ class DatasetStatistics:
         if not isinstance(entry, Mapping) or not isinstance(entry.get("action"), Mapping):
             raise UserError(f"the statistics entry {name!r} has no object `action`")
         action = FeatureStatistics.from_json(entry["action"])
-        if "spec" in entry:
-            spec = ActionSpec.from_json(entry["spec"])
-        else:
-            spec = _spec_of_mask(entry["action"].get("mask"), action.dim)
+        mask = _mask(entry["action"].get("mask"), action.dim)
+        spec = ActionSpec.from_json(entry["spec"]) if "spec" in entry else None
+        if spec is not None and mask is not None and mask != spec.normalize_D.tolist():
+            raise UserError(f"the statistics entry {name!r} has a mask and a spec that contradict")
+        spec = spec or _spec_of_mask(mask, action.dim)
         state = entry.get("proprio")
         return cls(
             key=name,
@@ -219,17 +228,46 @@ def bins_of(entry: Mapping[str, Any]) -> int:
     return found
 
 
+def _numbers(name: str, values: object) -> NDArray[np.float32]:
+    """[D] finite float32 from a list of numbers; true, text and what float32 cannot hold are none."""
+    if not isinstance(values, list) or not values:
+        raise UserError(f"statistics must be lists of numbers; {name} is {repr(values)[:40]}")
+    if any(v is None or (isinstance(v, float | int) and not abs(v) <= LARGEST) for v in values):
+        raise UserError(f"statistics hold null, NaN or infinite values in {name}")
+    wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, int | float)]
+    if wrong:
+        raise UserError(f"statistics must be lists of numbers; {name} holds {repr(wrong[0])[:40]}")
+    return np.asarray(values, dtype=np.float32)
+
+
+def _mask(mask: object, action_dim: int) -> list[bool] | None:
+    if mask is None:
+        return None
+    if not isinstance(mask, list) or not all(type(m) is bool for m in mask):
+        raise UserError(
+            f"the mask of statistics must be a list of true and false: {repr(mask)[:60]}"
+        )
+    if len(mask) != action_dim:
+        raise UserError(
+            f"the mask of statistics has {len(mask)} entries for {action_dim} dimensions"
+        )
+    return mask
+
+
 def _count(entry: Mapping[str, Any], name: str) -> int:
-    if not isinstance(entry.get(name), int):
-        raise UserError(f"the statistics have no whole number {name!r}; found {', '.join(entry)}")
-    return entry[name]
+    value = entry.get(name)
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise UserError(
+            f"the statistics have no whole number {name!r}; it is {repr(value)[:40]} in {', '.join(entry)}"
+        )
+    return value
 
 
-def _spec_of_mask(mask: Sequence[bool] | None, action_dim: int) -> ActionSpec:
+def _spec_of_mask(mask: list[bool] | None, action_dim: int) -> ActionSpec:
     default = ActionSpec.default(action_dim)
-    if mask is None or list(mask) == default.normalize_D.tolist():
+    if mask is None or mask == default.normalize_D.tolist():
         return default
-    return ActionSpec(tuple(DimensionSpec(normalize=bool(m)) for m in mask))
+    return ActionSpec(tuple(DimensionSpec(normalize=m) for m in mask))
 
 
 # Files

@@ -413,7 +413,13 @@ def spoil(**changes: Any) -> list[bytes]:
         ({"language_instruction": [b" "] * STEPS}, RejectReason.INSTRUCTION_MISSING),
         ({"observation__image": [b""] * STEPS}, RejectReason.IMAGE_MISSING),
         ({"observation__image": [jpeg(0)] * (STEPS - 1) + [b""]}, RejectReason.IMAGE_MISSING),
-        ({"observation__image": [jpeg(0)] * (STEPS - 1)}, RejectReason.IMAGE_MISSING),
+        ({"observation__image": [jpeg(0)] * (STEPS - 1)}, RejectReason.LENGTHS_DISAGREE),
+        ({"observation__image": [jpeg(0)] * (STEPS + 1)}, RejectReason.LENGTHS_DISAGREE),
+        ({"is_first": np.zeros(STEPS - 1, np.int64)}, RejectReason.LENGTHS_DISAGREE),
+        ({"action": np.zeros(4 * STEPS - 1, np.float32)}, RejectReason.ACTION_DIMENSION_DIFFERS),
+        ({"language_instruction": [b"a", b"b"]}, RejectReason.INSTRUCTION_AMBIGUOUS),
+        ({"language_instruction": [b"caf\xe9"] * STEPS}, RejectReason.INSTRUCTION_MISSING),
+        ({"language_instruction": [b"nan"] * STEPS}, RejectReason.INSTRUCTION_MISSING),
         ({"observation__image": [b"no picture"] * STEPS}, RejectReason.IMAGE_UNDECODABLE),
     ],
 )
@@ -442,7 +448,7 @@ def test_splits_that_mean_nothing_are_one_error(tmp_path: Path, splits: Any) -> 
     make(root, "bc_z")
     info = json.loads((root / "dataset_info.json").read_text())
     (root / "dataset_info.json").write_text(json.dumps(info | {"splits": splits}))
-    with pytest.raises(UserError, match="`splits` must be a list of objects"):
+    with pytest.raises(UserError, match=r"dataset_info\.json.*(splits|shardLengths)"):
         open_source(root)
     (root / "dataset_info.json").write_text(json.dumps(info | {"splits": None}))
     assert len(open_source(root).episodes) == 3

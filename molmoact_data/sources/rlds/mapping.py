@@ -7,6 +7,7 @@ neither a guess is made from the feature names and reported.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from molmoact_data.sources.rlds.features import RldsFeature
 
 PRESETS = Path(__file__).parent / "presets"
 GUESSED_FPS = 10.0
+HIGHEST_FPS = 1e6
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class RldsMapping:
     state: tuple[Channel, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.fps <= 0:
-            raise ValueError(f"fps must be positive, got {self.fps}")
+        if not 0 < self.fps <= HIGHEST_FPS:
+            raise ValueError(f"fps must be positive and at most {HIGHEST_FPS:g}, got {self.fps}")
         if not self.action:
             raise ValueError("a mapping needs at least one action channel")
 
@@ -49,12 +51,19 @@ def find_mapping(
 ) -> tuple[RldsMapping, str | None]:
     """The mapping of a dataset, and the note to print where it is a guess. Raises `UserError`."""
     if own is not None:
-        return _checked(build(RldsMapping, load_yaml(own)), features, str(own)), None
+        return _checked(_read(own), features, str(own)), None
     for path in sorted(PRESETS.glob("*.yaml")):
         mapping = build(RldsMapping, load_yaml(path))
         if name in mapping.datasets and not _missing(mapping, features):
-            return mapping, None
+            return _checked(mapping, features, f"the preset {path.stem!r}"), None
     return _guess(name, features)
+
+
+def _read(own: Path) -> RldsMapping:
+    try:
+        return build(RldsMapping, load_yaml(own))
+    except UserError as error:
+        raise UserError(str(error) if str(own) in str(error) else f"{own}: {error}") from error
 
 
 def _missing(mapping: RldsMapping, features: Mapping[str, RldsFeature]) -> list[str]:
@@ -69,7 +78,30 @@ def _missing(mapping: RldsMapping, features: Mapping[str, RldsFeature]) -> list[
 def _checked(mapping: RldsMapping, features: Mapping[str, RldsFeature], where: str) -> RldsMapping:
     for name in _missing(mapping, features):
         raise UserError(f"{where}: {unknown_name('feature', name, features)}")
+    for channel in (*mapping.action, *mapping.state):
+        _check_channel(channel, features[channel.feature], where)
+    for name in mapping.instruction:
+        feature = features.get(name)
+        if feature is not None and not (feature.dtype == "string" or feature.is_codes):
+            raise UserError(
+                f"{where}: {name!r} holds {feature.dtype} of shape {list(feature.shape)}; an instruction "
+                "is a text, or whole numbers in a row, the UTF-8 bytes of one"
+            )
     return mapping
+
+
+def _check_channel(channel: Channel, feature: RldsFeature, where: str) -> None:
+    if not feature.is_numeric:
+        raise UserError(
+            f"{where}: {channel.feature!r} is a {feature.kind} of {feature.dtype}, not numbers of a fixed "
+            "shape in every step"
+        )
+    width = math.prod(n or 0 for n in feature.shape)
+    if width <= channel.start or width < (channel.stop or 0):
+        raise UserError(
+            f"{where}: {channel.feature!r} has {width} numbers, there is no "
+            f"{channel.start}..{channel.stop or 'its end'}"
+        )
 
 
 def _guess(name: str, features: Mapping[str, RldsFeature]) -> tuple[RldsMapping, str]:
@@ -83,10 +115,13 @@ def _guess(name: str, features: Mapping[str, RldsFeature]) -> tuple[RldsMapping,
     state = next(
         (n for n in ("observation/state", "observation/proprio", "state") if n in numeric), None
     )
-    texts = [f.name for f in features.values() if f.dtype == "string" and "instruction" in f.name]
+    named = [f for f in features.values() if "instruction" in f.name]
+    texts = [f.name for f in named if f.dtype == "string"] or [f.name for f in named if f.is_codes]
     if not texts:
+        others = [f.name for f in features.values() if f.dtype == "string" or f.is_codes]
         raise UserError(
-            f"RLDS dataset {name!r} has no text feature named *instruction*; write {OWN_MAPPING}"
+            f"RLDS dataset {name!r} has no text named *instruction*; write {OWN_MAPPING} in its folder "
+            f"(docs/rlds.md). Its texts, and whole numbers that may be characters: {', '.join(others) or 'none'}"
         )
     mapping = RldsMapping(
         datasets=(name,),

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
 
 from molmoact_data.errors import EpisodeRejected, UserError, unknown_name
 from molmoact_data.files.inputs import Folder, HubFolder
+from molmoact_data.files.typed import parse_json
 from molmoact_data.sources.base import CameraFeature, EpisodeRef, SourceInfo
 from molmoact_data.sources.channels import OWN_MAPPING
-from molmoact_data.sources.rlds.features import RldsFeature, flatten_features
+from molmoact_data.sources.rlds.features import RldsFeature, read_features
 from molmoact_data.sources.rlds.mapping import RldsMapping, find_mapping
 from molmoact_data.sources.rlds.source import (
     RecordReader,
@@ -38,15 +40,48 @@ _SHARD_NAME = re.compile(
 )
 
 
+@dataclass(frozen=True)
+class _Split:
+    name: str
+    shardLengths: tuple[int | str, ...] = ()
+    """Episodes in each file; TFDS writes numbers as text."""
+
+
+@dataclass(frozen=True)
+class _DatasetInfo:
+    """What is read of `dataset_info.json`."""
+
+    name: str | None = None
+    version: str | None = None
+    splits: tuple[_Split, ...] | None = None
+
+    def lengths(self) -> dict[str, list[int]]:
+        """Split -> episodes per file."""
+        return {split.name: _whole_numbers(split) for split in self.splits or ()}
+
+
+def _whole_numbers(split: _Split) -> list[int]:
+    lengths = [
+        int(n) if str(n).isdecimal() and len(str(n)) < 10 else -1 for n in split.shardLengths
+    ]
+    if -1 in lengths:
+        found = split.shardLengths[lengths.index(-1)]
+        raise UserError(
+            f"{INFO_FILE}: shardLengths of split {split.name!r} must be whole numbers, found "
+            f"{repr(found)[:40]}"
+        )
+    return lengths
+
+
 def open_rlds(folder: Folder, split: str | None = None) -> RldsSource:
     """One split of the dataset in `folder` (`train` unless named). Raises `UserError`."""
-    declared = _json(folder, INFO_FILE)
-    name = str(declared.get("name") or folder.name)
-    features = flatten_features(_json(folder, FEATURES_FILE))
+    declared = parse_json(_DatasetInfo, _content(folder, INFO_FILE), _where(folder, INFO_FILE))
+    name = declared.name or folder.name
+    features = read_features(_content(folder, FEATURES_FILE), _where(folder, FEATURES_FILE))
     own = folder.fetch(OWN_MAPPING) if folder.exists(OWN_MAPPING) else None
     mapping, note = find_mapping(name, features, own)
     split, paths, warnings = _split_files(folder, declared, split)
-    shards, shard_warnings = _shards(folder, paths, _declared_lengths(declared, split))
+    shards, shard_warnings = _shards(folder, paths, declared.lengths().get(split, []))
     reader = RecordReader(folder, tuple(shards))
     source = RldsSource(
         info=SourceInfo(
@@ -128,7 +163,7 @@ def _count_steps(source: RldsSource, episode_index: int) -> int:
 
 
 def _split_files(
-    folder: Folder, declared: Mapping[str, Any], split: str | None
+    folder: Folder, declared: _DatasetInfo, split: str | None
 ) -> tuple[str, list[str], list[str]]:
     """(split, its shard files in order, warnings). A declared split without files is not offered."""
     by_split: dict[str, list[tuple[int, int, str]]] = {}
@@ -145,29 +180,18 @@ def _split_files(
         raise unknown_name("split", split, by_split)
     chosen = split or (DEFAULT_SPLIT if DEFAULT_SPLIT in by_split else sorted(by_split)[0])
     files = sorted(by_split[chosen])
+    for (number, _, path), (following, _, other) in pairwise(files):
+        if number == following:
+            raise UserError(
+                f"{path} and {other} of {folder.name!r} are both file {number} of a split"
+            )
     warnings = []
     if len(files) != files[0][1]:
         warnings.append(f"split {chosen!r}: {len(files)} of {files[0][1]} shards are here")
-    others = sorted(set(_declared_splits(declared)) - set(by_split))
+    others = sorted(set(declared.lengths()) - set(by_split))
     if others:
         warnings.append(f"metadata declares splits without any file: {', '.join(others)}")
     return chosen, [path for _, _, path in files], warnings
-
-
-def _declared_lengths(declared: Mapping[str, Any], split: str) -> list[int]:
-    return _declared_splits(declared).get(split, [])
-
-
-def _declared_splits(declared: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Split -> episodes per shard."""
-    try:
-        splits = declared.get("splits") or ()
-        return {s["name"]: [int(n) for n in s.get("shardLengths") or ()] for s in splits}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{INFO_FILE}: `splits` must be a list of objects with `name` and `shardLengths`, "
-            f"whole numbers; {type(error).__name__}: {error}"
-        ) from error
 
 
 def _shards(
@@ -233,19 +257,20 @@ def _is_depth(feature: RldsFeature) -> bool:
     return feature.dtype != "uint8" or "depth" in feature.name.lower()
 
 
-def _revision(folder: Folder, declared: Mapping[str, Any], paths: Sequence[str]) -> str:
+def _revision(folder: Folder, declared: _DatasetInfo, paths: Sequence[str]) -> str:
     own = [OWN_MAPPING] if folder.exists(OWN_MAPPING) else []  # other numbers, so another revision
     revision = folder.revision([FEATURES_FILE, INFO_FILE, *own, *paths])
     if isinstance(folder, HubFolder):
         return revision
-    return f"{declared.get('version') or '0'}+{revision}"
+    return f"{declared.version or '0'}+{revision}"
 
 
-def _json(folder: Folder, path: str) -> dict[str, Any]:
+def _content(folder: Folder, path: str) -> bytes:
     try:
-        content = json.loads(folder.fetch(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} of {folder.name!r} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} of {folder.name!r} must hold one JSON object")
-    return content
+        return folder.fetch(path).read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        raise UserError(f"{_where(folder, path)} cannot be read: {error.strerror}") from error
+
+
+def _where(folder: Folder, path: str) -> str:
+    return f"{path} of {folder.name!r}"

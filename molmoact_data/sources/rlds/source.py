@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from molmoact_data.sources.base import (
     EpisodeRef,
     SourceInfo,
 )
-from molmoact_data.sources.channels import concatenate
+from molmoact_data.sources.channels import Channel, concatenate
 from molmoact_data.sources.images import iter_image_batches, of_declared_size
 from molmoact_data.sources.lerobot.instructions import frame_instructions
 from molmoact_data.sources.rlds.features import RldsFeature
@@ -74,7 +74,7 @@ class RecordReader:
         record = episode_index - shard.first_episode
         try:
             payload = self._payload(shard, record)
-        except (DamagedRecordError, OSError, EOFError) as error:
+        except (DamagedRecordError, OSError, EOFError, zlib.error) as error:
             self._open = None
             reason = (
                 RejectReason.CHECKSUM_MISMATCH
@@ -152,13 +152,19 @@ class RldsSource:
         raw = self._parse(ref, [*numeric, *texts])
         num_steps = count_steps(raw, self.features)
         values = {name: self._numbers(raw, name, num_steps) for name in numeric}
-        action = self._finite(
-            concatenate(self.mapping.action, values), RejectReason.ACTION_NON_FINITE
+        action = _concatenated(
+            self.mapping.action,
+            values,
+            RejectReason.ACTION_DIMENSION_DIFFERS,
+            RejectReason.ACTION_NON_FINITE,
         )
         state = None
         if self.mapping.state:
-            state = self._finite(
-                concatenate(self.mapping.state, values), RejectReason.STATE_NON_FINITE
+            state = _concatenated(
+                self.mapping.state,
+                values,
+                RejectReason.STATE_DIMENSION_DIFFERS,
+                RejectReason.STATE_NON_FINITE,
             )
         frame_index = np.arange(num_steps, dtype=np.int32)
         return EpisodeColumns(
@@ -176,7 +182,8 @@ class RldsSource:
     ) -> Iterator[dict[str, CameraBatch]]:
         """The stored JPEG or PNG bytes and their pixels, all cameras in lockstep."""
         cameras = [self._camera(key) for key in camera_keys]
-        raw = self._parse(ref, camera_keys)
+        action = [channel.feature for channel in self.mapping.action]
+        raw = self._parse(ref, [*camera_keys, *action])
         num_steps = count_steps(raw, self.features)
         streams = [self._images(raw, camera, num_steps, batch_size) for camera in cameras]
         for _ in range(0, num_steps, batch_size):
@@ -226,22 +233,27 @@ class RldsSource:
                 RejectReason.ACTION_DIMENSION_DIFFERS, f"{name}: {error}"
             ) from error
 
-    def _finite(self, values: NDArray[np.float32], reason: RejectReason) -> NDArray[np.float32]:
-        bad = np.argwhere(~np.isfinite(values))
-        if len(bad):
-            step, axis = (int(n) for n in bad[0])
-            raise EpisodeRejected(reason, f"step {step}, dimension {axis} is {values[step, axis]}")
-        return values
-
     def _instructions(
         self, raw: Mapping[str, FeatureValue], names: Sequence[str], num_steps: int
     ) -> tuple[str, ...]:
         columns: dict[str, list[str | None]] = {}
         for name in names:
-            value = raw.get(self.features[name].key)
-            if isinstance(value, list) and value:
-                texts = [item.decode("utf-8", errors="replace") for item in value]
-                columns[name] = list(texts if len(texts) == num_steps else texts[:1] * num_steps)
+            feature = self.features[name]
+            value = raw.get(feature.key)
+            if value is None or not len(value):
+                continue
+            try:
+                texts = feature.texts(value, num_steps)
+            except ValueError as error:
+                raise EpisodeRejected(
+                    RejectReason.INSTRUCTION_MISSING, f"{name}: {error}"
+                ) from error
+            if len(texts) not in (1, num_steps):
+                raise EpisodeRejected(
+                    RejectReason.INSTRUCTION_AMBIGUOUS,
+                    f"{name} has {len(texts)} texts for {num_steps} steps",
+                )
+            columns[name] = texts if len(texts) == num_steps else texts * num_steps
         return frame_instructions(num_steps, None, {}, columns, ())
 
     def _camera(self, key: str) -> CameraFeature:
@@ -251,16 +263,51 @@ class RldsSource:
         return by_key[key]
 
 
+def _concatenated(
+    channels: Sequence[Channel],
+    values: Mapping[str, NDArray[Any]],
+    differs: RejectReason,
+    non_finite: RejectReason,
+) -> NDArray[np.float32]:
+    """[T, D] float32, finite."""
+    try:
+        found = concatenate(channels, values)
+    except ValueError as error:
+        raise EpisodeRejected(differs, str(error)) from error
+    bad = np.argwhere(~np.isfinite(found))
+    if len(bad):
+        step, axis = (int(n) for n in bad[0])
+        raise EpisodeRejected(non_finite, f"step {step}, dimension {axis} is {found[step, axis]}")
+    return found
+
+
 def count_steps(raw: Mapping[str, FeatureValue], features: Mapping[str, RldsFeature]) -> int:
-    """Steps of the episode, from a feature that has exactly one value per step."""
+    """Steps of the episode: every feature with as many values in each step must say the same number.
+
+    Raises `EpisodeRejected` where they contradict each other, or none is there.
+    """
+    counts: dict[str, int] = {}
     for feature in features.values():
-        scalar = feature.name in COUNTED_FEATURES or feature.kind == "image"
-        if feature.per_step and not feature.nested and scalar and feature.key in raw:
-            if not len(raw[feature.key]):
-                break
-            return len(raw[feature.key])
-    for feature in features.values():
-        size = math.prod(n or 0 for n in feature.shape) if feature.is_numeric else 0
-        if feature.per_step and size and len(raw.get(feature.key, ())):
-            return len(raw[feature.key]) // size
-    raise EpisodeRejected(RejectReason.ROWS_EMPTY, "the episode has no steps")
+        if (
+            not feature.per_step
+            or feature.nested
+            or feature.key not in raw
+            or feature.kind == "text"
+        ):
+            continue
+        try:
+            count = feature.count(raw[feature.key])
+        except ValueError as error:
+            raise EpisodeRejected(
+                RejectReason.ACTION_DIMENSION_DIFFERS, f"{feature.name}: {error}"
+            ) from error
+        if count is not None and (count or feature.kind != "image"):
+            counts[feature.name] = count
+    if not any(counts.values()):
+        raise EpisodeRejected(RejectReason.ROWS_EMPTY, "the episode has no steps")
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise EpisodeRejected(
+            RejectReason.LENGTHS_DISAGREE, f"the features have different numbers of steps: {said}"
+        )
+    return next(iter(counts.values()))

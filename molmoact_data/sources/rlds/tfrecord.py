@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 _MASK_DELTA = 0xA282EAD8
+LARGEST_RECORD = 2**31
+"""Bytes; protobuf has no larger messages."""
+_VARINT_BYTES = 10
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 FeatureValue = list[bytes] | NDArray[np.float32] | NDArray[np.int64]
@@ -65,6 +68,8 @@ def read_record(file: BinaryIO, where: str) -> bytes | None:
     length = _read_length(file, where)
     if length is None:
         return None
+    if length > LARGEST_RECORD:
+        raise DamagedRecordError(f"{where}: says it has {length} bytes, no Example has")
     body = file.read(length + _FOOTER.size)
     if len(body) < length + _FOOTER.size:
         raise DamagedRecordError(f"{where}: cut off, {len(body)} of {length + 4} bytes are left")
@@ -141,7 +146,7 @@ def parse_example(payload: bytes, wanted: Collection[str]) -> dict[str, FeatureV
                 name = bytes(next(_fields(entry, 1))).decode()
                 if name in wanted:
                     found[name] = _feature(next(_fields(entry, 2), memoryview(b"")))
-    except (IndexError, StopIteration, struct.error, UnicodeDecodeError) as error:
+    except (IndexError, StopIteration, struct.error, ValueError) as error:
         raise DamagedRecordError(f"not a tf.train.Example: {error!r}") from error
     return found
 
@@ -182,6 +187,8 @@ def decode_varints(data: NDArray[np.uint8]) -> NDArray[np.int64]:
     number = np.concatenate([[0], np.cumsum(last)[:-1]])
     starts = np.flatnonzero(np.diff(number, prepend=-1))
     position = np.arange(len(data)) - starts[number]
+    if position.max() >= _VARINT_BYTES or not last[-1]:
+        raise IndexError("a number has no end")
     parts = (data & 0x7F).astype(np.uint64) << (7 * position).astype(np.uint64)
     return np.bitwise_or.reduceat(parts, starts).view(np.int64)
 
@@ -213,13 +220,14 @@ def _tagged(view: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 def _varint(view: memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
-    while True:
+    while shift < 7 * _VARINT_BYTES:
         byte = view[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
         shift += 7
+    raise IndexError("a number has no end")
 
 
 def _encode_varint(value: int) -> bytes:
