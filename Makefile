@@ -1,30 +1,39 @@
-# Every target sets up what it needs; nothing but Python 3.10-3.12, git and make is assumed.
+# Every target sets up what it needs; nothing but Python 3.11-3.13, git and make is assumed.
 SHELL := /bin/bash
-PYTHON ?= python3
+# Empty: scripts/find_python.sh looks for 3.12, then 3.13, then 3.11.
+PYTHON ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
+PYTEST := $(BIN)/python -m pytest --durations=15 --durations-min=1
 
-.PHONY: setup demo test check fmt bench cluster-test lock clean
+.PHONY: help setup demo test test-fast check fmt bench cluster-test wheel-test lock clean
+.DEFAULT_GOAL := help
 
-setup: $(VENV)/.ready
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(VENV)/.ready: requirements.lock pyproject.toml scripts/setup.sh
+setup: $(VENV)/.ready ## the virtual environment, with every dependency as locked
+
+$(VENV)/.ready: requirements.lock pyproject.toml scripts/setup.sh scripts/find_python.sh
 	PYTHON=$(PYTHON) VENV=$(VENV) bash scripts/setup.sh
 	touch $@
 
 demo: setup ## the main job on the shipped dataset, with the embedded teachers, without network
 	$(BIN)/molmoact demo --output-path $(OUT) --overwrite
 
-test: check ## lint, types, tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: check ## lint, types, every test
+	$(PYTEST) -n 2 --dist loadfile
 
-check: setup
+test-fast: setup ## the tests that take a second or less each
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not flink and not browser and not gpu"
+
+check: setup ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fmt: setup
+fmt: setup ## format, and mend what lint can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -39,9 +48,12 @@ cluster-test: setup ## a real Flink cluster on this machine; one line where its 
 		*) exit 1 ;; \
 	esac
 
+wheel-test: setup ## the built wheel reads an output with [read] alone: no Beam, no torch
+	VENV=$(VENV) bash scripts/wheel_test.sh
+
 lock: setup ## resolve the pins again
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 \
+	$(BIN)/python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header -o requirements.lock
 
-clean:
+clean: ## forget what was built, run and measured
 	rm -rf $(VENV) out runs build dist .mypy_cache .ruff_cache .pytest_cache

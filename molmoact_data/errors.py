@@ -19,7 +19,7 @@ class UserError(ValueError):
     """Input, flags or environment are wrong. The message says what, why it matters and what to do."""
 
 
-class RejectReason(str, enum.Enum):
+class RejectReason(enum.StrEnum):
     """Why a whole episode is not in the output. The value is what `rejects.jsonl` and reports spell."""
 
     ROWS_MISSING = "rows_missing"

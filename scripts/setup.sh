@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Make $VENV hold the locked dependencies and this package. uv where it can be had, pip otherwise.
 set -euo pipefail
-: "${PYTHON:=python3}" "${VENV:=.venv}"
-"$PYTHON" - <<'EOF'
-import sys
-if not (3, 10) <= sys.version_info[:2] <= (3, 12):
-    sys.exit(f"molmoact needs Python 3.10 to 3.12, found {sys.version.split()[0]}; set PYTHON=python3.11")
-EOF
-[ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
+: "${VENV:=.venv}"
+here=$(dirname "$0")
 python="$VENV/bin/python"
+
+if ! PYTHON="$python" "$here/find_python.sh" >/dev/null 2>&1; then
+    interpreter=$("$here/find_python.sh")
+    "$interpreter" -m venv --clear "$VENV"
+    echo "set-up took $("$interpreter" --version), $interpreter, for $VENV" >&2
+fi
 pip=("$python" -m pip install --quiet --disable-pip-version-check)
 
 install() {

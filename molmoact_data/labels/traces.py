@@ -25,7 +25,7 @@ MIN_USABLE_POINTS = 2
 Point = TypeVar("Point")
 
 
-class TraceRejectReason(str, enum.Enum):
+class TraceRejectReason(enum.StrEnum):
     """Why a frame has no trace. The value is what `trace_reject_reason` and reports spell."""
 
     NO_POINT_NOW = "no_point_now"

@@ -126,7 +126,7 @@ def _good_episodes(path: str, feature: str | None = None) -> Iterator[EpisodeCol
     for ref in source.episodes:
         try:
             yield source.read_columns(ref, extra=() if standard else (str(feature),))
-        except EpisodeRejected as verdict:  # noqa: PERF203 - an episode takes milliseconds
+        except EpisodeRejected as verdict:
             rejected, last = rejected + 1, verdict
             logger.warning("%s: episode %d is left out: %s", path, ref.episode_index, verdict)
     if rejected == len(source.episodes):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-class Finding(str, enum.Enum):
+class Finding(enum.StrEnum):
     """One kind of defect. The value is what reports and tests spell."""
 
     MANIFEST_UNREADABLE = "manifest_unreadable"

@@ -68,7 +68,7 @@ def build_shard(
             for ref, of_episode in groupby(events, key=lambda event: event.ref):
                 try:
                     sums = _label_episode(job, ref, of_episode, teachers, writer, count)
-                except EpisodeRejected as verdict:  # noqa: PERF203 - one episode takes seconds
+                except EpisodeRejected as verdict:
                     rejects.append(Reject(ref.episode_index, verdict.reason.value, verdict.detail))
                 else:
                     written.append((ref.episode_index, sums.frames))

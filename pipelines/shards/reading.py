@@ -67,7 +67,7 @@ def read_events(
             yield Event(ref, source.read_columns(ref, extra=extra))
             for batch in read_frames(job, source, ref):
                 yield Event(ref, batch)
-        except EpisodeRejected as verdict:  # noqa: PERF203 - an episode takes seconds
+        except EpisodeRejected as verdict:
             yield Event(ref, verdict)
 
 
