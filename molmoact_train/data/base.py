@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.statistics import DatasetStatistics
+from molmoact_data.text.annotations import Annotation
 
 Part = Literal["depth", "trace", "action", "state"]
 """What a row of ours may be labelled with."""
@@ -70,6 +71,10 @@ class ConversationRow:
     """(question, answer), at least one."""
     trace: list[list[int]] | None
     """To be drawn on the first image."""
+    annotations: tuple[Annotation, ...] = ()
+    """Of a general set: worded anew at each draw, all of them in one sample; `turns` are then for people."""
+    weight: float = 1.0
+    """Factor of the loss."""
 
 
 Row = RobotRow | ConversationRow

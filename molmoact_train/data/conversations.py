@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
 from molmoact_data.outputs.rows import ParquetRows
+from molmoact_data.text.annotations import Annotation, load
+from molmoact_data.web import rows
 from molmoact_train.data.base import ConversationRow
 
 _KNOWN_CAMERAS = ("image", "primary", "secondary", "wrist", "wrist_image")
@@ -45,7 +47,8 @@ class ConversationSource:
             self._size = min(self._size, max_samples)
         self.cameras = _conversation_cameras(folder, table_schema)[:max_images]
         self._nested = IMAGES in table_schema.names
-        self._annotated = ANNOTATION in table_schema.names
+        optional = (ANNOTATION, rows.ANNOTATIONS, rows.WEIGHT)
+        self._extra = [name for name in optional if name in table_schema.names]
 
     def _open_saved(self) -> tuple[pa.Schema, int]:
         dataset = self._load_saved()
@@ -70,6 +73,8 @@ class ConversationSource:
             images=tuple(_encoded(images[camera], where, camera) for camera in self.cameras),
             turns=_turns(values[CONVERSATIONS], where),
             trace=_annotation(values.get(ANNOTATION), where),
+            annotations=_annotations(values.get(rows.ANNOTATIONS), where),
+            weight=float(values.get(rows.WEIGHT, 1.0)),
         )
 
     def _values(self, index: int) -> dict[str, Any]:
@@ -78,8 +83,7 @@ class ConversationSource:
                 self._table = self._load_saved().with_format("arrow")
             return self._table[index].to_pylist()[0]
         columns = [IMAGES] if self._nested else list(self.cameras)
-        extra = [ANNOTATION] if self._annotated else []
-        return self._groups.read(index, [*columns, CONVERSATIONS, *extra])
+        return self._groups.read(index, [*columns, CONVERSATIONS, *self._extra])
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_table"}
@@ -117,6 +121,16 @@ def _turns(conversations: Any, where: str) -> tuple[tuple[str, str], ...]:
     if not texts or len(texts) % 2:
         raise UserError(f"{where}: {len(texts)} turns are not question and answer pairs.")
     return tuple(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _annotations(value: Any, where: str) -> tuple[Annotation, ...]:
+    """What a general set recorded, from its JSON text."""
+    if value is None:
+        return ()
+    try:
+        return load(value)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{where}: its annotations cannot be read ({error}).") from error
 
 
 def _annotation(value: Any, where: str) -> list[list[int]] | None:

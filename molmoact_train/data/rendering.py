@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from molmoact_data.errors import UserError
 from molmoact_data.text import prompts
+from molmoact_data.text.annotations import render as render_annotation
 from molmoact_data.text.prompts import SampleKind
 from molmoact_train.data.augment import augment
 from molmoact_train.data.base import ConversationRow, Part, RobotRow
@@ -43,6 +44,10 @@ class Rendered:
     answer: str
     row: RobotRow | ConversationRow
     """The labels before augmentation."""
+    conversations: tuple[tuple[str, ...], ...] = ()
+    """Several annotations of the pictures, each question, answer, ...; empty where there is one pair."""
+    weight: float = 1.0
+    """Factor of the loss."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +111,12 @@ def draw_kind(
 def _render_conversation(
     row: ConversationRow, rng: np.random.Generator, settings: RenderSettings
 ) -> Rendered:
-    """A published row as it is; of several question-answer pairs one is drawn.
+    """A published row as it is; several annotations come in an order that is drawn.
 
     Its text may hold a trace or depth of the whole frame, so the first camera is never cropped.
     """
-    question, answer = row.turns[int(rng.integers(len(row.turns)))]
+    conversations = _worded(row, rng)
+    question, answer = conversations[0][:2]
     images = [decode_image(encoded, row.where) for encoded in row.images]
     traces = None if row.trace is None else [row.trace]
     if settings.augment:
@@ -118,7 +124,14 @@ def _render_conversation(
     if traces is not None:
         images[0] = _draw(images[0], traces)
     shrunk = [shrink(image, settings.max_side) for image in images]
-    return Rendered(row.where, "conversation", shrunk, question, answer, row)
+    several = conversations if len(conversations) > 1 or len(conversations[0]) > 2 else ()
+    return Rendered(row.where, "conversation", shrunk, question, answer, row, several, row.weight)
+
+
+def _worded(row: ConversationRow, rng: np.random.Generator) -> tuple[tuple[str, ...], ...]:
+    """Every annotation worded, in a drawn order; a row that is text already has each pair as one annotation."""
+    told = [tuple(render_annotation(a, rng)) for a in row.annotations] or list(row.turns)
+    return tuple(told[int(i)] for i in rng.permutation(len(told)))
 
 
 def shrink(image: Image.Image, max_side: int) -> Image.Image:

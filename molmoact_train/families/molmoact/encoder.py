@@ -29,9 +29,16 @@ VALIDATED_IMAGES = 2
 class MolmoActEncoder:
     """An `Encoder`; see `data.base`."""
 
-    def __init__(self, processor: MolmoActProcessor, settings: RenderSettings) -> None:
+    def __init__(
+        self,
+        processor: MolmoActProcessor,
+        settings: RenderSettings,
+        *,
+        max_tokens: int | None = None,
+    ) -> None:
         self.processor = processor
         self.settings = settings
+        self.max_tokens = max_tokens
 
     @classmethod
     def of_run(
@@ -46,7 +53,7 @@ class MolmoActEncoder:
             crop_depth=own.img_aug_crop_depth,
             max_side=max_image_side(processor),
         )
-        return cls(processor, settings)
+        return cls(processor, settings, max_tokens=config.seq_len)
 
     def rendered(self, row: Row, rng: np.random.Generator) -> Rendered:
         """Pictures and text of the row's sample."""
@@ -54,7 +61,8 @@ class MolmoActEncoder:
 
     def sample(self, position: int, row: Row, rng: np.random.Generator) -> MolmoActSample:
         """Tokens, weights and crops of the row's sample."""
-        return build_sample(position, self.rendered(row, rng), self.processor)
+        rendered = self.rendered(row, rng)
+        return build_sample(position, rendered, self.processor, max_tokens=self.max_tokens)
 
     def collate(self, samples: Sequence[MolmoActSample]) -> MicroBatch:
         """One forward pass, padded to the longest."""

@@ -258,6 +258,59 @@ class MolmoActProcessor:
             "pooled_patches_idx": processed.pooled_patches_idx_M4,
         }
 
+    def annotated_sample(
+        self,
+        images: Sequence[ImageLike],
+        conversations: Sequence[Sequence[str]],
+        *,
+        max_tokens: int | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """As `training_sample` for several annotations of the same pictures, with `branch_ids` int64 [S].
+
+        A conversation is question, answer, question, ...; each is a branch that sees the pictures and itself. Every
+        branch ends with EOS and loses weight by the square root of how many there are, as published. Branches that
+        would lead past `max_tokens` are left out, the first excepted.
+        """
+        processed = self.image_processor.sample(list(images))
+        trunk = [self.bos_id, *self.image_block(processed)]
+        branches: list[tuple[list[int], list[bool]]] = []
+        used = len(trunk)
+        for conversation in conversations:
+            ids, answered = self._branch(conversation)
+            if branches and max_tokens is not None and used + len(ids) - 1 > max_tokens:
+                break
+            branches.append((ids, answered))
+            used += len(ids) - 1
+        inputs = [*trunk, *(i for ids, _ in branches for i in ids[:-1])]
+        targets = [*trunk[1:], branches[0][0][0], *(i for ids, _ in branches for i in ids[1:])]
+        is_answer = [False] * len(trunk) + [a for _, answered in branches for a in answered[1:]]
+        branch_ids = [0] * len(trunk)
+        for number, (ids, _) in enumerate(branches, start=1):
+            branch_ids += [number] * (len(ids) - 1)
+        return {
+            "input_tokens": np.array(inputs, dtype=np.int64),
+            "target_tokens": np.array(targets, dtype=np.int64),
+            "loss_masks": np.array(is_answer, dtype=np.float32)
+            / np.sqrt(np.float32(len(branches))),
+            "branch_ids": np.array(branch_ids, dtype=np.int64),
+            "images": processed.crops_TPC,
+            "image_masks": processed.masks_TP,
+            "pooled_patches_idx": processed.pooled_patches_idx_M4,
+        }
+
+    def _branch(self, conversation: Sequence[str]) -> tuple[list[int], list[bool]]:
+        """Token ids of question, answer, EOS, ... and which of them the model writes."""
+        ids: list[int] = []
+        answered: list[bool] = []
+        for number, text in enumerate(conversation):
+            is_answer = number % 2 == 1
+            # Every message but the first begins with a space.
+            told = f" {text}" if is_answer else " " * (number > 0) + self.prompt(text)
+            tokens_of_it = self.encode(told) + [self.eos_id] * is_answer
+            ids += tokens_of_it
+            answered += [is_answer] * len(tokens_of_it)
+        return ids, answered
+
     def _samples(self, images: ImageBatch | None, count: int) -> list[ProcessedImages | None]:
         """The pictures of each text."""
         if images is None:

@@ -69,6 +69,8 @@ class MolmoActSample:
     """[T, P]."""
     pooled_patches_idx: NDArray[np.int64]
     """[M, 4]."""
+    branch_ids: NDArray[np.int64] | None = None
+    """[S] 0 = shared, k = the k-th annotation of the pictures; None where there is one annotation."""
 
     @property
     def num_tokens(self) -> int:
@@ -76,26 +78,45 @@ class MolmoActSample:
         return len(self.input_tokens)
 
 
-def build_sample(position: int, rendered: Rendered, processor: MolmoActProcessor) -> MolmoActSample:
-    """Tokens, weights, parts and crops of a rendered sample."""
-    fields = processor.training_sample(rendered.images, rendered.question, rendered.answer)
-    weights = fields["loss_masks"]
-    parts = np.zeros(len(weights), dtype=np.int8)
-    answered = np.flatnonzero(weights > 0)
-    parts[answered[:-1]] = answer_parts(rendered.answer, processor)  # the last one is EOS
+def build_sample(
+    position: int,
+    rendered: Rendered,
+    processor: MolmoActProcessor,
+    *,
+    max_tokens: int | None = None,
+) -> MolmoActSample:
+    """Tokens, weights, parts and crops of a rendered sample; `max_tokens` limits how many annotations it has."""
+    fields, parts = _text_fields(rendered, processor, max_tokens)
     crops, slots = fold_equal_crops(fields["images"])
     return MolmoActSample(
         position=position,
         kind=rendered.kind,
         input_tokens=fields["input_tokens"],
         target_tokens=fields["target_tokens"],
-        loss_weights=weights,
+        loss_weights=fields["loss_masks"] * np.float32(rendered.weight),
         parts=parts,
         crops_UPC=crops,
         crop_slots=slots,
         image_masks=fields["image_masks"],
         pooled_patches_idx=fields["pooled_patches_idx"],
+        branch_ids=fields.get("branch_ids"),
     )
+
+
+def _text_fields(
+    rendered: Rendered, processor: MolmoActProcessor, max_tokens: int | None
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.int8]]:
+    """What the processor makes of a sample, and the part of each target."""
+    if rendered.conversations:
+        fields = processor.annotated_sample(
+            rendered.images, rendered.conversations, max_tokens=max_tokens
+        )
+        return fields, np.zeros(len(fields["loss_masks"]), dtype=np.int8)
+    fields = processor.training_sample(rendered.images, rendered.question, rendered.answer)
+    parts = np.zeros(len(fields["loss_masks"]), dtype=np.int8)
+    answered = np.flatnonzero(fields["loss_masks"] > 0)
+    parts[answered[:-1]] = answer_parts(rendered.answer, processor)  # the last one is EOS
+    return fields, parts
 
 
 def fold_equal_crops(
@@ -159,9 +180,16 @@ def collate(samples: Sequence[MolmoActSample]) -> MicroBatch:
         "image_masks": _pad([s.image_masks for s in samples], float(PADDING)),
         "pooled_patches_idx": _pad([s.pooled_patches_idx for s in samples], PADDING),
     }
+    if any(sample.branch_ids is not None for sample in samples):
+        inputs["branch_ids"] = _pad([_branches(sample) for sample in samples], 0)
     return MicroBatch(
         inputs, _pad([s.parts for s in samples], 0), tuple(s.position for s in samples)
     )
+
+
+def _branches(sample: MolmoActSample) -> NDArray[np.int64]:
+    """A sample with one annotation is all trunk: plain causal attention."""
+    return np.zeros_like(sample.input_tokens) if sample.branch_ids is None else sample.branch_ids
 
 
 def _pad(arrays: Sequence[NDArray[Any]], value: float) -> torch.Tensor:

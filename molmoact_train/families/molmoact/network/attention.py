@@ -75,18 +75,27 @@ def positions_from_documents(document_ids_BS: Tensor) -> Tensor:
     return places_S - torch.where(is_start_BS, places_S, 0).cummax(dim=1).values
 
 
+def positions_from_branches(branch_ids_BS: Tensor) -> Tensor:
+    """Position ids int64 [B, S]: the trunk (id 0) counts on, and every branch counts on from where the trunk ends."""
+    trunk_B1 = (branch_ids_BS == 0).sum(dim=1, keepdim=True)
+    within_BS = positions_from_documents(branch_ids_BS)
+    return torch.where(branch_ids_BS > 0, within_BS + trunk_B1, within_BS)
+
+
 def causal_mask(
     num_queries: int,
     *,
     attention_mask_BK: Tensor | None = None,
     document_ids_BK: Tensor | None = None,
+    branch_ids_BK: Tensor | None = None,
 ) -> Tensor:
     """Boolean [B, 1, S, K], True = may be seen; the S queries are the last S of the K key positions.
 
     A token sees itself always, so that a padded row has something to attend to and stays finite.
     """
-    given = attention_mask_BK if attention_mask_BK is not None else document_ids_BK
-    assert given is not None, "a mask is only needed for padding or documents"
+    masks = (attention_mask_BK, document_ids_BK, branch_ids_BK)
+    given = next((mask for mask in masks if mask is not None), None)
+    assert given is not None, "a mask is only needed for padding, documents or branches"
     key_K = torch.arange(given.shape[1], device=given.device)
     query_S = key_K[-num_queries:]
     visible_BSK = (key_K[None, :] <= query_S[:, None])[None]
@@ -96,4 +105,7 @@ def causal_mask(
         runs_BK = document_runs(document_ids_BK)
         same = runs_BK[:, -num_queries:, None] == runs_BK[:, None, :]
         visible_BSK = visible_BSK & same
+    if branch_ids_BK is not None:
+        same = branch_ids_BK[:, -num_queries:, None] == branch_ids_BK[:, None, :]
+        visible_BSK = visible_BSK & (same | (branch_ids_BK == 0)[:, None, :])
     return (visible_BSK | (key_K[None, :] == query_S[:, None]))[:, None]

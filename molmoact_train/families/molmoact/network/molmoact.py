@@ -30,6 +30,7 @@ from molmoact_train.families.molmoact.loss import (
 from molmoact_train.families.molmoact.network.attention import (
     causal_mask,
     padding_is_on_the_right,
+    positions_from_branches,
     positions_from_documents,
     positions_from_mask,
 )
@@ -171,6 +172,7 @@ class MolmoActModel(MolmoActPreTrainedModel):
         document_ids: Tensor | None = None,
         crop_slots: Tensor | None = None,
         past_key_values: Cache | None = None,
+        branch_ids: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [B, S, L] after the final norm."""
         features = None
@@ -180,8 +182,8 @@ class MolmoActModel(MolmoActPreTrainedModel):
             features = self.image_features(images, pooled_patches_idx, image_masks, crop_slots)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
-            position_ids = _positions(input_ids, attention_mask, document_ids, past)
-        mask, is_causal = _visibility(input_ids, attention_mask, document_ids, past)
+            position_ids = _positions(input_ids, attention_mask, document_ids, branch_ids, past)
+        mask, is_causal = _visibility(input_ids, attention_mask, document_ids, branch_ids, past)
         return self.transformer(
             self.embed(input_ids, features),
             position_ids,
@@ -232,6 +234,7 @@ class MolmoActForActionReasoning(MolmoActPreTrainedModel, GenerationMixin):
         *,
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
+        branch_ids: Tensor | None = None,
         crop_slots: Tensor | None = None,
         targets: Tensor | None = None,
         loss_weights: Tensor | None = None,
@@ -252,6 +255,9 @@ class MolmoActForActionReasoning(MolmoActPreTrainedModel, GenerationMixin):
         Packing: `document_ids` int [B, S], one id per sample in a row; tokens see their own document only and
         positions restart with it unless `position_ids` are given.
 
+        Several annotations of one picture: `branch_ids` int [B, S], 0 = what all of them share, k > 0 = the k-th
+        annotation, which sees what is shared and itself, and counts its positions on from what is shared.
+
         Loss: `labels` (Hugging Face: shifted inside, -100 ignored) or, in training, `targets` [B, S] (already
         the next token) with `loss_weights` [B, S] and `loss_divisor` (default: the sum of the weights).
         """
@@ -268,6 +274,7 @@ class MolmoActForActionReasoning(MolmoActPreTrainedModel, GenerationMixin):
             document_ids,
             crop_slots,
             past_key_values,
+            branch_ids,
         )
         if targets is not None:
             return self._training_output(
@@ -319,9 +326,15 @@ class MolmoActForActionReasoning(MolmoActPreTrainedModel, GenerationMixin):
 
 
 def _positions(
-    input_ids: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None, past: int
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    document_ids: Tensor | None,
+    branch_ids: Tensor | None,
+    past: int,
 ) -> Tensor:
-    """Position ids int64 [B, S] or [1, S]: from the documents, the mask, or simply counted."""
+    """Position ids int64 [B, S] or [1, S]: from the branches, the documents, the mask, or simply counted."""
+    if branch_ids is not None:
+        return positions_from_branches(branch_ids)
     if document_ids is not None:
         return positions_from_documents(document_ids)
     if attention_mask is not None:
@@ -330,15 +343,24 @@ def _positions(
 
 
 def _visibility(
-    input_ids: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None, past: int
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    document_ids: Tensor | None,
+    branch_ids: Tensor | None,
+    past: int,
 ) -> tuple[Tensor | None, bool]:
     """The attention mask and whether the plain causal one will do; the cheapest that is right."""
     num_queries = input_ids.shape[1]
-    if document_ids is not None:
+    if document_ids is not None or branch_ids is not None:
         if past:
-            raise ValueError("document_ids are for training; a cache holds one document per row")
+            raise ValueError(
+                "documents and branches are for training; a cache holds one text per row"
+            )
         return causal_mask(
-            num_queries, attention_mask_BK=attention_mask, document_ids_BK=document_ids
+            num_queries,
+            attention_mask_BK=attention_mask,
+            document_ids_BK=document_ids,
+            branch_ids_BK=branch_ids,
         ), False
     padded = attention_mask is not None and not bool(attention_mask.all())
     if not padded:
