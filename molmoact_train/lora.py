@@ -7,7 +7,7 @@ plain PEFT layout, loadable by `peft.PeftModel.from_pretrained`. Letters of shap
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,25 @@ class LoraSettings:
         return cls(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_base_bf16)
 
 
-def target_modules(model: nn.Module) -> list[str]:
-    """The last names of all linear layers; PEFT matches them as suffixes."""
+def target_modules(model: nn.Module, beside: Callable[[str], bool]) -> list[str]:
+    """The last names of all linear layers, which PEFT matches as suffixes; whole names where some are left alone."""
     names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
-    return sorted({name.rpartition(".")[2] for name in names})
+    adapted = [name for name in names if not beside(name + ".weight")]
+    return names_of_targets(adapted, whole=len(adapted) < len(names))
 
 
-def peft_config(settings: LoraSettings, targets: list[str], base: str | None = None) -> Any:
-    """The PEFT configuration that describes these adapters."""
+def names_of_targets(modules: Iterable[str], *, whole: bool) -> list[str]:
+    """Adapted modules as PEFT's `target_modules`."""
+    return sorted({name if whole else name.rpartition(".")[2] for name in modules})
+
+
+def peft_config(
+    settings: LoraSettings,
+    targets: list[str],
+    base: str | None = None,
+    trained_whole: Sequence[str] = (),
+) -> Any:
+    """The PEFT configuration that describes these adapters; `trained_whole` modules are stored beside them."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -56,25 +67,30 @@ def peft_config(settings: LoraSettings, targets: list[str], base: str | None = N
         lora_dropout=settings.dropout,
         target_modules=targets,
         bias="none",
+        modules_to_save=list(trained_whole) or None,
         base_model_name_or_path=base,
     )
 
 
-def add_adapters(model: nn.Module, settings: LoraSettings) -> list[str]:
+def add_adapters(
+    model: nn.Module, settings: LoraSettings, beside: Callable[[str], bool] = lambda _: False
+) -> list[str]:
     """Put adapters into every linear layer in place and freeze all else; returns the target names.
 
+    Parameters that `beside` names by their released name get no adapter and train as they are.
     Values are not set here (the model may still be on `meta`): call `initialise` once it has memory.
     """
     from peft import inject_adapter_in_model
 
-    targets = target_modules(model)
+    targets = target_modules(model, beside)
     config = peft_config(settings, targets)
     config.init_lora_weights = False
     on_meta = next(model.parameters()).is_meta
     inject_adapter_in_model(config, model, adapter_name=ADAPTER, low_cpu_mem_usage=on_meta)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(is_adapter(name))
-        if settings.base_bf16 and not is_adapter(name):
+        trained = is_adapter(name) or beside(plain_name(name))
+        parameter.requires_grad_(trained)
+        if settings.base_bf16 and not trained:
             parameter.data = parameter.data.to(torch.bfloat16)
         elif is_adapter(name):
             parameter.data = parameter.data.float()
@@ -145,12 +161,14 @@ def save_adapter(
 ) -> None:
     """Adapter in plain PEFT layout, with statistics and run configuration beside it.
 
-    `weights` are whole CPU tensors under the model's own names. `folder` must exist.
+    `weights` are whole CPU tensors under the model's own names: adapters, and what trained in full beside them.
+    `folder` must exist.
     """
     from safetensors.torch import save_file
 
-    renamed = {peft_name(n): t.contiguous() for n, t in weights.items() if is_adapter(n)}
+    renamed = {peft_name(n): t.contiguous() for n, t in weights.items()}
     save_file(renamed, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    peft_config(settings, targets, base).save_pretrained(str(folder))
+    whole = sorted({".".join(n.split(".")[:2]) for n in weights if not is_adapter(n)})
+    peft_config(settings, targets, base, whole).save_pretrained(str(folder))
     write_json(folder / "dataset_statistics.json", statistics)
     write_json(folder / "train_config.json", run)

@@ -80,7 +80,8 @@ def model_without_memory(
     with torch.device("meta"):
         model = family.build(folder, config)
     if config.lora:
-        return model, lora.add_adapters(model, lora.LoraSettings.of(config))
+        beside = family.trains_beside_adapters
+        return model, lora.add_adapters(model, lora.LoraSettings.of(config), beside)
     freeze_for_full(model, family, config)
     return model, []
 

@@ -70,7 +70,7 @@ def plan(config: TrainConfig, world: World) -> Plan:
     encoder = family.encoder(folder, config, training=True)
     data = open_training_data(config, family, encoder)
     held_out = open_eval_data(config, family, family.encoder(folder, config, training=False))
-    merged(config, folder, data.sources)
+    family.statistics(merged(config, folder, data.sources), config, folder, data.sources)
     model, _ = model_without_memory(config, folder, family)
     tokens = measure_tokens(data, family)
     flops = family.flops(model, tokens, config)

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 WATCHED = (
     "train/loss",
+    "train/flow_loss",
     "train/accuracy",
     "grad_norm/llm",
     "lr/llm",
@@ -81,7 +82,8 @@ def train(
         data = open_training_data(config, family, encoder)
         plain = family.encoder(model_folder, config, training=False)
         held_out = open_eval_data(config, family, plain)
-        statistics = norm_stats.merged(config, model_folder, data.sources)
+        found = norm_stats.merged(config, model_folder, data.sources)
+        statistics = family.statistics(found, config, model_folder, data.sources)
         resume_from = _claim(run, config, world, resume=resume, overwrite=overwrite)
         if world.is_main:
             write_json(run / schema.STATISTICS_FILE, statistics)

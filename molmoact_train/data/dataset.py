@@ -20,6 +20,9 @@ from molmoact_train.data.sources import ShardSource, Source, SourceOptions, open
 class Reader(Protocol):
     """What the data want to know of a network family."""
 
+    mixes_robots: bool
+    """Whether one run may hold data of different action dimensions."""
+
     def needs(self, config: TrainConfig) -> Mapping[str, frozenset[Part]]:
         """What can be asked of a row, and the labels each question needs."""
         ...
@@ -82,7 +85,8 @@ def open_training_data(config: TrainConfig, family: Reader, encoder: Encoder) ->
     )
     sources = _checked([open_source(a.path, options) for a in arguments], family, config)
     refuse_empty(sources, list(options.needs))
-    check_action_dimensions(sources)
+    if not family.mixes_robots:
+        check_action_dimensions(sources)
     return _mixed(sources, [a.weight for a in arguments], config, encoder)
 
 

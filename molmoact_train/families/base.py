@@ -58,6 +58,8 @@ class Family(Protocol):
     """`model_type` of its checkpoints."""
     groups: tuple[str, ...]
     """Parameter groups with a rate and a gradient limit of their own."""
+    mixes_robots: bool
+    """Whether one run may hold data of different action dimensions."""
 
     # Data
 
@@ -71,6 +73,16 @@ class Family(Protocol):
 
     def encoder(self, folder: Path, config: TrainConfig, *, training: bool) -> Encoder:
         """From the tokenizer and image processor of a model folder; evaluation never augments."""
+        ...
+
+    def statistics(
+        self,
+        found: Mapping[str, Any],
+        config: TrainConfig,
+        folder: Path,
+        sources: Sequence[Source],
+    ) -> dict[str, Any]:
+        """What travels with the run's weights: the `found` entries of checkpoint and data, as the family keeps them."""
         ...
 
     # Network
@@ -100,6 +112,10 @@ class Family(Protocol):
 
     def trains(self, parameter: str, config: TrainConfig) -> bool:
         """Whether full fine-tuning updates the parameter of this released name."""
+        ...
+
+    def trains_beside_adapters(self, parameter: str) -> bool:
+        """Whether LoRA leaves the layer of this released name alone and trains it in full."""
         ...
 
     def decays(self, parameter: str) -> bool:

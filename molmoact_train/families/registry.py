@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DEFAULT = "molmoact"
 FAMILIES: Mapping[str, str] = {
     "molmoact": "molmoact_train.families.molmoact",
+    "molmoact2": "molmoact_train.families.molmoact2",
 }
 """Name -> package, which has `settings.Settings`, `settings.STAGES` and `family.FAMILY`."""
 

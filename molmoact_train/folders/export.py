@@ -133,7 +133,9 @@ def unshard(
         )
     with new_folder(output, overwrite=overwrite, inputs=[checkpoint]) as temporary:
         weights = {lora.plain_name(n): t for n, t in stream_weights(checkpoint, shard_bytes)}
-        targets = sorted({n.split(".lora_")[0].rpartition(".")[2] for n in weights})
+        adapted = {n.split(".lora_")[0] for n in weights if lora.is_adapter(n)}
+        beside = any(not lora.is_adapter(n) for n in weights)
+        targets = lora.names_of_targets(adapted, whole=beside)
         lora.save_adapter(
             temporary,
             weights,

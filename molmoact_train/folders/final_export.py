@@ -55,7 +55,7 @@ def _write_adapter(
     weights = {
         lora.plain_name(name): whole_tensor(parameter)
         for name, parameter in built.model.named_parameters()
-        if lora.is_adapter(name)
+        if parameter.requires_grad
     }
     if world.is_main:
         lora.save_adapter(

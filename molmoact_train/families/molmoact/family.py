@@ -29,6 +29,7 @@ class MolmoActFamily:
 
     name = "molmoact"
     groups: tuple[str, ...] = groups.GROUPS
+    mixes_robots = False
 
     # Data
 
@@ -49,6 +50,15 @@ class MolmoActFamily:
     def encoder(self, folder: Path, config: TrainConfig, *, training: bool) -> MolmoActEncoder:
         processor = MolmoActProcessor.from_pretrained(folder)
         return MolmoActEncoder.of_run(processor, config, training=training)
+
+    def statistics(
+        self,
+        found: Mapping[str, Any],
+        config: TrainConfig,
+        folder: Path,
+        sources: Sequence[Source],
+    ) -> dict[str, Any]:
+        return dict(found)
 
     # Network
 
@@ -87,6 +97,9 @@ class MolmoActFamily:
 
     def trains(self, parameter: str, config: TrainConfig) -> bool:
         return groups.trains_in_full(parameter, config.settings.ft_embedding or "lm_head")
+
+    def trains_beside_adapters(self, parameter: str) -> bool:
+        return False
 
     def decays(self, parameter: str) -> bool:
         return groups.decays(parameter)

@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from molmoact_data.errors import UserError
+from molmoact_train.weights import resolve_model_folder
 
 PROCESSOR_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = (
     "processor_config.json", "tokenizer.json", "tokenizer_config.json",
 )  # fmt: skip
+FAST_FOLDER = "action_tokenizer"
+"""Where an export of ours keeps the action tokenizer, inside the model's folder."""
 SCALE = 10.0
 NUM_IDS = 2048
 MAX_TOKEN_LENGTH = 10_000
@@ -62,6 +65,18 @@ class FastTokenizer:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder / PROCESSOR_FILE} cannot be read: {error!r}.") from error
         return cls(Tokenizer.from_file(str(folder / TOKENIZER_FILE)), **values)  # type: ignore[arg-type]
+
+    @classmethod
+    def of_checkpoint(cls, model_folder: Path, given: str | Path | None) -> FastTokenizer:
+        """The action tokenizer asked for (a folder or a Hub id), or the one inside the model's folder."""
+        if given is not None:
+            return cls.from_folder(resolve_model_folder(str(given)))
+        if (model_folder / FAST_FOLDER).is_dir():
+            return cls.from_folder(model_folder / FAST_FOLDER)
+        raise UserError(
+            "discrete answers need the action tokenizer: give its folder or Hub id with --action-tokenizer "
+            "(allenai/MolmoAct2-FAST-Tokenizer)."
+        )
 
     def save(self, folder: Path) -> None:
         """The inverse of `from_folder`, in the files that the released loader reads."""

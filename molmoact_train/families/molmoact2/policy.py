@@ -36,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 Mode: TypeAlias = Literal["auto", "continuous", "discrete"]
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16"]
-FAST_FOLDER = "action_tokenizer"
-"""Where an export of ours keeps the action tokenizer, inside the model's folder."""
 FREE_TOKENS_PER_STEP = 16
 
 
@@ -141,7 +139,7 @@ class MolmoAct2Policy:
             constrained=constrained,
         )
         tag = processor.stats.tag(statistics_key)
-        fast = _fast(folder, action_tokenizer) if mode == "discrete" else None
+        fast = FastTokenizer.of_checkpoint(folder, action_tokenizer) if mode == "discrete" else None
         chosen = pick_device(device)
         if dtype == "auto":
             dtype = "bfloat16" if chosen.type == "cuda" else "float32"
@@ -350,17 +348,6 @@ def solve(
         dims = torch.arange(noise_BTA.shape[2], device=noise_BTA.device) < action_dim
         dims = dims.expand(len(noise_BTA), -1)
     return euler(model.expert, decoding.expert_context(), noise_BTA, num_steps, dims)
-
-
-def _fast(folder: Path, given: str | Path | None) -> FastTokenizer:
-    """The action tokenizer asked for, or the one inside the model's folder."""
-    if given is not None:
-        return FastTokenizer.from_folder(resolve_model_folder(str(given)))
-    if (folder / FAST_FOLDER).is_dir():
-        return FastTokenizer.from_folder(folder / FAST_FOLDER)
-    raise UserError(
-        "discrete answers need the action tokenizer: give its folder or Hub id (allenai/MolmoAct2-FAST-Tokenizer)."
-    )
 
 
 def _check(model: MolmoAct2, tag: Tag, options: ActOptions, fast: FastTokenizer | None) -> None:

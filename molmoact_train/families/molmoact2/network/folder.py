@@ -17,11 +17,11 @@ from molmoact_train.weights import WeightFiles
 INVERSE_FREQUENCIES = "model.transformer.rotary_emb.inv_freq"
 
 
-def fixed_tensors(config: MolmoAct2Config) -> dict[str, Tensor]:
-    """What the files hold besides parameters: numbers that follow from config.json, fp32."""
+def inverse_frequencies(config: MolmoAct2Config) -> Tensor:
+    """theta^(-2j / head width), fp32, bit for bit as released files hold them."""
     width = config.llm.head_dim
     exponents = torch.arange(0, width, 2, dtype=torch.int64).float() / width
-    return {INVERSE_FREQUENCIES: 1.0 / (config.llm.rope_theta**exponents)}
+    return 1.0 / (config.llm.rope_theta**exponents)
 
 
 def load(
@@ -35,33 +35,31 @@ def load(
     with torch.device("meta"):
         model = MolmoAct2(config)
     files = WeightFiles(folder)
-    check_names(files, model)
+    files.check_names({name: tuple(p.shape) for name, p in model.named_parameters()})
+    check_frequencies(files, config)
     state = {}
-    for name, _ in model.named_parameters():
-        tensor = files.read(name)
+    for name, parameter in model.named_parameters():
+        tensor = files.read_finite(name)
         wanted = tensor.dtype if dtype == "keep" else getattr(torch, dtype)
-        state[name] = tensor.to(device=device, dtype=wanted)
+        state[name] = torch.nn.Parameter(
+            tensor.to(device=device, dtype=wanted), requires_grad=parameter.requires_grad
+        )
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
 
-def check_names(files: WeightFiles, model: MolmoAct2) -> None:
-    """Names, shapes and the fixed numbers of the files; `UserError` says what differs."""
-    fixed = fixed_tensors(model.config)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    files.check_names(shapes | {name: tuple(tensor.shape) for name, tensor in fixed.items()})
-    for name, expected in fixed.items():
-        stored = files.read(name).float()
-        # bf16 files hold them rounded.
-        if not torch.allclose(stored, expected, rtol=1e-2, atol=0.0):
-            raise UserError(
-                f"{files.folder}: {name} is not what rope_theta {model.config.llm.rope_theta:g} of config.json "
-                "gives: the positions of this checkpoint would be read wrongly."
-            )
+def check_frequencies(files: WeightFiles, config: MolmoAct2Config) -> None:
+    """The stored frequencies must be those of config.json; `UserError` otherwise."""
+    expected = inverse_frequencies(config)
+    # bf16 files hold them rounded.
+    if not torch.allclose(files.read(INVERSE_FREQUENCIES).float(), expected, rtol=1e-2, atol=0.0):
+        raise UserError(
+            f"{files.folder}: {INVERSE_FREQUENCIES} is not what rope_theta {config.llm.rope_theta:g} of config.json "
+            "gives: the positions of this checkpoint would be read wrongly."
+        )
 
 
 def released_tensors(model: MolmoAct2) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a released file, by name: the parameters and the fixed numbers."""
-    everything = dict(model.named_parameters()) | fixed_tensors(model.config)
-    for name in sorted(everything):
-        yield name, everything[name].detach()
+    """Every tensor of a released file, by name."""
+    for name, tensor in sorted(model.named_parameters()):
+        yield name, tensor.detach()

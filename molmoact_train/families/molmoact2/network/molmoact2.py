@@ -56,8 +56,21 @@ class Losses:
     """Flow loss per action chunk."""
     loss: Tensor
     """Scalar: cross-entropy + z-loss + flow, each over its own divisor."""
+    logits: Tensor | None = None
+    """[B, S, V], where no loss was asked for."""
     text_rows: Tensor | None = None
     """Index into B*S of the rows of `text`, int64 [R]."""
+
+
+class RotaryFrequencies(nn.Module):
+    """What released files hold beside weights: numbers that follow from `rope_theta`, checked and written back.
+
+    Nothing reads them: positions are rotated with frequencies computed in full precision.
+    """
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.inv_freq = nn.Parameter(torch.zeros(head_dim // 2), requires_grad=False)
 
 
 class VisionLanguageModel(nn.Module):
@@ -78,6 +91,7 @@ class VisionLanguageModel(nn.Module):
         self.image_token_ids = image_token_ids
         self.image_attention = image_attention
         self.transformer = LanguageModel(llm)
+        self.transformer.rotary_emb = RotaryFrequencies(llm.head_dim)
         self.vision_backbone = VisionBackbone(vit, adapter)
 
     def image_features(self, pixels_UPC: Tensor, windows_V4: Tensor) -> Tensor:
@@ -259,6 +273,9 @@ class MolmoAct2(nn.Module):
             documents_BS=documents,
             position_ids_BS=position_ids,
         )
+        if targets is None and chunks is None:
+            logits = self.lm_head(encoded.hidden_BSL)
+            return Losses(text=None, flow_BE=None, loss=logits.new_zeros(()), logits=logits)
         parts: list[Tensor] = []
         text, rows, flow = None, None, None
         if targets is not None:
