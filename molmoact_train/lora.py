@@ -40,7 +40,7 @@ class LoraSettings:
         return cls(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_base_bf16)
 
 
-def target_modules(model: nn.Module, beside: Callable[[str], bool]) -> list[str]:
+def target_modules(model: nn.Module, beside: Callable[[str], bool] = lambda _: False) -> list[str]:
     """The last names of all linear layers, which PEFT matches as suffixes; whole names where some are left alone."""
     names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     adapted = [name for name in names if not beside(name + ".weight")]

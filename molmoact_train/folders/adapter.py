@@ -8,7 +8,7 @@ Letters: r rank, i in, o out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ SOUND_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 _NO_BEARING = frozenset({
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
     "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout",
-    "lora_ga_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "revision",
-    "runtime_config", "target_modules", "task_type", "use_rslora",
+    "lora_ga_config", "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r",
+    "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
 })  # fmt: skip
 """Fields that do not change what an adapter adds, or that are read by name."""
 
@@ -42,6 +42,8 @@ class AdapterConfig:
     init_lora_weights: bool | str | None = True
     base_model_name_or_path: str | None = None
     revision: str | None = None
+    modules_to_save: list[str] | None = None
+    """Modules that trained in full beside the adapters and are stored with them."""
 
     @property
     def scale(self) -> float:
@@ -63,6 +65,8 @@ class Adapter:
     """Base parameter name -> (A [r, i], B [o, r]), fp32."""
     copies: Mapping[str, torch.Tensor]
     """Base parameters that PEFT stored along (it does so for an adapted LM head); they must be the base's."""
+    whole: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Parameters of the `modules_to_save`, trained in full: they replace the base's."""
 
     def delta(self, name: str) -> torch.Tensor:
         """What is added to a base parameter, fp32 [o, i]."""
@@ -78,12 +82,16 @@ def read_adapter(folder: Path) -> Adapter:
             "a LoRA run becomes one with `molmoact unshard`."
         )
     config = read_config(folder)
-    copies, tensors = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    copies: dict[str, torch.Tensor] = {}
+    whole: dict[str, torch.Tensor] = {}
+    saved = tuple(f"{module}." for module in config.modules_to_save or ())
     for name, tensor in _load(folder / ADAPTER_WEIGHTS).items():
         if ".lora_" in name:
             tensors[name] = tensor
         else:
-            copies[name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")] = tensor
+            plain = name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")
+            (whole if saved and plain.startswith(saved) else copies)[plain] = tensor
     matrices = _pairs(folder, tensors)
     _check_ranks(folder, config, matrices)
     if not any(b.any() and a.any() for a, b in matrices.values()) or config.scale == 0:
@@ -98,6 +106,7 @@ def read_adapter(folder: Path) -> Adapter:
         config.scale,
         matrices,
         copies,
+        whole,
     )
 
 

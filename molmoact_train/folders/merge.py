@@ -65,6 +65,16 @@ def check_fits(adapter: Adapter, base: WeightFiles) -> None:
                 f"the adapter {adapter.folder} does not match the base {base.folder}: {name} is "
                 f"{base.shape(name)} there, the adapter is for {expected}."
             )
+    for name, tensor in adapter.whole.items():
+        if name not in known or base.shape(name) != tuple(tensor.shape):
+            raise UserError(
+                f"the adapter {adapter.folder} does not match the base {base.folder}: it replaces {name}, which the "
+                "base does not have in this shape."
+            )
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{adapter.folder}: {name} holds NaN or infinity; this adapter is broken."
+            )
     for name, tensor in adapter.copies.items():
         if name not in known or not torch.equal(base.read(name), tensor.to(base.read(name).dtype)):
             raise UserError(
@@ -95,6 +105,8 @@ def merge_lora(
                 delta = adapter.delta(name)
                 largest = max(largest, float(delta.abs().max()))
                 tensor = (tensor.float() + delta).to(tensor.dtype)
+            elif name in adapter.whole:
+                tensor = adapter.whole[name].to(tensor.dtype)
             writer.add(name, tensor)
         writer.finish()
         config, stats = read_config(base_folder), statistics_beside(adapter_folder)

@@ -123,7 +123,9 @@ class MolmoAct2Encoder:
             "kind": sample.style,
             "images": [f"{len(sample.crops_UPC)} crops"],
             "question": self.processor.decode(sample.input_tokens[:first].tolist()),
-            "answer": "" if first is None else self.processor.decode(sample.input_tokens[first:]),
+            "answer": ""
+            if first is None
+            else self.processor.decode(sample.input_tokens[first:].tolist()),
             "chunk": f"{int(sample.chunk.steps_T.sum())} steps x {int(sample.chunk.dims_A.sum())} dimensions",
         }
 

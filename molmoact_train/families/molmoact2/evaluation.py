@@ -47,7 +47,7 @@ def score(
 def scores(sums: Tensor) -> dict[str, float]:
     """`eval/loss` and `eval/accuracy` of the tokens, `eval/flow_loss` of the chunks; each where there are any."""
     nll, weight, correct, flow, chunks = sums.tolist()
-    found = {}
+    found: dict[str, float] = {}
     if weight:
         found |= {"eval/loss": nll / weight, "eval/accuracy": correct / weight}
     if chunks:
@@ -93,8 +93,8 @@ def _errors(
     row = source.row(index)
     assert row.actions_HD is not None
     tag = encoder.tag(row)
-    mode = "discrete" if encoder.settings.action_mode == "discrete" else "continuous"
-    options = ActOptions(mode=mode, whole_chunk=True, constrained=True)
+    discrete = encoder.settings.action_mode == "discrete"
+    options = ActOptions(mode="discrete" if discrete else "continuous", whole_chunk=True)
     policy = MolmoAct2Policy(model, encoder.processor, tag, options, fast=encoder.fast)
     policy.reset(index)
     images = {
