@@ -82,7 +82,7 @@ COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
         model_folders.merge_lora,
         model_folders.export_hf,
     ),
-    "Robots": (robots.eval_,),
+    "Robots": (robots.eval_, robots.serve),
     "Other": (version,),
 }
 VQVAE_COMMANDS: Mapping[str, Callable[..., None]] = {

@@ -1,4 +1,4 @@
-"""`molmoact eval`: where a model meets a robot."""
+"""`molmoact eval | serve`: where a model meets a robot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ def eval_(
     ] = "tabletop",
     checkpoint: Annotated[
         str, typer.Option(help="Model folder; `embedded`; or a baseline: `expert`, `idle`.")
-    ],
+    ] = "",
+    server: Annotated[
+        str | None,
+        typer.Option(help="ws://host:port of `molmoact serve`, instead of --checkpoint."),
+    ] = None,
     output_path: Annotated[Path, typer.Option(help="Folder for results, page and films.")],
     tasks: Annotated[
         str | None, typer.Option(help="Names with commas; default: all of the environment.")
@@ -44,7 +48,9 @@ def eval_(
     max_steps: Annotated[
         int | None, typer.Option(help="Per episode; default: the environment's own limit.")
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Processes; each loads the model.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(help="Processes; each loads the model, or asks the --server.")
+    ] = 1,
     video: Annotated[
         bool, typer.Option("--video/--no-video", help="A film of every episode.")
     ] = True,
@@ -81,6 +87,7 @@ def eval_(
             "player": {
                 "env": env,
                 "checkpoint": checkpoint,
+                "server": server,
                 "env_settings": parse_settings(env_arg or []),
                 "policy_options": {k: v for k, v in options.items() if v is not None},
                 "vqvae": vqvae,
@@ -110,3 +117,65 @@ def eval_(
         emit_json(results)
     else:
         typer.echo(summary(results))
+
+
+def serve(
+    *,
+    checkpoint: Annotated[str, typer.Option(help="Model folder, or `embedded`.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for a robot on the network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 = any free one.")] = 8000,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the key that clients must send; or set MOLMOACT_API_KEY."),
+    ] = None,
+    max_request_mb: Annotated[int, typer.Option(min=1, help="Largest request, MB.")] = 32,
+    fields: Annotated[
+        Path | None,
+        typer.Option(help="YAML with your robot's keys: images, state, prompt, layout."),
+    ] = None,
+    declare: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=VALUE for the handshake, e.g. gripper=open_is_1; repeat."),
+    ] = None,
+    unnorm_key: Annotated[
+        str | None, typer.Option(help="Entry of norm_stats; needed when there are several.")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a model to robots: openpi's WebSocket protocol and MolmoAct2's HTTP, on one port.
+
+    Example: molmoact serve --checkpoint embedded --port 8000
+    """
+    import asyncio
+
+    from molmoact_data.config import build
+    from molmoact_data.policies import checkpoint_folder, load_policy, policy_class
+    from molmoact_robot.environments.base import parse_settings
+    from molmoact_robot.serving.config import ServeConfig, read_api_key, read_fields
+
+    policy_class(checkpoint_folder(checkpoint))
+    config = build(
+        ServeConfig,
+        {
+            "host": host,
+            "port": port,
+            "api_key": read_api_key(api_key_file),
+            "max_request_bytes": max_request_mb * 2**20,
+            "declared": parse_settings(declare or []),
+            "own_fields": None if fields is None else read_fields(fields),
+        },
+    )
+    from molmoact_robot.serving.server import serve_until_told
+
+    options = {"device": device, "statistics_key": unnorm_key}
+    policy = load_policy(checkpoint, **{k: v for k, v in options.items() if v is not None})
+
+    def listening(port: int) -> None:
+        if as_json:
+            emit_json({"host": host, "port": port, "checkpoint": policy.info.checkpoint})
+        say(f"listening on ws://{host}:{port} and http://{host}:{port}/act")
+
+    asyncio.run(serve_until_told(policy, config, listening))

@@ -10,7 +10,6 @@ import json
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from molmoact_robot.page import percent, render_page
 from molmoact_robot.player import Player, PlayerConfig, check_checkpoint, read_results
 from molmoact_robot.results import TrialResult, summarize
 from molmoact_robot.rollout import Trial
+from molmoact_robot.versions import installed_versions
 from molmoact_robot.workers import Workers
 
 PLAN, RESULTS, PAGE = "plan.json", "results.json", "eval.html"
@@ -58,9 +58,12 @@ class EvalConfig:
                 raise ValueError(f"{name} is a share, 0..1, got {value}")
 
     def settings(self) -> dict[str, Any]:
-        """What decides the result; how it is computed (jobs) and judged (limits) is left out."""
-        left_out = {"jobs", "max_failed_predictions", "min_success"}
-        return {name: value for name, value in as_dict(self).items() if name not in left_out}
+        """What decides the result; how it is computed (jobs, server) and judged (limits) is left out."""
+        settings = as_dict(self)
+        for name in ("jobs", "max_failed_predictions", "min_success"):
+            del settings[name]
+        del settings["player"]["server"]
+        return settings
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def evaluate(
 
     Raises `LimitExceeded` after the files are written where a limit of the config is exceeded.
     """
-    check_checkpoint(config.player.checkpoint)
+    check_checkpoint(config.player)
     if not resume:
         check_free(output_path, overwrite=overwrite)
     player = Player(config.player, output_path)
@@ -119,7 +122,7 @@ def make_plan(config: EvalConfig, player: Player) -> Plan:
         settings=config.settings() | {"tasks": list(tasks)},
         policy=asdict(player.policy.info),
         environment=player.world.describe(),
-        versions={"python": platform.python_version(), **_installed(PACKAGES)},
+        versions={"python": platform.python_version(), **installed_versions(PACKAGES)},
         trials=tuple(Trial(t, k, config.seed + k) for t in tasks for k in range(config.trials)),
     )
 
@@ -227,14 +230,3 @@ def _flat(value: Any, where: str = "") -> dict[str, Any]:
             k: v for name, item in value.items() for k, v in _flat(item, f"{where}{name}.").items()
         }
     return {where.rstrip("."): value}
-
-
-def _installed(packages: Iterable[str]) -> dict[str, str]:
-    return {name: version for name in packages if (version := _version(name)) is not None}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

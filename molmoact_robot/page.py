@@ -52,6 +52,7 @@ def render_page(results: Mapping[str, Any], folder: Path) -> str:
         width=_BAR,
         failed=[_shown(t, folder) for t in trials if t["ended"] != "success"][:MAX_SHOWN],
         successful=[_shown(t, folder) for t in trials if t["ended"] == "success"][:MAX_SHOWN],
+        model=results["policy"]["checkpoint"],
         endings=ENDED_IN_WORDS,
         facts=_facts(results),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from molmoact_data.policies import (
     policy_class,
 )
 from molmoact_robot.baselines import BASELINES
+from molmoact_robot.client import API_KEY_VARIABLE, RemotePolicy
 from molmoact_robot.environments.base import World, open_world
 from molmoact_robot.film import DepthPicture, depth_painter, start_picture, write_film
 from molmoact_robot.results import TrialResult
@@ -36,7 +38,9 @@ class PlayerConfig:
 
     env: str
     checkpoint: str = ""
-    """A model folder, `embedded`, or the name of a baseline."""
+    """A model folder, `embedded`, or the name of a baseline; empty with `server`."""
+    server: str | None = None
+    """`ws://host:port` of a policy server to ask instead. Its API key is read from `API_KEY_VARIABLE`."""
     env_settings: Mapping[str, Any] = field(default_factory=dict)
     policy_options: Mapping[str, Any] = field(default_factory=dict)
     """Of `load_policy`: `device`, `dtype`, `statistics_key`."""
@@ -45,13 +49,17 @@ class PlayerConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     video: bool = True
 
+    def __post_init__(self) -> None:
+        if bool(self.checkpoint) == (self.server is not None):
+            raise ValueError("give either --checkpoint or --server")
+
 
 class Player:
     """Plays trials one after the other. Close it."""
 
     def __init__(self, config: PlayerConfig, folder: Path) -> None:
         self.config, self._folder = config, folder
-        check_checkpoint(config.checkpoint)
+        check_checkpoint(config)
         self.world = open_world(config.env, config.env_settings)
         self.policy = _policy(config, self.world)
         _check_that_they_fit(self.world, self.policy.info)
@@ -73,6 +81,8 @@ class Player:
 
     def close(self) -> None:
         self.world.close()
+        if isinstance(self.policy, RemotePolicy):
+            self.policy.close()
 
 
 def write_result(folder: Path, result: TrialResult) -> None:
@@ -86,10 +96,10 @@ def read_results(folder: Path) -> list[TrialResult]:
     return [_read_result(path) for path in sorted((folder / TRIALS).glob("*.json"))]
 
 
-def check_checkpoint(name: str) -> None:
+def check_checkpoint(config: PlayerConfig) -> None:
     """Raises `UserError` where `--checkpoint` names nothing that acts. Imports nothing heavy."""
-    if name not in BASELINES:
-        policy_class(checkpoint_folder(name))
+    if config.server is None and config.checkpoint not in BASELINES:
+        policy_class(checkpoint_folder(config.checkpoint))
 
 
 def _read_result(path: Path) -> TrialResult:
@@ -100,16 +110,14 @@ def _read_result(path: Path) -> TrialResult:
 
 
 def _policy(config: PlayerConfig, world: World) -> Policy:
+    if config.server is not None:
+        return RemotePolicy(config.server, api_key=os.environ.get(API_KEY_VARIABLE))
     if config.checkpoint in BASELINES:
         return BASELINES[config.checkpoint](world)
     return load_policy(config.checkpoint, **config.policy_options)
 
 
 def _check_that_they_fit(world: World, info: PolicyInfo) -> None:
-    if info.num_cameras > world.num_cameras:
-        raise UserError(
-            f"the model reads {info.num_cameras} images and the environment has {world.num_cameras} cameras."
-        )
     if info.action_dim != world.action_dim:
         raise UserError(
             f"the model's actions have {info.action_dim} values (statistics {info.statistics_key!r}) and the "
@@ -118,6 +126,8 @@ def _check_that_they_fit(world: World, info: PolicyInfo) -> None:
 
 
 def _depth_picture(config: PlayerConfig) -> DepthPicture | None:
+    if config.server is not None and config.vqvae is None:
+        return None
     own = checkpoint_folder(config.checkpoint) / VQVAE_OF_A_CHECKPOINT
     shipped = EMBEDDED if config.checkpoint == EMBEDDED else None
     name = config.vqvae or (str(own) if own.is_file() else shipped)

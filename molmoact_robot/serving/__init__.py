@@ -1,0 +1,1 @@
+"""A model on the wire, in the protocols that robots already speak."""
