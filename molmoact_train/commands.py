@@ -42,6 +42,14 @@ def train(
             help="PATH[:weight], repeatable: preprocess outputs or published-mixture rows."
         ),
     ] = None,
+    mixture: Annotated[
+        str | None,
+        typer.Option(help="Folder of downloads and outputs: draw the stage's published mixture."),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="Group or set of the mixture to leave out, repeatable."),
+    ] = None,
     save_folder: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
     duration: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     global_batch_size: Annotated[int | None, typer.Option(help="Samples per step.")] = None,

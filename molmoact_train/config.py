@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from molmoact_data.config import build
 from molmoact_data.errors import UserError, unknown_name
+from molmoact_train.data.published import published_mixture
 from molmoact_train.families import registry
 
 Scheduler = Literal["cosine_with_warmup", "constant"]
@@ -101,6 +103,11 @@ class TrainConfig:
     """WANDB_MODE=offline works."""
     wandb_entity: str | None = None
 
+    mixture: str | None = None
+    """Folder of downloads and outputs: `data` is then the stage's whole published mixture, at its rates."""
+    without: tuple[str, ...] = ()
+    """Groups or sets of the published mixture to leave out; the others are drawn more often."""
+
     settings: Any
     """The family's own fields: an instance of `families.registry.settings_class(family)`."""
 
@@ -162,7 +169,24 @@ def resolve(stage: str, *layers: Mapping[str, Any]) -> TrainConfig:
         settings.before_layer(values, given)
         values.update(given)
     settings.complete(values)
+    _expand_mixture(values)
     return _assemble(values, settings)
+
+
+def _expand_mixture(values: dict[str, Any]) -> None:
+    """`mixture` -> the `data` it stands for, so that a run is resumed with what it began with."""
+    if values.get("mixture") is None:
+        if values.get("without"):
+            raise UserError(
+                "--without leaves sets of a published mixture out: it needs --mixture FOLDER."
+            )
+        return
+    if values.get("data"):
+        raise UserError("--mixture says what the data are: give it or --data, not both.")
+    found = published_mixture(
+        values["stage"], Path(values["mixture"]), tuple(values.get("without", ()))
+    )
+    values["data"] = found.data_arguments()
 
 
 def _assemble(values: Mapping[str, Any], settings: Any) -> TrainConfig:

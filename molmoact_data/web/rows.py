@@ -18,6 +18,8 @@ from molmoact_data import schema
 from molmoact_data.text.annotations import dump, render
 from molmoact_data.web.examples import WebExample
 
+MANIFEST_FILE = "web_manifest.json"
+"""Written last: a folder without it is not finished."""
 IMAGE, CONVERSATIONS, ANNOTATION = "image", "conversations", "annotation"
 ANNOTATIONS, WEIGHT, KEY, SET = "annotations", "weight", "key", "set"
 

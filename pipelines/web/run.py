@@ -23,6 +23,7 @@ from molmoact_data.errors import LimitExceeded, UserError
 from molmoact_data.files.folders import write_bytes, write_json
 from molmoact_data.web.catalogue import web_set
 from molmoact_data.web.pictures import PictureFetcher
+from molmoact_data.web.rows import MANIFEST_FILE
 from pipelines.engine.progress import frames_counted, show_progress
 from pipelines.engine.runners import run_pipeline
 from pipelines.web.config import WebConfig
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     import apache_beam as beam
 
 logger = logging.getLogger(__name__)
-
-WEB_MANIFEST = "web_manifest.json"
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,12 @@ def preprocess_web(config: WebConfig) -> WebResult:
 
 def _claim(output: Path, config: WebConfig) -> None:
     known = output / STATE / "config.json"
-    if (output / WEB_MANIFEST).is_file() or known.is_file():
+    if (output / MANIFEST_FILE).is_file() or known.is_file():
         if not config.resume:
             raise UserError(
                 f"{output} exists already: --resume goes on with it, or choose another --output-path."
             )
-        before = json.loads((known if known.is_file() else output / WEB_MANIFEST).read_text())
+        before = json.loads((known if known.is_file() else output / MANIFEST_FILE).read_text())
         before = before.get("config", before)
         if before != config.fingerprint():
             raise UserError(
@@ -135,7 +134,7 @@ def _finish(output: Path, config: WebConfig, shards: Sequence[WebShard], built: 
         "dead_links_by_host": dict(_by_host(rejects)),
         "shards": [{k: v for k, v in asdict(shard).items() if k != "rejects"} for shard in shards],
     }
-    write_json(output / WEB_MANIFEST, manifest)
+    write_json(output / MANIFEST_FILE, manifest)
     share = len(rejects) / max(1, rows + len(rejects))
     if share > config.max_reject_fraction or not rows:
         told = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
