@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def robot_rows(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixture")
     with PictureServer() as server:
         write_everything(folder / "raw", server)
@@ -54,7 +53,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             preprocess_web(replace(base, name=name, output_path=str(folder / "web" / name)))
     for name in ROBOTS:
         robot_rows(folder / "MolmoAct-Pretraining-Mixture" / name)
-    yield folder
+    return folder
 
 
 def test_the_rates_are_the_published_ones(root: Path) -> None:
