@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OUT ?= out/demo
 PYTEST := $(BIN)/python -m pytest --durations=15 --durations-min=1
 
-.PHONY: help setup demo test test-fast check fmt bench cluster-test wheel-test lock clean
+.PHONY: help setup demo test test-fast check fmt bench fuzz cluster-test wheel-test lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -39,6 +39,11 @@ fmt: setup ## format, and mend what lint can
 
 bench: setup ## every benchmark that needs no GPU, one after the other
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+COUNT ?= 1000
+SEED ?= 0
+fuzz: setup ## thousands of broken inputs: each is one line, or right; COUNT of every kind
+	PYTHONPATH=.:tests $(BIN)/python -m fuzz --count $(COUNT) --seed $(SEED)
 
 cluster-test: setup ## a real Flink cluster on this machine; one line where its jars cannot be had
 	@$(BIN)/python -m scripts.flink.distribution; case $$? in \
