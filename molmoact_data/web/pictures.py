@@ -19,11 +19,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urljoin, urlsplit
 
 from molmoact_data.files.folders import write_bytes, write_json
+
+if TYPE_CHECKING:
+    import httpx
 
 Reason = Literal[
     "link_dead",
@@ -117,6 +121,14 @@ class PictureFetcher:
         write_bytes(kept, content)
         return _checked_hash(content, sha256)
 
+    @cached_property
+    def _client(self) -> httpx.Client:
+        """One for all threads: connections to a host are kept, and certificates are read once."""
+        import httpx
+
+        headers = {"User-Agent": self.config.user_agent, "Accept": "image/*"}
+        return httpx.Client(timeout=self.config.timeout_s, headers=headers)
+
     def forget_verdicts(self) -> int:
         """Delete what is remembered of dead links, so that they are asked once more; returns how many."""
         verdicts = list(self.folder.glob("*/*.json"))
@@ -153,26 +165,19 @@ class PictureFetcher:
 
     def _ask(self, url: str) -> bytes | _Busy | str:
         """The content, a request to come back later, or where the picture has moved."""
-        import httpx
-
         host = _host(url)
         self._refuse_private(url)
-        with self._turn(host), _network_errors(url):
-            headers = {"User-Agent": self.config.user_agent, "Accept": "image/*"}
-            with (
-                httpx.Client(timeout=self.config.timeout_s, headers=headers) as client,
-                client.stream("GET", url) as response,
-            ):
-                self._refuse_private_peer(url, response)
-                if response.status_code in _MOVED:
-                    return urljoin(url, response.headers.get("location", ""))
-                if response.status_code in _BUSY:
-                    return _Busy(
-                        response.status_code, _seconds(response.headers.get("retry-after"))
-                    )
-                if response.status_code != 200:
-                    raise PictureRejected("link_dead", f"status {response.status_code}")
-                return self._read(response)
+        with self._turn(host), _network_errors(url), self._client.stream("GET", url) as response:
+            self._refuse_private_peer(url, response)
+            if response.status_code in _MOVED:
+                return urljoin(url, response.headers.get("location", ""))
+            if response.status_code in _BUSY:
+                return _Busy(
+                    response.status_code, _seconds(response.headers.get("retry-after"))
+                )
+            if response.status_code != 200:
+                raise PictureRejected("link_dead", f"status {response.status_code}")
+            return self._read(response)
 
     def _read(self, response: Any) -> bytes:
         announced = int(response.headers.get("content-length") or 0)

@@ -104,7 +104,7 @@ def _published(stage: str, root: Path) -> tuple[dict[str, float], list[MixtureSe
             fetch = f"molmoact download {name} --output-path {root}"
             sets.append(MixtureSet(name, group, _first_with_rows(places), 1, fetch))
     if stage == "pretrain":
-        shares |= GROUP_RATES
+        shares.update({str(group): rate for group, rate in GROUP_RATES.items()})
         for name, entry in WEB_SETS.items():
             folder = next((f for f in (root / "web" / name, root / name) if _manifest(f)), None)
             size = 1 if folder is None else int(_manifest(folder)["size_in_mixture"])
