@@ -172,9 +172,7 @@ class PictureFetcher:
             if response.status_code in _MOVED:
                 return urljoin(url, response.headers.get("location", ""))
             if response.status_code in _BUSY:
-                return _Busy(
-                    response.status_code, _seconds(response.headers.get("retry-after"))
-                )
+                return _Busy(response.status_code, _seconds(response.headers.get("retry-after")))
             if response.status_code != 200:
                 raise PictureRejected("link_dead", f"status {response.status_code}")
             return self._read(response)
