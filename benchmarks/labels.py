@@ -19,9 +19,10 @@ import numpy as np
 import pyarrow as pa
 
 from molmoact_data.labels.actions import bin_actions, chunk, normalize
+from molmoact_data.labels.labels import EpisodeLabels
 from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.labels.traces import TraceConfig, episode_traces
-from molmoact_data.outputs.columns import EpisodeLabels, label_columns
+from molmoact_data.outputs.columns import label_columns
 from molmoact_data.outputs.shards import ShardWriter
 from molmoact_data.schema import RecordLayout
 from molmoact_data.sources.base import EpisodeColumns

@@ -50,7 +50,8 @@ def depth_anything(encoder: str) -> torch.nn.Module:
 
 def vqvae_network() -> torch.nn.Module:
     """The released VQ-VAE geometry, its encoder as `forward`."""
-    from vqvae.model import VQVAE, Geometry
+    from vqvae.config import Geometry
+    from vqvae.model import VQVAE
 
     with torch.device("meta"):
         return VQVAE(Geometry()).eval()

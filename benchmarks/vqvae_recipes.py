@@ -28,12 +28,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from molmoact_data.processes import World
-from vqvae import places, run_folder
 from vqvae.config import TrainConfig, resolve_config
-from vqvae.data import DepthSet, collect
+from vqvae.depth import places
+from vqvae.depth.data import DepthSet, collect
 from vqvae.evaluate import ALL, evaluate
 from vqvae.model import nearest_code
-from vqvae.train import Trainer, batch_rows
+from vqvae.training import folder as run_folder
+from vqvae.training.train import Trainer, batch_rows
 
 CHECKPOINTS = (40, 60, 80, 120, 160, 200, 250, 300, 400, 500, 600, 800, 1000)
 REPORTED = ("mse", "abs_rel", "delta1", "boundary_mae", "codes_used", "perplexity")

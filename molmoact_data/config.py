@@ -88,6 +88,8 @@ def _sentence(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
         return str(unknown_name(where, str(problem["input"]), choices))
+    if problem["type"] == "missing":
+        return f"--{where.replace('_', '-')} is missing."
     message = problem["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
 

@@ -26,7 +26,8 @@ from molmoact_data.outputs.shards import (
     plan_shards,
 )
 from molmoact_data.sources.base import EpisodeRef
-from pipelines import manifest, state
+from pipelines import state
+from pipelines.shards import manifest
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,11 @@ from molmoact_data.sources.selection import select_episodes
 from molmoact_data.statistics import DatasetStatistics, read_statistics
 from molmoact_data.teachers import registry
 from molmoact_data.teachers.choice import EMBEDDED, Teachers, load_teachers
-from pipelines import manifest, state
+from pipelines import state
 from pipelines.config import LabelConfig, PreprocessConfig
 from pipelines.engine.stages import build_missing_shards, compute_statistics
 from pipelines.job import Job
+from pipelines.shards import manifest
 from pipelines.statistics import OBSERVED, describe_grippers
 
 logger = logging.getLogger(__name__)

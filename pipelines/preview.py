@@ -25,7 +25,7 @@ from molmoact_data.pictures.film import (
     frame_name,
     side_by_side,
 )
-from molmoact_data.report.pictures import draw_labels
+from molmoact_data.pictures.overlay import draw_labels
 from molmoact_data.sources.base import EpisodeColumns, EpisodeRef, EpisodeSource
 from molmoact_data.sources.opening import open_source
 from molmoact_data.teachers.choice import Teachers, load_teachers

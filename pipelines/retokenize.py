@@ -31,8 +31,9 @@ from molmoact_data.outputs.shards import (
 )
 from molmoact_data.sources.base import EpisodeRef
 from molmoact_data.statistics import DatasetStatistics
-from pipelines import manifest, state
+from pipelines import state
 from pipelines.config import LabelConfig
+from pipelines.shards import manifest
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from molmoact_data.config import build
 from vqvae import checkpoint
 from vqvae.config import PRESETS, TrainConfig
-from vqvae.train import train
+from vqvae.training.train import train
 
 TARGET = Path(__file__).parent.parent / "molmoact_data/teachers/weights/embedded_vqvae.safetensors"
 DATA = ("simulator:3000:train", "procedural:60:1")

@@ -132,9 +132,9 @@ def write_output(
 ) -> Path | str:
     """A complete output at `root`: `write_output(path, source=..., action_bins=...)`."""
     from molmoact_data.teachers.choice import Teachers
-    from pipelines import manifest
     from pipelines.config import LabelConfig
     from pipelines.job import Job
+    from pipelines.shards import manifest
     from pipelines.shards.build import build_shard
 
     source = source or DotSource()

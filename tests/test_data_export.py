@@ -206,9 +206,9 @@ def output_of(root: Path, dataset: Path) -> Path:
     from molmoact_data.outputs.shards import plan_shards
     from molmoact_data.sources.opening import open_source
     from molmoact_data.teachers.choice import Teachers
-    from pipelines import manifest
     from pipelines.config import LabelConfig
     from pipelines.job import Job
+    from pipelines.shards import manifest
     from pipelines.shards.build import build_shard
 
     source = open_source(str(dataset))

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from molmoact_data.labels.labels import EpisodeLabels
 from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.labels.quality import QualitySums, episode_sums, merge, summarise
 from molmoact_data.labels.traces import TraceConfig, episode_traces
-from molmoact_data.outputs.columns import EpisodeLabels
 
 
 def labels_of(xy_T2: list[list[float]], codes_TG: list[list[int]] | None = None) -> EpisodeLabels:

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from molmoact_data.labels.actions import chunk
+from molmoact_data.labels.labels import EpisodeLabels
 from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.labels.traces import TraceConfig, episode_traces
-from molmoact_data.outputs.columns import EpisodeLabels, label_columns
+from molmoact_data.outputs.columns import label_columns
 from molmoact_data.schema import RecordLayout
 from molmoact_data.sources.base import EpisodeColumns
 

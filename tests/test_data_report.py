@@ -15,10 +15,11 @@ from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
 from molmoact_data.labels.actions import bin_actions, chunk, normalize
+from molmoact_data.labels.labels import EpisodeLabels
 from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.labels.quality import episode_sums, merge, summarise
 from molmoact_data.labels.traces import TraceConfig, episode_traces
-from molmoact_data.outputs.columns import EpisodeLabels, label_columns
+from molmoact_data.outputs.columns import label_columns
 from molmoact_data.outputs.shards import ShardWriter
 from molmoact_data.pictures.images import encode_jpeg
 from molmoact_data.report.data import FRAME_DISTANCE, NUM_WORST, read_report_data

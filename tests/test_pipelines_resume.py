@@ -144,7 +144,7 @@ def test_resume_on_a_complete_output_reads_no_frame_and_writes_nothing(
     def forbidden(*arguments: object, **more: object) -> None:
         pytest.fail("a complete output was worked on")
 
-    monkeypatch.setattr("pipelines.manifest.write_report", forbidden)
+    monkeypatch.setattr("pipelines.shards.manifest.write_report", forbidden)
     monkeypatch.setattr("pipelines.preprocess.build_missing_shards", forbidden)
     summary = run(dataset, finished, resume=True)
     assert (summary.shards_built, summary.frames) == (0, 71)

@@ -19,7 +19,8 @@ from molmoact_data.labels.depth import DepthTokenizer
 from vqvae import checkpoint as checkpoint_io
 from vqvae.checkpoint import Checkpoint
 from vqvae.codec import VQVAECodec
-from vqvae.model import VQVAE, Geometry, nearest_code
+from vqvae.config import Geometry
+from vqvae.model import VQVAE, nearest_code
 from vqvae.recipe import REFERENCE, RELEASED, Recipe, encoder_input, from_encoder_range, resize_u8
 
 TINY = Geometry(

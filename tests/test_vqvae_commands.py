@@ -19,7 +19,8 @@ from molmoact_data.text import tokens
 from vqvae import checkpoint as checkpoint_io, files
 from vqvae.checkpoint import Checkpoint
 from vqvae.codec import VQVAECodec
-from vqvae.model import VQVAE, Geometry
+from vqvae.config import Geometry
+from vqvae.model import VQVAE
 from vqvae.recipe import REFERENCE, RELEASED
 
 EMBEDDED = ROOT / "molmoact_data" / "teachers" / "weights" / "embedded_vqvae.safetensors"
@@ -222,7 +223,7 @@ def test_train_command_runs_and_resumes(tmp_path: Path) -> None:
 
 def test_the_embedded_codebook_is_alive_and_small() -> None:
     # Held to its card: a codebook that has collapsed, or a file that has grown, must not ship.
-    from vqvae.scenes import depth_maps
+    from vqvae.depth.scenes import depth_maps
 
     assert EMBEDDED.stat().st_size < 3e6
     codec = VQVAECodec(EMBEDDED)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from made_outputs import DotSource, write_output
 
-from molmoact_data import schema
-from molmoact_data.errors import LimitExceeded, UserError
-from vqvae import data, places
-from vqvae.data import DepthEpisode, collect, metric_to_inverse, scale_episode
-from vqvae.evaluate import flicker
-from vqvae.measure import check_min_codes
+from molmoact_data.errors import EpisodeRejected, LimitExceeded, RejectReason, UserError
+from molmoact_data.outputs.output import Output
+from vqvae.depth import data, places
+from vqvae.depth.data import (
+    DepthEpisode,
+    collect,
+    metric_to_inverse,
+    prepare_frames,
+    scale_episode,
+    write_cache,
+)
+from vqvae.depth.scenes import depth_maps, random_scene, render_episode
+from vqvae.evaluate import check_min_codes, flicker
 from vqvae.metrics import (
     ReconstructionSums,
     boundary_mask,
@@ -23,8 +32,7 @@ from vqvae.metrics import (
     code_usage,
     reconstruction_sums,
 )
-from vqvae.recipe import RELEASED
-from vqvae.scenes import depth_maps, random_scene, render_episode
+from vqvae.recipe import RELEASED, Recipe
 
 
 def test_reconstruction_numbers_equal_a_loop_over_pixels() -> None:
@@ -145,40 +153,59 @@ class MeanOfColours:
         return rgb_NHWC.mean(axis=-1).astype(np.float32)
 
 
-def test_shards_give_depth_per_episode_from_their_images(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, (5, 6, 8, 3), dtype=np.uint8)
-    layout = schema.RecordLayout(
-        cameras=("primary",), action_dim=None, state_dim=None, depth_codes=None, num_arms=None
-    )
-    rows = [
-        {
-            "dataset": "toy", "revision": "r", "episode_index": int(i >= 3), "frame_index": i,
-            "timestamp_s": 0.0, "instruction": "go",
-            "image_primary": {"bytes": cv2.imencode(".png", f[..., ::-1])[1].tobytes(), "path": None},
-        }
-        for i, f in enumerate(frames)
-    ]  # fmt: skip
-    (tmp_path / schema.DATA_DIR).mkdir()
-    pq.write_table(
-        pa.Table.from_pylist(rows, schema=layout.arrow_schema()), tmp_path / "data" / "a.parquet"
-    )
-    (tmp_path / schema.MANIFEST_FILE).write_text(json.dumps({}))
+def test_shards_give_depth_per_episode_from_their_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Episodes of 12, 3 and 13 frames lie across batches of 5, row groups of 4 and two shards."""
+    monkeypatch.setattr("molmoact_data.outputs.shards.ROWS_PER_ROW_GROUP", 4)
+    monkeypatch.setattr(places, "_FRAMES_PER_BATCH", 5)
+    root = str(write_output(tmp_path / "out", DotSource((12, 3, 13)), frames_per_shard=15))
     with pytest.raises(UserError, match="--depth-encoder"):
-        list(places.open_place(str(tmp_path), "auto", None, 32))
-    episodes = list(places.open_place(str(tmp_path), "auto", MeanOfColours(), 32))
-    assert [(e.dataset, e.key) for e in episodes] == [("toy", "episode 0"), ("toy", "episode 1")]
-    np.testing.assert_allclose(
-        np.concatenate([e.depth_THW for e in episodes]), frames.mean(-1), rtol=1e-6
+        list(places.open_place(root, "auto", None, 32))
+    episodes = list(places.open_place(root, "auto", MeanOfColours(), 32))
+    assert [(e.dataset, e.key) for e in episodes] == [("dots", f"episode {i}") for i in range(3)]
+    rows = list(Output.open(root).rows(["episode_index", "image_primary"]))
+    for index, episode in enumerate(episodes):
+        stored = [r["image_primary"]["bytes"] for r in rows if r["episode_index"] == index]
+        frames = [cv2.imdecode(np.frombuffer(b, np.uint8), cv2.IMREAD_COLOR) for b in stored]
+        sizes = [len(batch) for batch in episode.batches()]
+        assert (sum(sizes), max(sizes) <= 5) == (len(frames), True)
+        found = np.concatenate(list(episode.batches()))  # a second pass gives the same
+        np.testing.assert_allclose(found, np.stack(frames).mean(-1), atol=1.5)
+
+
+def test_an_episode_that_turns_out_bad_is_left_out_as_a_whole(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    good = [DepthEpisode.of_maps("d", f"e{i}", rng.random((4, 20, 24), np.float32)) for i in (0, 1)]
+
+    def half() -> Iterator[np.ndarray]:
+        yield good[0].depth_THW
+        raise EpisodeRejected(RejectReason.VIDEO_UNDECODABLE, "cut in the middle")
+
+    settings = {"size": 16, "recipe": Recipe(), "scaling": "image"}
+    write_cache(tmp_path / "a", [good[0], DepthEpisode("d", "bad", half), good[1]], **settings)  # type: ignore[arg-type]
+    write_cache(tmp_path / "b", good, **settings)  # type: ignore[arg-type]
+    for name in ("maps.u8", "maps.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("scaling", ["image", "episode"])
+def test_batches_are_scaled_as_the_whole_episode_is(scaling: Any) -> None:
+    depth = np.random.default_rng(1).random((7, 20, 24), np.float32)
+    whole = DepthEpisode.of_maps("d", "e", depth)
+    parts = DepthEpisode("d", "e", lambda: iter([depth[:3], depth[3:]]))
+    one, other = (
+        np.concatenate(list(prepare_frames(e, size=16, recipe=Recipe(), scaling=scaling)))
+        for e in (whole, parts)
     )
+    np.testing.assert_array_equal(one, other)
 
 
 def test_cache_round_trips_and_whole_episodes_are_held_out(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    episodes = [DepthEpisode("d", f"e{i}", rng.random((4, 20, 24), np.float32)) for i in range(10)]
+    episodes = [
+        DepthEpisode.of_maps("d", f"e{i}", rng.random((4, 20, 24), np.float32)) for i in range(10)
+    ]
     settings = {"size": 16, "recipe": RELEASED, "scaling": "image"}
     data.write_cache(tmp_path, episodes, **settings)  # type: ignore[arg-type]
     cached, direct = data.read_cache(tmp_path), collect(episodes, **settings)  # type: ignore[arg-type]
@@ -188,7 +215,7 @@ def test_cache_round_trips_and_whole_episodes_are_held_out(tmp_path: Path) -> No
     assert sorted([*train_rows, *held_out]) == list(range(40))
     assert len(held_out) == 8
     assert not set(cached.episode_N[train_rows]) & set(cached.episode_N[held_out])
-    more = collect([*episodes, DepthEpisode("d", "e99", episodes[0].depth_THW)], **settings)  # type: ignore[arg-type]
+    more = collect([*episodes, DepthEpisode.of_maps("d", "e99", episodes[0].depth_THW)], **settings)  # type: ignore[arg-type]
     assert len(set(more.episode_N[more.split(0.2)[1]]) & set(cached.episode_N[held_out])) >= 1
 
 

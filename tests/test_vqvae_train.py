@@ -19,12 +19,11 @@ from safetensors.torch import load_file
 
 from molmoact_data.errors import UserError
 from molmoact_data.runs import METRICS_FILE, read_metrics
-from vqvae import train as training
 from vqvae.checkpoint import MODEL_FILE, load
-from vqvae.config import PRESETS, TrainConfig, resolve_config
-from vqvae.learner import Learner, QuantizerConfig
-from vqvae.model import Geometry
-from vqvae.train import batch_rows, learning_rate, to_range, train
+from vqvae.config import PRESETS, Geometry, QuantizerConfig, TrainConfig, resolve_config
+from vqvae.training import train as training
+from vqvae.training.learner import Learner
+from vqvae.training.train import batch_rows, learning_rate, to_range, train
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -120,7 +119,7 @@ def test_two_processes_see_the_same_batch_and_keep_one_codebook(
 ) -> None:
     # Before the quantiser starts, two processes must give the losses of one: the mean over the same maps.
     script = (
-        "from pathlib import Path; from vqvae.config import resolve_config; from vqvae.train import train\n"
+        "from pathlib import Path; from vqvae.config import resolve_config; from vqvae.training.train import train\n"
         f"train(resolve_config('debug', {{}}, {{}}), Path({str(tmp_path / 'run')!r}), resume=False)"
     )
     (tmp_path / "go.py").write_text(script)

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import new_file, write_bytes
-from vqvae.model import VQVAE, Geometry
+from vqvae.config import Geometry
+from vqvae.model import VQVAE
 from vqvae.recipe import RELEASED, Recipe
 
 FORMAT = "molmoact-vqvae-1"

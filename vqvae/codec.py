@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from molmoact_data.errors import UserError, unknown_name
 from molmoact_data.processes import pick_device
 from vqvae import checkpoint as checkpoint_io
-from vqvae.model import VQVAE, Geometry
+from vqvae.config import Geometry
+from vqvae.depth.scenes import depth_maps
+from vqvae.model import VQVAE
 from vqvae.recipe import (
     NAMED_RECIPES,
     Recipe,
@@ -23,7 +25,6 @@ from vqvae.recipe import (
     from_encoder_range,
     to_encoder_range,
 )
-from vqvae.scenes import depth_maps
 
 logger = logging.getLogger(__name__)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from molmoact_data.config import build
 from molmoact_data.console import (
     ConfigOption,
     DeviceOption,
@@ -16,34 +18,17 @@ from molmoact_data.console import (
     JsonOption,
     OverwriteOption,
     ResumeOption,
+    choice,
     emit_json,
-    given,
+    options_of,
     say,
 )
+from molmoact_data.errors import UserError
+from vqvae.config import PRESETS, EvalConfig, TrainConfig
 
 CheckpointOption = Annotated[
     Path,
     typer.Option(help="vae-final.pt, a .safetensors of ours, or a run folder of `vqvae train`."),
-]
-DepthDataOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Output of `preprocess`, LeRobot dataset, folder of PNG/npy depth, procedural:N or "
-        "simulator:N[:test]; repeatable."
-    ),
-]
-DepthModelOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Depth model for data that holds images only: depth-anything-v2 or embedded."
-    ),
-]
-DepthKindOption = Annotated[
-    str | None,
-    typer.Option(help="inverse (larger = nearer), metric (distance, 0 = missing) or auto."),
-]
-ScalingOption = Annotated[
-    str | None, typer.Option(help="8-bit range per image (as released) or per episode.")
 ]
 RangeOption = Annotated[
     str | None, typer.Option(help="signed or unit, instead of the checkpoint's own range.")
@@ -53,43 +38,19 @@ ResizeOption = Annotated[
 ]
 
 
+# The settings of a run that have flags; the others are for YAML.
+SETTINGS = (
+    "data", "depth_encoder", "depth_kind", "scaling", "hold_out_fraction", "codebook_size", "batch_size",
+    "lr", "epochs", "max_steps", "eval_every", "save_every", "seed", "precision", "device", "wandb_project",
+)  # fmt: skip
+
+
+@options_of(TrainConfig, only=SETTINGS)
 def train(
-    context: typer.Context,
+    flags: Mapping[str, Any],
     *,
     output_path: Annotated[Path, typer.Option(help="Folder of the run.")],
-    data: DepthDataOption = None,
-    preset: Annotated[
-        str, typer.Option(help="released, fine (20x20), residual (2x100), embedded (small), debug.")
-    ] = "released",
-    batch_size: Annotated[
-        int | None, typer.Option(help="Maps per step over all processes [64].")
-    ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate [1e-3].")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data [20].")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Stop earlier than --epochs.")] = None,
-    codebook_size: Annotated[int | None, typer.Option(help="Codes per level [128].")] = None,
-    grid_size: Annotated[int | None, typer.Option(help="Codes per side [10].")] = None,
-    num_code_levels: Annotated[
-        int | None, typer.Option(help="Residual levels; each adds grid x grid tokens [1].")
-    ] = None,
-    depth_encoder: DepthModelOption = None,
-    depth_kind: DepthKindOption = None,
-    scaling: ScalingOption = None,
-    hold_out_fraction: Annotated[
-        float | None, typer.Option(help="Share of episodes only measured on [0.1].")
-    ] = None,
-    eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations [200].")] = None,
-    save_every: Annotated[
-        int | None, typer.Option(help="Steps between saved states [200].")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of weights, order and revived codes [0].")
-    ] = None,
-    precision: Annotated[str | None, typer.Option(help="auto (bf16 on GPUs), fp32, bf16.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
-    wandb_project: Annotated[
-        str | None, typer.Option(help="Also log to this Weights & Biases project.")
-    ] = None,
+    preset: Annotated[str, choice("Settings to start from.", list(PRESETS))] = "released",
     config: ConfigOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -102,16 +63,14 @@ def train(
     """
     from vqvae import operations
 
-    own = {"output_path", "preset", "config", "resume", "overwrite", "dry_run", "as_json"}
-    flags = {name: value for name, value in given(context).items() if name not in own}
     settings = operations.train_config(
-        output_path, preset=preset, config=config, flags=flags, resume=resume
+        output_path, preset=preset, config=config, flags=dict(flags), resume=resume
     )
     if dry_run:
         plan = operations.plan(settings)
         emit_json(plan) if as_json else say(json.dumps(plan, indent=2))
         return
-    from vqvae.train import train
+    from vqvae.training.train import train
 
     result = train(settings, output_path, resume=resume, overwrite=overwrite)
     if as_json:
@@ -121,37 +80,26 @@ def train(
         raise typer.Exit(143)
 
 
+@options_of(EvalConfig)
 def evaluate(
+    flags: Mapping[str, Any],
     *,
-    checkpoint: CheckpointOption,
-    data: DepthDataOption = None,
-    depth_encoder: DepthModelOption = None,
-    depth_kind: DepthKindOption = None,
-    scaling: ScalingOption = None,
-    max_episodes: Annotated[int | None, typer.Option(help="Per place.")] = None,
-    min_codes: Annotated[
-        int | None, typer.Option(help="Exit with 3 if fewer codes are used.")
-    ] = None,
-    sheet: Annotated[
-        Path | None, typer.Option(help="PNG of inputs, reconstructions, errors.")
-    ] = None,
-    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Measure a codebook: reconstruction, boundaries, codes used, codes that flicker.
 
     Example: molmoact vqvae eval --checkpoint runs/vqvae --data simulator:200:test --min-codes 100
     """
-    from vqvae import measure, operations
+    from vqvae import evaluate as measuring
 
-    flags = {
-        "depth_encoder": depth_encoder, "depth_kind": depth_kind, "scaling": scaling,
-        "max_episodes": max_episodes, "min_codes": min_codes, "sheet": sheet, "device": device,
-    }  # fmt: skip
-    settings = operations.eval_config(checkpoint, data or [], flags)
-    report = measure.measure(settings)
-    emit_json(report) if as_json else say(measure.as_table(report))
-    measure.check_min_codes(report, min_codes)
+    if not flags.get("data"):
+        raise UserError(
+            "no data to measure on; give --data FOLDER (or procedural:N, simulator:N:test)."
+        )
+    settings = build(EvalConfig, flags)
+    report = measuring.measure(settings)
+    emit_json(report) if as_json else say(measuring.as_table(report))
+    measuring.check_min_codes(report, settings.min_codes)
 
 
 def encode(

@@ -1,29 +1,90 @@
-"""What a training run is made of, and the presets. `debug` is the first one."""
+"""What the network and a training run are made of, and the presets. Importing this does not need torch."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from molmoact_data.config import build
+from molmoact_data.config import build, option
 from molmoact_data.errors import unknown_name
 from molmoact_data.teachers.registry import DEPTH_ESTIMATORS
-from vqvae.learner import QuantizerConfig
-from vqvae.model import Geometry
 from vqvae.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Everything that decides the shape of the parameters; travels with every checkpoint."""
+
+    image_size: int = 320
+    """S; depth maps are resized to S x S pixels."""
+    grid_size: int = 10
+    """G; codes per side. S / G must be a power of two: one stride-2 convolution per halving."""
+    codebook_size: int = option(128, panel="Network")
+    """K; codes per level."""
+    code_dim: int = 512
+    """D; length of a code vector."""
+    hidden_dim: int = 16
+    """Channels after the first convolution; they double with every halving."""
+    num_res_blocks: int = 2
+    num_code_levels: int = 1
+    """L; above 1, each further level codes what the levels before it left over (residual codes)."""
+
+    def __post_init__(self) -> None:
+        ratio = self.image_size / self.grid_size
+        if ratio < 2 or ratio != int(ratio) or int(ratio) & (int(ratio) - 1):
+            raise ValueError(
+                f"image_size / grid_size must be a power of two of at least 2, "
+                f"got {self.image_size} / {self.grid_size}"
+            )
+        if min(self.codebook_size, self.code_dim, self.hidden_dim, self.num_code_levels) < 1:
+            raise ValueError(f"sizes must be positive: {self}")
+
+    @property
+    def num_halvings(self) -> int:
+        """Stride-2 convolutions between the image and the grid."""
+        return (self.image_size // self.grid_size).bit_length() - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Depth tokens per image, L * G * G: what a language model has to write."""
+        return self.num_code_levels * self.grid_size**2
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Encoder channels after each halving."""
+        return tuple(self.hidden_dim * 2**i for i in range(self.num_halvings))
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """How the codebook is learnt."""
+
+    decay: float = 0.95
+    """Of the moving averages, per step."""
+    commitment_weight: float = 0.25
+    """Of the distance between a feature and its code, beside the mean squared reconstruction error."""
+    dead_code_threshold: float = 2.0
+    """A code whose moving-average count per step falls below this is restarted from the batch; 0 = never."""
+    kmeans_iterations: int = 10
+    """On the first quantised batch; 0 = start from random codes."""
+    warmup_steps: int = 24
+    """Steps in which the decoder sees the features themselves. An untrained encoder maps everything to
+    nearly one point, and k-means on one point gives codes that die; a short head start does not."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """A run; written to `config.json` of its folder, and into every checkpoint."""
 
-    data: tuple[str, ...] = ()
-    """Places of depth: see `vqvae.places.open_place`."""
-    depth_encoder: str | None = None
-    """Depth model for places that hold images only; None = the places hold depth."""
+    data: tuple[str, ...] = option((), panel="Data")
+    """Output of `preprocess`, LeRobot dataset (folder or URL), folder of PNG/npy depth, procedural:N or
+    simulator:N[:test]; repeatable."""
+    depth_encoder: str | None = option(None, choices=tuple(DEPTH_ESTIMATORS))
+    """Depth model for data that holds images only."""
     depth_kind: Literal["auto", "inverse", "metric"] = "auto"
-    """`inverse`: larger = nearer. `metric`: distance, 0 = missing. `auto`: metric for recorded depth of a
+    """inverse: larger = nearer. metric: distance, 0 = missing. auto: metric for recorded depth of a
     LeRobot dataset, inverse for PNG and npy folders."""
     scaling: Literal["image", "episode"] = "image"
     """Range of the 8-bit scaling: of each frame (as released), or of the whole episode (less flicker)."""
@@ -34,18 +95,22 @@ class TrainConfig:
     recipe: Recipe = field(default_factory=Recipe)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
-    batch_size: int = 64
+    batch_size: int = option(64, panel="Training")
     """Maps per step over all processes."""
     lr: float = 1e-3
     """Peak; reached linearly, then a cosine down to a hundredth."""
     lr_warmup_steps: int = 20
+    """Steps of linear warm-up."""
     weight_decay: float = 0.0
+    """Of AdamW."""
     grad_clip: float = 1.0
     """Largest gradient norm."""
     epochs: int = 20
+    """Passes over the data."""
     max_steps: int | None = None
     """Stop earlier than `epochs`; the schedule is fitted to it. None = all epochs."""
     seed: int = 0
+    """Of weights, order and revived codes."""
 
     eval_every: int = 200
     """Steps between evaluations on the held-out maps, each with a sheet of pictures."""
@@ -54,6 +119,7 @@ class TrainConfig:
     max_eval_maps: int | None = 512
     """Held-out maps per evaluation, evenly spread; None = all."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 on a GPU, fp32 elsewhere. The quantiser and every evaluation are fp32 always."""
     wandb_project: str | None = None
@@ -72,6 +138,31 @@ class TrainConfig:
                 f"max_steps {self.max_steps} leaves no step after the {self.quantizer.warmup_steps} "
                 "warm-up steps of the quantiser"
             )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is measured, on what."""
+
+    checkpoint: Path
+    """vae-final.pt, a .safetensors of ours, or a run folder of `vqvae train`."""
+    data: tuple[str, ...]
+    """As for `vqvae train`; all of it is measured on."""
+    depth_encoder: str | None = option(None, choices=tuple(DEPTH_ESTIMATORS))
+    """Depth model for data that holds images only."""
+    depth_kind: Literal["auto", "inverse", "metric"] = "auto"
+    """inverse (larger = nearer), metric (distance, 0 = missing) or auto."""
+    scaling: Literal["image", "episode"] = "image"
+    """Of the reconstruction numbers; the share of codes that change is reported for both scalings."""
+    max_episodes: int | None = None
+    """Per place; None = all."""
+    min_codes: int | None = None
+    """Fewer used codes than this over all data are a failure."""
+    sheet: Path | None = None
+    """PNG of inputs, reconstructions and errors; None = not written."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1."""
+    batch_size: int = option(16, flag="")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -2,61 +2,17 @@
 
 With its defaults this is the network of the released `vae-final.pt`, module for module, so that its
 parameters have the same names. What it is not: a training recipe. The codebook is a set of buffers that
-is only read here; `vqvae.train` learns it.
+is only read here; `vqvae.training.train` learns it.
 
 Letters: N images, S image size, G grid size, L code levels, K codebook size, D code dimension.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class Geometry:
-    """Everything that decides the shape of the parameters; travels with every checkpoint."""
-
-    image_size: int = 320
-    """S; depth maps are resized to S x S pixels."""
-    grid_size: int = 10
-    """G; codes per side. S / G must be a power of two: one stride-2 convolution per halving."""
-    codebook_size: int = 128
-    """K; codes per level."""
-    code_dim: int = 512
-    """D; length of a code vector."""
-    hidden_dim: int = 16
-    """Channels after the first convolution; they double with every halving."""
-    num_res_blocks: int = 2
-    num_code_levels: int = 1
-    """L; above 1, each further level codes what the levels before it left over (residual codes)."""
-
-    def __post_init__(self) -> None:
-        ratio = self.image_size / self.grid_size
-        if ratio < 2 or ratio != int(ratio) or int(ratio) & (int(ratio) - 1):
-            raise ValueError(
-                f"image_size / grid_size must be a power of two of at least 2, "
-                f"got {self.image_size} / {self.grid_size}"
-            )
-        if min(self.codebook_size, self.code_dim, self.hidden_dim, self.num_code_levels) < 1:
-            raise ValueError(f"sizes must be positive: {self}")
-
-    @property
-    def num_halvings(self) -> int:
-        """Stride-2 convolutions between the image and the grid."""
-        return (self.image_size // self.grid_size).bit_length() - 1
-
-    @property
-    def num_tokens(self) -> int:
-        """Depth tokens per image, L * G * G: what a language model has to write."""
-        return self.num_code_levels * self.grid_size**2
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """Encoder channels after each halving."""
-        return tuple(self.hidden_dim * 2**i for i in range(self.num_halvings))
+from vqvae.config import Geometry
 
 
 class ResidualBlock(nn.Module):

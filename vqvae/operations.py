@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from molmoact_data.config import as_dict, build, load_yaml
+from molmoact_data.config import as_dict, load_yaml
 from molmoact_data.errors import UserError
-from vqvae import checkpoint as checkpoint_io, files, run_folder
+from vqvae import checkpoint as checkpoint_io, files
 from vqvae.codec import VQVAECodec, choose_recipe
 from vqvae.config import TrainConfig, merge, resolve_config
-from vqvae.learner import Learner
-from vqvae.measure import EvalConfig
 from vqvae.recipe import Recipe
+from vqvae.training import folder as run_folder
+from vqvae.training.learner import Learner
 
 
 def train_config(
@@ -37,16 +37,6 @@ def plan(config: TrainConfig) -> dict[str, Any]:
         "tokens_per_image": config.geometry.num_tokens,
         "config": as_dict(config),
     }
-
-
-def eval_config(checkpoint: Path, data: list[str], flags: dict[str, Any]) -> EvalConfig:
-    """The flags that were given, checked."""
-    if not data:
-        raise UserError(
-            "no data to measure on; give --data FOLDER (or procedural:N, simulator:N:test)."
-        )
-    chosen = {name: value for name, value in flags.items() if value is not None}
-    return build(EvalConfig, {"checkpoint": checkpoint, "data": data, **chosen})
 
 
 def encode(

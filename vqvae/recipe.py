@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,6 +45,8 @@ def resize_u8(
     if depth_u8_HW.shape == (size, size):
         return depth_u8_HW
     if resize == "nearest":
+        import cv2
+
         return np.asarray(
             cv2.resize(depth_u8_HW, (size, size), interpolation=cv2.INTER_NEAREST), np.uint8
         )

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from molmoact_data.labels.labels import EpisodeLabels
 from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.labels.traces import EpisodeTraces
-from molmoact_data.outputs.columns import EpisodeLabels
 
 JUMP_DISTANCE = 0.1
 """A step between neighbouring frames longer than this share of the frame is a jump."""

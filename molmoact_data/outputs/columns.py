@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -12,28 +11,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from molmoact_data import schema
+from molmoact_data.labels.labels import EpisodeLabels
 from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.labels.traces import MIN_USABLE_POINTS, EpisodeTraces, reason_names
 from molmoact_data.schema import RecordLayout
 from molmoact_data.sources.base import EpisodeColumns
 
 _NO_ARM = np.iinfo(np.int64).max
-
-
-@dataclass(frozen=True)
-class EpisodeLabels:
-    """What was computed for the T frames of one episode; None = not asked for (no column)."""
-
-    depth_codes: NDArray[np.integer] | None = None
-    """[T, G]"""
-    depth_range: NDArray[np.float32] | None = None
-    """[T, 2] raw minimum and maximum"""
-    points: GripperPoints | None = None
-    traces: EpisodeTraces | None = None
-    action_bins: NDArray[np.int16] | None = None
-    """[T, H, D]"""
-    num_valid_actions: NDArray[np.int8] | None = None
-    """[T]"""
 
 
 def label_columns(

@@ -5,6 +5,7 @@ What `validate`, `retokenize`, `merge`, `export` and `publish` share. Nothing is
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,10 +86,52 @@ class Output:
             with open_parquet(self.storage, shard.name) as file:
                 yield from file.iter_batches(batch_size=batch_rows, columns=columns)
 
+    def episodes(self) -> Iterator[EpisodeRows]:
+        """Every episode in order, known from the manifest; rows are read when asked for."""
+        for shard in self.shards:
+            start = 0
+            for index, num_rows in shard.episodes:
+                yield EpisodeRows(self.storage, shard.name, index, start, num_rows)
+                start += num_rows
+
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """All rows in order, as plain Python values."""
         for batch in self.batches(columns):
             yield from batch.to_pylist()
+
+
+@dataclass(frozen=True)
+class EpisodeRows:
+    """One episode of an output: where its rows are."""
+
+    storage: Storage
+    shard: str
+    index: int
+    """The episode's number in its dataset."""
+    start: int
+    """Its first row in the shard."""
+    num_rows: int
+
+    @property
+    def dataset(self) -> str:
+        """The dataset it comes from; a merged output has several."""
+        return next(self.batches([schema.DATASET], 1)).column(0)[0].as_py()
+
+    def batches(
+        self, columns: Sequence[str] | None = None, batch_rows: int = BATCH_ROWS
+    ) -> Iterator[pa.RecordBatch]:
+        """Its rows in order, at most `batch_rows` at a time; no other row group of the file is read."""
+        with open_parquet(self.storage, self.shard) as file:
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            ends = list(itertools.accumulate(sizes))
+            end = self.start + self.num_rows
+            groups = [i for i, e in enumerate(ends) if e > self.start and e - sizes[i] < end]
+            first = ends[groups[0]] - sizes[groups[0]] if groups else 0
+            for batch in file.iter_batches(batch_rows, row_groups=groups, columns=columns):
+                low, high = max(self.start - first, 0), min(end - first, batch.num_rows)
+                first += batch.num_rows
+                if low < high:
+                    yield batch.slice(low, high - low)
 
 
 def _check_version(storage: Storage, manifest: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from molmoact_data.errors import UserError
 from molmoact_data.labels.depth import DepthTokenizer
 from molmoact_data.outputs.output import Output, open_parquet
 from molmoact_data.pictures.images import decode_image
-from molmoact_data.report.pictures import draw_labels
+from molmoact_data.pictures.overlay import draw_labels
 from molmoact_data.teachers import registry
 from molmoact_data.text.tokens import codes_in
 

@@ -68,3 +68,25 @@ def draw_dot(
     cv2.circle(drawn, (x, y), radius + 1, (16, 16, 16), -1, cv2.LINE_AA)
     cv2.circle(drawn, (x, y), radius, colour_rgb, -1, cv2.LINE_AA)
     return drawn
+
+
+def draw_labels(
+    rgb_HWC: NDArray[np.uint8],
+    *,
+    traces: Sequence[Sequence[Sequence[int]]],
+    points: Sequence[Sequence[float] | None],
+) -> NDArray[np.uint8]:
+    """A copy with each arm's trace, its points as dots, and where the pointer sees the gripper now."""
+    drawn = rgb_HWC
+    radius = max(2, round(rgb_HWC.shape[1] / 110))
+    for arm, trace in enumerate(traces):
+        if arm == 0:
+            drawn = draw_trace(drawn, trace)
+        else:
+            drawn = draw_path(drawn, trace, ARM_COLOURS_RGB[arm % len(ARM_COLOURS_RGB)], 2)
+        for later in trace[1:]:
+            drawn = draw_dot(drawn, later, (235, 255, 255), max(1, radius - 1))
+    for point in points:
+        if point is not None and 0 <= point[0] <= 1 and 0 <= point[1] <= 1:
+            drawn = draw_dot(drawn, [point[0] * 255, point[1] * 255], POINT_RGB, radius)
+    return drawn

@@ -13,13 +13,7 @@ from molmoact_data import schema
 from molmoact_data.files.storage import Storage
 from molmoact_data.outputs.output import open_parquet
 from molmoact_data.pictures.images import decode_image, encode_jpeg
-from molmoact_data.pictures.overlay import (
-    ARM_COLOURS_RGB,
-    POINT_RGB,
-    draw_dot,
-    draw_path,
-    draw_trace,
-)
+from molmoact_data.pictures.overlay import draw_labels
 from molmoact_data.report.data import EpisodeKey, FrameRef, iter_by_row_group
 
 MAX_WIDTH = 360
@@ -61,28 +55,6 @@ def read_pictures(
             address = jpeg_address(rgb)
             pictures[ref] = Picture(ref, address, row[schema.INSTRUCTION], width, height)
     return pictures
-
-
-def draw_labels(
-    rgb_HWC: NDArray[np.uint8],
-    *,
-    traces: Sequence[Sequence[Sequence[int]]],
-    points: Sequence[Sequence[float] | None],
-) -> NDArray[np.uint8]:
-    """A copy with each arm's trace, its points as dots, and where the pointer sees the gripper now."""
-    drawn = rgb_HWC
-    radius = max(2, round(rgb_HWC.shape[1] / 110))
-    for arm, trace in enumerate(traces):
-        if arm == 0:
-            drawn = draw_trace(drawn, trace)
-        else:
-            drawn = draw_path(drawn, trace, ARM_COLOURS_RGB[arm % len(ARM_COLOURS_RGB)], 2)
-        for later in trace[1:]:
-            drawn = draw_dot(drawn, later, (235, 255, 255), max(1, radius - 1))
-    for point in points:
-        if point is not None and 0 <= point[0] <= 1 and 0 <= point[1] <= 1:
-            drawn = draw_dot(drawn, [point[0] * 255, point[1] * 255], POINT_RGB, radius)
-    return drawn
 
 
 def shrink(rgb_HWC: NDArray[np.uint8], max_width: int = MAX_WIDTH) -> NDArray[np.uint8]:

@@ -18,9 +18,10 @@ from PIL import Image
 from molmoact_data import schema
 from molmoact_data.config import as_dict
 from molmoact_data.labels import actions
+from molmoact_data.labels.labels import EpisodeLabels
 from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.labels.traces import TraceConfig, episode_traces
-from molmoact_data.outputs.columns import EpisodeLabels, label_columns
+from molmoact_data.outputs.columns import label_columns
 from molmoact_data.outputs.shards import ShardRecord, ShardWriter, file_sha256
 from molmoact_data.sources.base import EpisodeColumns
 from molmoact_data.statistics import (

@@ -18,10 +18,10 @@ from molmoact_data.files.storage import Storage
 from molmoact_data.outputs.shards import ShardSpec
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 from pipelines import state
-from pipelines.engine.progress import frames_counted, show_progress
 from pipelines.engine.runners import WorkerDied, run_pipeline
 from pipelines.job import Job
 from pipelines.shards.build import ShardWorker
+from pipelines.shards.progress import frames_counted, show_progress
 from pipelines.statistics import Numbers, read_numeric
 
 if TYPE_CHECKING:

@@ -25,10 +25,11 @@ from molmoact_data.errors import EpisodeRejected, RejectReason
 from molmoact_data.labels import quality
 from molmoact_data.labels.actions import bin_actions, chunk, normalize
 from molmoact_data.labels.depth import scale_to_u8
+from molmoact_data.labels.labels import EpisodeLabels
 from molmoact_data.labels.pointing import ColumnPointer, GripperPointer
 from molmoact_data.labels.traces import TraceConfig, episode_traces
 from molmoact_data.labels.tracking import FramePointer, PointTracker, RecordedPath, TrackedPoints
-from molmoact_data.outputs.columns import EpisodeLabels, label_columns
+from molmoact_data.outputs.columns import label_columns
 from molmoact_data.outputs.shards import (
     EpisodeSpool,
     Reject,
@@ -42,8 +43,8 @@ from molmoact_data.sources.opening import open_source
 from molmoact_data.teachers.cached import CachedPointer, EpisodeKey
 from molmoact_data.teachers.choice import Teachers, load_teachers
 from pipelines import state
-from pipelines.engine.progress import FrameCounter
 from pipelines.job import Job
+from pipelines.shards.progress import FrameCounter
 from pipelines.shards.reading import Event, image_schema, read_ahead, read_events
 
 CountFrames = Callable[[int], None]

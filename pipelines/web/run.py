@@ -24,8 +24,8 @@ from molmoact_data.files.folders import write_bytes, write_json
 from molmoact_data.web.catalogue import web_set
 from molmoact_data.web.pictures import PictureFetcher
 from molmoact_data.web.rows import MANIFEST_FILE
-from pipelines.engine.progress import frames_counted, show_progress
 from pipelines.engine.runners import run_pipeline
+from pipelines.shards.progress import frames_counted, show_progress
 from pipelines.web.config import WebConfig
 from pipelines.web.shards import (
     PICTURES,

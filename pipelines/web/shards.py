@@ -19,7 +19,7 @@ from molmoact_data.web.examples import WebExample
 from molmoact_data.web.pictures import PictureFetcher, PictureRejected, check_picture
 from molmoact_data.web.reading import read_picture
 from molmoact_data.web.rows import web_row, web_table
-from pipelines.engine.progress import FrameCounter
+from pipelines.shards.progress import FrameCounter
 from pipelines.web.config import WebConfig
 
 STATE = "_web_state"

@@ -7,31 +7,13 @@ moving-average codebook started at random collapses here (docs/vqvae.md has the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import VectorQuantize
 
-from vqvae.model import VQVAE, Geometry
-
-
-@dataclass(frozen=True)
-class QuantizerConfig:
-    """How the codebook is learnt."""
-
-    decay: float = 0.95
-    """Of the moving averages, per step."""
-    commitment_weight: float = 0.25
-    """Of the distance between a feature and its code, beside the mean squared reconstruction error."""
-    dead_code_threshold: float = 2.0
-    """A code whose moving-average count per step falls below this is restarted from the batch; 0 = never."""
-    kmeans_iterations: int = 10
-    """On the first quantised batch; 0 = start from random codes."""
-    warmup_steps: int = 24
-    """Steps in which the decoder sees the features themselves. An untrained encoder maps everything to
-    nearly one point, and k-means on one point gives codes that die; a short head start does not."""
+from vqvae.config import Geometry, QuantizerConfig
+from vqvae.model import VQVAE
 
 
 def build_quantizer(

@@ -25,11 +25,13 @@ from molmoact_data.config import as_dict
 from molmoact_data.errors import UserError
 from molmoact_data.processes import World, join_world
 from molmoact_data.runs import MetricsLog, StopRequest, Wandb, stop_on_signal
-from vqvae import checkpoint as checkpoint_io, data, run_folder
+from vqvae import checkpoint as checkpoint_io
 from vqvae.config import TrainConfig
+from vqvae.depth import data
 from vqvae.evaluate import ALL, evaluate, reconstruct, write_sheet
-from vqvae.learner import Learner
 from vqvae.recipe import Recipe
+from vqvae.training import folder as run_folder
+from vqvae.training.learner import Learner
 
 logger = logging.getLogger(__name__)
 _SHEET_ROWS = 6

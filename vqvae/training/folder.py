@@ -13,11 +13,9 @@ from molmoact_data import runs
 from molmoact_data.config import as_dict, build
 from molmoact_data.errors import UserError, first_line
 from molmoact_data.files.folders import write_bytes
-from molmoact_data.labels.depth import DepthEstimator
-from molmoact_data.teachers import registry
-from vqvae import data, places
 from vqvae.checkpoint import MODEL_FILE
 from vqvae.config import TrainConfig
+from vqvae.depth import data, places
 
 STATE_FILE = "state.pt"
 SHEETS_DIR = "sheets"
@@ -63,14 +61,6 @@ def _same_config(stored: TrainConfig, asked: TrainConfig) -> None:
         )
 
 
-def depth_estimator(name: str | None) -> DepthEstimator | None:
-    """The depth model of this name, built with its defaults; None for None."""
-    if name is None:
-        return None
-    estimator: DepthEstimator = registry.resolve("depth encoder", name, registry.DEPTH_ESTIMATORS)()
-    return estimator
-
-
 def prepare_data(output: Path, config: TrainConfig) -> None:
     """Write the maps once; a resumed or crashed run finds them, complete or not at all."""
     folder = output / DATA_DIR
@@ -79,7 +69,7 @@ def prepare_data(output: Path, config: TrainConfig) -> None:
     if not config.data:
         raise UserError("no data to train on; give --data FOLDER (or procedural:N, simulator:N).")
     size = config.geometry.image_size
-    estimator = depth_estimator(config.depth_encoder)
+    estimator = places.depth_estimator(config.depth_encoder)
     episodes = (
         episode
         for place in config.data

@@ -9,8 +9,9 @@ Letters: N maps, T frames of an episode, H/W the source's size, S the network's 
 from __future__ import annotations
 
 import json
+import logging
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +20,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact_data.errors import UserError
+from molmoact_data.errors import EpisodeRejected, UserError
 from molmoact_data.files.folders import write_bytes
 from molmoact_data.labels.depth import scale_to_u8
-from vqvae import scenes
+from vqvae.depth import scenes
 from vqvae.recipe import Recipe, resize_u8
+
+logger = logging.getLogger(__name__)
 
 Scaling = Literal["image", "episode"]
 DepthKind = Literal["inverse", "metric"]
@@ -37,8 +40,19 @@ class DepthEpisode:
     dataset: str
     key: str
     """Unique within the dataset; decides whether the episode is held out."""
-    depth_THW: NDArray[np.float32]
-    """Inverse depth up to scale and shift: larger = nearer."""
+    batches: Callable[[], Iterator[NDArray[np.float32]]]
+    """Maps [N,H,W] in order, from the first one at every call: inverse depth up to scale and shift, larger =
+    nearer. May raise `EpisodeRejected`."""
+
+    @classmethod
+    def of_maps(cls, dataset: str, key: str, depth_THW: NDArray[np.float32]) -> DepthEpisode:
+        """An episode that is in memory."""
+        return cls(dataset, key, lambda: iter([depth_THW]))
+
+    @property
+    def depth_THW(self) -> NDArray[np.float32]:
+        """All maps at once, for episodes that are known to be small."""
+        return np.concatenate(list(self.batches()))
 
 
 def scale_episode(depth_THW: NDArray[np.float32], scaling: Scaling) -> NDArray[np.uint8]:
@@ -49,7 +63,10 @@ def scale_episode(depth_THW: NDArray[np.float32], scaling: Scaling) -> NDArray[n
     """
     if scaling == "image":
         return scale_to_u8(depth_THW)[0]
-    low, high = depth_THW.min(), depth_THW.max()
+    return _scaled(depth_THW, depth_THW.min(), depth_THW.max())
+
+
+def _scaled(depth_THW: NDArray[np.float32], low: np.float32, high: np.float32) -> NDArray[np.uint8]:
     return ((depth_THW - low) / (high - low + 1e-8) * 255.0).astype(np.uint8)
 
 
@@ -68,12 +85,12 @@ def metric_to_inverse(z_THW: NDArray[Any]) -> NDArray[np.float32]:
 def procedural_episodes(
     num_episodes: int, num_frames: int, size: int, seed: int
 ) -> Iterator[DepthEpisode]:
-    """Ray-cast scenes of `vqvae.scenes`."""
+    """Ray-cast scenes of `vqvae.depth.scenes`."""
     for index in range(num_episodes):
         rng = np.random.default_rng([seed, index])
         scene = scenes.random_scene(rng)
         depth = scenes.render_episode(scene, rng, num_frames=num_frames, size=size)
-        yield DepthEpisode("procedural", f"seed {seed} scene {index}", depth)
+        yield DepthEpisode.of_maps("procedural", f"seed {seed} scene {index}", depth)
 
 
 def folder_episodes(folder: Path, kind: DepthKind) -> Iterator[DepthEpisode]:
@@ -109,7 +126,7 @@ def _episode(folder: Path, path: Path, stack: NDArray[Any], kind: DepthKind) -> 
     if not np.isfinite(stack).all():
         raise UserError(f"{path} holds depth that is not finite; mask it out as 0 (metric) first.")
     depth = metric_to_inverse(stack) if kind == "metric" else stack.astype(np.float32)
-    return DepthEpisode(folder.name, path.relative_to(folder).as_posix(), depth)
+    return DepthEpisode.of_maps(folder.name, path.relative_to(folder).as_posix(), depth)
 
 
 # The set.
@@ -156,19 +173,26 @@ def collect(
     maps: list[NDArray[np.uint8]] = [np.zeros((0, size, size), np.uint8)]
     owner, keys = [], []
     for index, episode in enumerate(episodes):
-        frames = prepare_frames(episode.depth_THW, size=size, recipe=recipe, scaling=scaling)
-        maps.append(frames)
-        owner += [index] * len(frames)
+        for frames in prepare_frames(episode, size=size, recipe=recipe, scaling=scaling):
+            maps.append(frames)
+            owner += [index] * len(frames)
         keys.append((episode.dataset, episode.key))
     return DepthSet(np.concatenate(maps), np.array(owner, np.int32), tuple(keys))
 
 
 def prepare_frames(
-    depth_THW: NDArray[np.float32], *, size: int, recipe: Recipe, scaling: Scaling
-) -> NDArray[np.uint8]:
-    """Raw depth [T,H,W] -> what the codec would see, uint8 [T,size,size]."""
-    scaled = scale_episode(depth_THW, scaling)
-    return np.stack([resize_u8(frame, size, recipe.resize) for frame in scaled])
+    episode: DepthEpisode, *, size: int, recipe: Recipe, scaling: Scaling
+) -> Iterator[NDArray[np.uint8]]:
+    """Raw depth -> what the codec would see, uint8 [N,size,size], batch by batch.
+
+    One range for a whole episode takes two passes over it; memory is that of one batch either way.
+    """
+    if scaling == "episode":
+        ends = [(batch.min(), batch.max()) for batch in episode.batches()]
+        low, high = min(a for a, _ in ends), max(b for _, b in ends)
+    for batch in episode.batches():
+        scaled = scale_to_u8(batch)[0] if scaling == "image" else _scaled(batch, low, high)
+        yield np.stack([resize_u8(frame, size, recipe.resize) for frame in scaled])
 
 
 def write_cache(
@@ -179,15 +203,26 @@ def write_cache(
     recipe: Recipe,
     scaling: Scaling,
 ) -> None:
-    """Stream the episodes into `folder`; the index is written last and means "complete"."""
+    """Stream the episodes into `folder`; the index is written last and means "complete".
+
+    An episode that turns out to be bad halfway is left out as a whole.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     owner: list[int] = []
     keys: list[tuple[str, str]] = []
     with (folder / MAPS_FILE).open("wb") as file:
         for episode in episodes:
-            frames = prepare_frames(episode.depth_THW, size=size, recipe=recipe, scaling=scaling)
-            frames.tofile(file)
-            owner += [len(keys)] * len(frames)
+            start, count = file.tell(), 0
+            try:
+                for frames in prepare_frames(episode, size=size, recipe=recipe, scaling=scaling):
+                    file.write(frames.data)
+                    count += len(frames)
+            except EpisodeRejected as reason:
+                logger.warning("%s %s is left out: %s", episode.dataset, episode.key, reason)
+                file.seek(start)
+                file.truncate()
+                continue
+            owner += [len(keys)] * count
             keys.append((episode.dataset, episode.key))
     index = {"size": size, "episode": owner, "keys": keys}
     write_bytes(folder / INDEX_FILE, json.dumps(index).encode())
