@@ -158,7 +158,7 @@ def test_names_in_registries_lead_somewhere() -> None:
         assert package == BASE or module.startswith(f"{package}."), f"{holder} names a sibling"
 
 
-@pytest.mark.parametrize("package", [BASE, "pipelines", "vqvae", "molmoact_robot"])
+@pytest.mark.parametrize("package", [BASE, "pipelines", "vqvae"])
 def test_a_package_is_rooms_not_a_heap(package: str) -> None:
     loose = sorted(p.name for p in (ROOT / package).glob("*.py") if p.name != "__init__.py")
     assert len(loose) <= LOOSE, loose
