@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OUT ?= out/demo
 PYTEST := $(BIN)/python -m pytest --durations=15 --durations-min=1
 
-.PHONY: help setup demo test test-fast check fmt bench fuzz cluster-test wheel-test lock clean
+.PHONY: help setup demo test test-fast check fmt bench fuzz cluster-test libero-env libero-test wheel-test lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -49,6 +49,16 @@ cluster-test: setup ## a real Flink cluster on this machine; one line where its 
 	@$(BIN)/python -m scripts.flink.distribution; case $$? in \
 		0) MOLMOACT_CLUSTER_TEST=1 $(BIN)/python -m pytest -m flink tests/test_pipelines_flink.py \
 			--log-cli-level=INFO --log-cli-format='%(asctime)s %(message)s' --log-cli-date-format=%H:%M:%S ;; \
+		75) ;; \
+		*) exit 1 ;; \
+	esac
+
+libero-env: ## LIBERO in a Python of its own (.venv-libero, 2 GB); one line where its packages cannot be had
+	@bash scripts/libero/setup.sh
+
+libero-test: setup ## recorded roll-outs in the real LIBERO end as recorded
+	@bash scripts/libero/setup.sh; case $$? in \
+		0) $(BIN)/python -m pytest -m libero tests/test_robot_libero.py ;; \
 		75) ;; \
 		*) exit 1 ;; \
 	esac

@@ -20,7 +20,7 @@ from molmoact_data.console import (
 def eval_(
     *,
     env: Annotated[
-        str, typer.Option(help="tabletop, or module:Class, a gymnasium class of your own.")
+        str, typer.Option(help="tabletop, libero, or module:Class, a gymnasium class of your own.")
     ] = "tabletop",
     checkpoint: Annotated[
         str, typer.Option(help="Model folder; `embedded`; or a baseline: `expert`, `idle`.")
@@ -44,6 +44,10 @@ def eval_(
     env_arg: Annotated[
         list[str] | None,
         typer.Option(help="KEY=VALUE for the environment, e.g. split=train; repeat."),
+    ] = None,
+    env_python: Annotated[
+        str | None,
+        typer.Option(help="A Python of the environment's own, which asks the model over the wire."),
     ] = None,
     max_steps: Annotated[
         int | None, typer.Option(help="Per episode; default: the environment's own limit.")
@@ -88,6 +92,7 @@ def eval_(
                 "env": env,
                 "checkpoint": checkpoint,
                 "server": server,
+                "env_python": env_python,
                 "env_settings": parse_settings(env_arg or []),
                 "policy_options": {k: v for k, v in options.items() if v is not None},
                 "vqvae": vqvae,

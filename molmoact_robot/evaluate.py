@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from molmoact_data.files.folders import MARK, check_free
 from molmoact_data.files.storage import Storage
 from molmoact_robot.film import ENDED_IN_WORDS
 from molmoact_robot.page import percent, render_page
-from molmoact_robot.player import Player, PlayerConfig, check_checkpoint, read_results
+from molmoact_robot.player import Facts, PlayerConfig, read_results
 from molmoact_robot.results import TrialResult, summarize
 from molmoact_robot.rollout import Trial
+from molmoact_robot.sessions import open_session
 from molmoact_robot.versions import installed_versions
-from molmoact_robot.workers import Workers
 
 PLAN, RESULTS, PAGE = "plan.json", "results.json", "eval.html"
 PACKAGES = ("molmoact", "numpy", "torch", "transformers")
@@ -58,11 +58,12 @@ class EvalConfig:
                 raise ValueError(f"{name} is a share, 0..1, got {value}")
 
     def settings(self) -> dict[str, Any]:
-        """What decides the result; how it is computed (jobs, server) and judged (limits) is left out."""
+        """What decides the result; how it is computed (jobs, server, Python) and judged (limits) is left out."""
         settings = as_dict(self)
         for name in ("jobs", "max_failed_predictions", "min_success"):
             del settings[name]
-        del settings["player"]["server"]
+        for name in ("server", "env_python"):
+            del settings["player"][name]
         return settings
 
 
@@ -92,36 +93,32 @@ def evaluate(
 
     Raises `LimitExceeded` after the files are written where a limit of the config is exceeded.
     """
-    check_checkpoint(config.player)
     if not resume:
         check_free(output_path, overwrite=overwrite)
-    player = Player(config.player, output_path)
-    try:
-        plan = make_plan(config, player)
+    with open_session(config.player, output_path, config.jobs) as session:
+        plan = make_plan(config, session.facts)
         claim(output_path, plan, resume=resume, overwrite=overwrite)
         missing = list(unplayed(plan, output_path))
         done = len(plan.trials) - len(missing)
-        for result in play(config, player, missing, output_path):
+        for result in session.play(missing):
             done += 1
             progress(result, done, len(plan.trials))
-    finally:
-        player.close()
     results = finish(plan, output_path)
     check_limits(config, results)
     return results
 
 
-def make_plan(config: EvalConfig, player: Player) -> Plan:
+def make_plan(config: EvalConfig, facts: Facts) -> Plan:
     """Which trials, and everything that their outcome depends on."""
-    known = player.world.tasks
+    known = facts.tasks
     for task in config.tasks:
         if task not in known:
             raise unknown_name("task", task, known)
     tasks = config.tasks or known
     return Plan(
         settings=config.settings() | {"tasks": list(tasks)},
-        policy=asdict(player.policy.info),
-        environment=player.world.describe(),
+        policy=facts.policy,
+        environment=facts.environment,
         versions={"python": platform.python_version(), **installed_versions(PACKAGES)},
         trials=tuple(Trial(t, k, config.seed + k) for t in tasks for k in range(config.trials)),
     )
@@ -150,15 +147,6 @@ def unplayed(plan: Plan, folder: Path) -> Iterator[Trial]:
     """What is still to do. A trial whose environment broke is played again."""
     done = {r.trial for r in read_results(folder) if r.ended != "environment_error"}
     return (trial for trial in plan.trials if trial not in done)
-
-
-def play(
-    config: EvalConfig, player: Player, trials: Sequence[Trial], folder: Path
-) -> Iterable[TrialResult]:
-    """In this process, or in `jobs` others; results come as they are ready."""
-    if config.jobs == 1 or len(trials) < 2:
-        return (player.play(trial) for trial in trials)
-    return Workers(config.player, folder, min(config.jobs, len(trials))).play(trials)
 
 
 def finish(plan: Plan, folder: Path) -> dict[str, Any]:

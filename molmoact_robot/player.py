@@ -46,12 +46,24 @@ class PlayerConfig:
     """Of `load_policy`: `device`, `dtype`, `statistics_key`."""
     vqvae: str | None = None
     """Decoder of the depth in films; None = the checkpoint's own, or none."""
+    env_python: str | None = None
+    """A Python of the environment's own; the model stays in this one and is asked over the wire."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     video: bool = True
 
     def __post_init__(self) -> None:
         if bool(self.checkpoint) == (self.server is not None):
             raise ValueError("give either --checkpoint or --server")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known before the first trial, as plain JSON types."""
+
+    tasks: tuple[str, ...]
+    environment: Mapping[str, Any]
+    policy: Mapping[str, Any]
+    """A `PolicyInfo`."""
 
 
 class Player:
@@ -64,6 +76,10 @@ class Player:
         self.policy = _policy(config, self.world)
         _check_that_they_fit(self.world, self.policy.info)
         self._depth = _depth_picture(config) if config.video else None
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(self.world.tasks, self.world.describe(), asdict(self.policy.info))
 
     def play(self, trial: Trial) -> TrialResult:
         """Run it and write its files, the result last: a trial without its file was not played."""

@@ -14,8 +14,10 @@ import pytest
 from made_gl import needs_gl
 
 from molmoact_data import policies
+from molmoact_data.errors import UserError
 from molmoact_robot.evaluate import EvalConfig, evaluate
 from molmoact_robot.player import PlayerConfig
+from molmoact_robot.rollout import Trial
 from molmoact_robot.workers import Workers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,9 +188,7 @@ def test_killed_and_resumed_leaves_the_files_of_a_run_that_was_not(walker, tmp_p
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
-def test_other_settings_are_not_resumed_but_another_number_of_jobs_is(
-    walker, tmp_path, molmoact
-) -> None:
+def test_other_settings_are_not_resumed(walker, tmp_path, molmoact) -> None:
     arguments = (
         "eval", "--env", LINE, "--checkpoint", walker(), "--tasks", "open", "--trials", 2,
         "--no-video", "--output-path", tmp_path / "d",
@@ -200,7 +200,7 @@ def test_other_settings_are_not_resumed_but_another_number_of_jobs_is(
     code, _, err = molmoact(*arguments)
     assert code == 2
     assert "not empty" in err
-    assert molmoact(*arguments, "--resume", "--jobs", 2)[0] == 0
+    assert molmoact(*arguments, "--resume")[0] == 0
     assert molmoact(*arguments, "--overwrite", "--execute", 2)[0] == 0
 
 
@@ -228,23 +228,24 @@ def test_two_processes_give_the_files_of_one(tmp_path) -> None:
         settings = EvalConfig(player=player, tasks=("pick",), trials=3, seed=5, jobs=jobs)
         evaluate(settings, tmp_path / str(jobs))
     assert files(tmp_path / "1") == files(tmp_path / "2")
+    evaluate(settings, tmp_path / "1", resume=True)
+    assert files(tmp_path / "1") == files(tmp_path / "2"), "resumed with another number of jobs"
 
 
 def test_a_worker_that_cannot_play_says_so_in_one_line(tmp_path) -> None:
     player = PlayerConfig(env="tabletop", checkpoint=str(tmp_path / "nowhere"))
-    from molmoact_data.errors import UserError
-    from molmoact_robot.rollout import Trial
-
     with pytest.raises(UserError, match="nowhere is not a model folder"):
-        list(Workers(player, tmp_path, 1).play([Trial("pick", 0, 0)]))
+        Workers(player, tmp_path, 1).__enter__()
 
 
 def test_a_worker_that_dies_names_its_trial(tmp_path) -> None:
-    from molmoact_robot.rollout import Trial
-
     player = PlayerConfig(env="tabletop", checkpoint="expert")
-    with pytest.raises(RuntimeError, match="exit code 1 while it played pick-000"):
-        list(Workers(player, tmp_path, 1, python="/bin/false").play([Trial("pick", 0, 0)]))
+    with pytest.raises(RuntimeError, match="exit code 1 while it was started"):
+        Workers(player, tmp_path, 1, python="/bin/false").__enter__()
+    with Workers(player, tmp_path, 1) as workers:
+        workers._processes[0].kill()
+        with pytest.raises(RuntimeError, match="exit code -9 while it played pick-000"):
+            list(workers.play([Trial("pick", 0, 0)]))
 
 
 # --- mistakes -------------------------------------------------------------------------------------

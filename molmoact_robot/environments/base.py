@@ -32,6 +32,7 @@ from molmoact_data.policies import Observation
 
 ENVIRONMENTS: Mapping[str, str] = {
     "tabletop": "molmoact_robot.environments.tabletop:TabletopEnv",
+    "libero": "molmoact_robot.environments.libero:LiberoEnv",
 }
 """Name of `--env` -> its class. `module:Class` names one of the user's own."""
 DEFAULT_TASK = "default"
