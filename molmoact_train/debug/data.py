@@ -43,6 +43,7 @@ def write_debug_dataset(
     action_dim: int = 7,
     size: int = 96,
     chunk_size: int = 4,
+    state_dim: int | None = None,
     name: str = NAME,
     num_bins: int = DEFAULT_NUM_BINS,
     seed: int = 0,
@@ -51,24 +52,30 @@ def write_debug_dataset(
     rng = np.random.default_rng(seed)
     paths = [_path(rng, frames) for _ in range(episodes)]
     moves = [_actions(path, action_dim) for path in paths]
+    states = [None if state_dim is None else _state(path, state_dim) for path in paths]
     statistics = DatasetStatistics(
         key=name,
         action=feature_statistics(np.concatenate(moves)),
         spec=ActionSpec.default(action_dim),
-        state=None,
+        state=None
+        if state_dim is None
+        else feature_statistics(np.concatenate([s for s in states if s is not None])),
         num_transitions=episodes * frames,
         num_trajectories=episodes,
         num_bins=num_bins,
     )
     layout = schema.RecordLayout(
-        cameras=cameras, action_dim=action_dim, state_dim=None, action_chunk_size=chunk_size
+        cameras=cameras,
+        action_dim=action_dim,
+        state_dim=state_dim,
+        action_chunk_size=chunk_size,
     )
     shard = f"{schema.DATA_DIR}/episodes-{0:06d}-{episodes - 1:06d}.parquet"
     (folder / schema.DATA_DIR).mkdir(parents=True, exist_ok=True)
     metadata = {schema.META_STATISTICS_HASH: statistics.sha256().encode()}
     with ShardWriter(folder / shard, layout.arrow_schema(metadata)) as writer:
-        for index, (path, move) in enumerate(zip(paths, moves, strict=True)):
-            writer.write(_rows(layout, index, path, move, statistics, size))
+        for index, (path, move, state) in enumerate(zip(paths, moves, states, strict=True)):
+            writer.write(_rows(layout, index, path, move, state, statistics, size))
     record = ShardRecord(
         name=shard,
         rows=episodes * frames,
@@ -105,11 +112,17 @@ def _actions(path_T2: NDArray[np.float32], action_dim: int) -> NDArray[np.float3
     return move
 
 
+def _state(path_T2: NDArray[np.float32], state_dim: int) -> NDArray[np.float32]:
+    """[T, S]: x and y of the square in turn, so that no dimension is constant."""
+    return np.resize(path_T2.T, (state_dim, len(path_T2))).T.astype(np.float32)
+
+
 def _rows(
     layout: schema.RecordLayout,
     episode: int,
     path_T2: NDArray[np.float32],
     move_TD: NDArray[np.float32],
+    state_TS: NDArray[np.float32] | None,
     statistics: DatasetStatistics,
     size: int,
 ) -> pa.Table:
@@ -125,7 +138,7 @@ def _rows(
         timestamp_s=(np.arange(num) / 10).astype(np.float32),
         instructions=("move the square",) * num,
         action=move_TD,
-        state=None,
+        state=state_TS,
     )
     labels = EpisodeLabels(
         depth_codes=np.stack([_codes(xy, layout.depth_codes or 0) for xy in path_T2]),
