@@ -25,7 +25,7 @@ from molmoact_data.console import say
 from molmoact_data.errors import LimitExceeded, UserError, refused_by_system
 from molmoact_data.redaction import redact
 from molmoact_robot import commands as robots
-from molmoact_train import commands as models, export_commands as model_folders
+from molmoact_train import commands as models
 from pipelines import commands as labelling
 from pipelines.web import commands as web
 from vqvae import commands as codebooks
@@ -78,9 +78,9 @@ COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
         models.train,
         models.predict,
         data.parse,
-        model_folders.unshard,
-        model_folders.merge_lora,
-        model_folders.export_hf,
+        models.unshard,
+        models.merge_lora,
+        models.export_hf,
     ),
     "Robots": (robots.eval_, robots.serve),
     "Other": (version,),

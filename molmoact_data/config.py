@@ -13,7 +13,7 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -163,7 +163,17 @@ def options(cls: type) -> list[Option]:
             found += [o if o.panel else dataclasses.replace(o, panel=panel) for o in options(hint)]
         elif field.metadata.get("flag") != "":
             found.append(_option(field, hint, docs.get(field.name, ""), panel))
-    return found
+    return _once(found)
+
+
+def _once(found: Iterable[Option]) -> list[Option]:
+    """One flag for fields of one name in several dataclasses: the first one's, with the choices of all."""
+    by_name: dict[str, Option] = {}
+    for option in found:
+        first = by_name.setdefault(option.name, option)
+        choices = tuple(dict.fromkeys([*first.choices, *option.choices]))
+        by_name[option.name] = dataclasses.replace(first, choices=choices)
+    return list(by_name.values())
 
 
 def _option(field: dataclasses.Field[Any], hint: Any, text: str, panel: str | None) -> Option:

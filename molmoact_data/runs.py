@@ -171,6 +171,8 @@ class StopRequest:
     """Set by a signal, read once per step."""
 
     requested: bool = False
+    number: int = signal.SIGTERM
+    """Which signal asked, where one reached this process; a program that stops for it ends with 128 + this."""
 
 
 @contextmanager
@@ -181,7 +183,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
     def ask(number: int, frame: FrameType | None) -> None:
         if stop.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        stop.requested = True
+        stop.requested, stop.number = True, number
 
     previous = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -1,12 +1,13 @@
-"""`molmoact train | predict`: make a model, and ask it."""
+"""`molmoact train | predict | unshard | merge-lora | export-hf`: make a model, ask it, write it."""
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,110 +19,41 @@ from molmoact_data.console import (
     OverwriteOption,
     chosen,
     emit_json,
-    given,
+    options_of,
     say,
 )
+from molmoact_data.errors import UserError
+from molmoact_train.config import TrainConfig, resolve
+from molmoact_train.families import registry
+from molmoact_train.families.molmoact.settings import Settings as MolmoActSettings
+
+DtypeOption = Annotated[str, typer.Option("--dtype", help="keep, float32 or bfloat16.")]
 
 
+@dataclass(frozen=True)
+class TrainFlags:
+    """The flags of `train`: every field of a run, then those of each family."""
+
+    run: TrainConfig
+    molmoact: MolmoActSettings = field(metadata={"panel": "MolmoAct"})
+
+
+FROM_THE_STAGE = dict.fromkeys(
+    {key for name in registry.FAMILIES for stage in registry.stages(name).values() for key in stage}
+    | {"family"}
+)
+"""Flags whose default depends on the stage: none is shown."""
+
+
+@options_of(TrainFlags, without=("stage",), defaults=FROM_THE_STAGE)
 def train(
-    context: typer.Context,
+    flags: Mapping[str, Any],
     *,
     stage: Annotated[
-        str,
-        typer.Option(
-            help="Published settings: debug, pretrain, midtrain, libero-spatial, libero-object, libero-goal, "
-            "libero-long, finetune."
-        ),
-    ],
-    checkpoint: Annotated[
-        str | None, typer.Option(help="Model to start from: a folder or a Hub id.")
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="PATH[:weight], repeatable: preprocess outputs or published-mixture rows."
-        ),
-    ] = None,
-    mixture: Annotated[
         str | None,
-        typer.Option(help="Folder of downloads and outputs: draw the stage's published mixture."),
+        typer.Option(help=f"Published settings: {', '.join(registry.stages(registry.DEFAULT))}."),
     ] = None,
-    without: Annotated[
-        list[str] | None,
-        typer.Option(help="Group or set of the mixture to leave out, repeatable."),
-    ] = None,
-    save_folder: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
-    duration: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    global_batch_size: Annotated[int | None, typer.Option(help="Samples per step.")] = None,
-    device_batch_size: Annotated[
-        int | None, typer.Option(help="Samples per forward pass of one process.")
-    ] = None,
-    seq_len: Annotated[
-        int | None, typer.Option(help="Longer samples are left out and counted, never cut.")
-    ] = None,
-    max_images: Annotated[int | None, typer.Option(help="Cameras per sample.")] = None,
-    lr_connector: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    lr_vit: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    lr_llm: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    lr_scheduler: Annotated[
-        str | None, typer.Option(help="cosine_with_warmup or constant.")
-    ] = None,
-    warmup: Annotated[int | None, typer.Option(help="Warm-up steps.")] = None,
-    ft_embedding: Annotated[
-        str | None, typer.Option(help="Full fine-tuning: all, lm_head, ln_f or wte.")
-    ] = None,
-    lora: Annotated[
-        bool | None, typer.Option("--lora/--no-lora", help="Adapters instead of all weights.")
-    ] = None,
-    lora_rank: Annotated[int | None, typer.Option(help="Rank r.")] = None,
-    lora_alpha: Annotated[float | None, typer.Option(help="Scale is alpha / r.")] = None,
-    lora_dropout: Annotated[float | None, typer.Option(help="Dropout before A.")] = None,
-    lora_base_bf16: Annotated[
-        bool | None,
-        typer.Option("--lora-base-bf16/--no-lora-base-bf16", help="Keep the frozen base in bf16."),
-    ] = None,
-    img_aug: Annotated[
-        bool | None,
-        typer.Option("--img-aug/--no-img-aug", help="Crop and colour jitter; traces move along."),
-    ] = None,
-    wording: Annotated[
-        str | None, typer.Option(help="Answers as released (default) or as reference.")
-    ] = None,
-    norm_stats_path: Annotated[
-        str | None, typer.Option(help="Statistics for the export; must agree with the data.")
-    ] = None,
-    new_action_dim: Annotated[
-        bool | None,
-        typer.Option("--new-action-dim", help="The robot has another action dimension; go on."),
-    ] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16.")] = None,
-    activation_checkpointing: Annotated[
-        bool | None,
-        typer.Option(
-            "--activation-checkpointing/--no-activation-checkpointing",
-            help="Less memory for a third more time.",
-        ),
-    ] = None,
-    torch_compile: Annotated[
-        bool | None,
-        typer.Option("--torch-compile/--no-torch-compile", help="torch.compile of every block."),
-    ] = None,
-    num_workers: Annotated[int | None, typer.Option(help="Processes that decode ahead.")] = None,
-    save_interval: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
-    keep: Annotated[int | None, typer.Option(help="Checkpoints kept.")] = None,
-    log_interval: Annotated[int | None, typer.Option(help="Steps between reports.")] = None,
-    eval_data: Annotated[
-        list[str] | None, typer.Option(help="Held-out folder, repeatable.")
-    ] = None,
-    eval_fraction: Annotated[
-        float | None, typer.Option(help="Share of episodes held out of --data.")
-    ] = None,
-    eval_interval: Annotated[int | None, typer.Option(help="Steps between evaluations.")] = None,
-    wandb_project: Annotated[
-        str | None, typer.Option(help="Also log there; WANDB_MODE=offline works.")
-    ] = None,
-    wandb_entity: Annotated[str | None, typer.Option(help="Team of the project.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
     config: ConfigOption = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --save-folder exactly.")
@@ -136,26 +68,41 @@ def train(
     --save-folder runs/my_robot
     """
     from molmoact_data.config import load_yaml
-    from molmoact_data.processes import join_world
-    from molmoact_train.config import resolve
-    from molmoact_train.plan import plan
+
+    written = load_yaml(config) if config else {}
+    settings = resolve(_stage(stage, written), written, flags)
+    logging.getLogger("molmoact_train").setLevel(logging.INFO)
+    if dry_run:
+        _plan(settings, device, as_json=as_json)
+        return
     from molmoact_train.train import train as run
 
-    logging.getLogger("molmoact_train").setLevel(logging.INFO)
-    not_settings = {"stage", "device", "config", "resume", "overwrite", "dry_run", "as_json"}
-    flags = {name: v for name, v in given(context).items() if name not in not_settings}
-    settings = resolve(stage, load_yaml(config) if config else {}, flags)
-    if dry_run:
-        with join_world(device, group_of_one=True) as world:
-            found = plan(settings, world).to_json()
-        emit_json(found) if as_json else say(json.dumps(found, indent=2, ensure_ascii=False))
-        return
     outcome = run(settings, resume=resume, overwrite=overwrite, device=device)
     if as_json:
         emit_json({**asdict(outcome), "folder": str(outcome.folder)})
-    else:
-        done = "finished" if outcome.finished else "stopped by a signal; continue with --resume"
-        say(f"{done} after step {outcome.step}; see {outcome.folder}")
+    elif outcome.finished:
+        say(f"finished after step {outcome.step}; see {outcome.folder}")
+    if not outcome.finished:
+        say(f"stopped after step {outcome.step}, which is saved in {outcome.folder}")
+        raise typer.Exit(128 + outcome.signal)
+
+
+def _stage(given: str | None, written: Mapping[str, Any]) -> str:
+    """The stage of the command line or of the YAML file."""
+    stage = given or written.get("stage")
+    if stage is None:
+        names = ", ".join(registry.stages(registry.DEFAULT))
+        raise UserError(f"--stage is missing: choose the settings to start from ({names}).")
+    return str(stage)
+
+
+def _plan(settings: TrainConfig, device: str, *, as_json: bool) -> None:
+    from molmoact_data.processes import join_world
+    from molmoact_train.plan import plan
+
+    with join_world(device, group_of_one=True) as world:
+        found = plan(settings, world).to_json()
+    emit_json(found) if as_json else say(json.dumps(found, indent=2, ensure_ascii=False))
 
 
 def predict(
@@ -205,7 +152,6 @@ def predict(
 
     Example: molmoact predict --checkpoint D --images front.png wrist.png --instruction "close the box"
     """
-    from molmoact_data.errors import UserError
     from molmoact_data.policies import PredictionFailed
     from molmoact_data.statistics import read_entries
     from molmoact_data.teachers.registry import DEPTH_TOKENIZERS, resolve
@@ -244,3 +190,105 @@ def predict(
         emit_json(found.to_json())
     else:
         typer.echo(summary(found))
+
+
+def merge_lora(
+    *,
+    adapter: Annotated[Path, typer.Option(help="PEFT folder: RUN/final of a LoRA run.")],
+    output_path: Annotated[Path, typer.Option(help="Folder of the whole model.")],
+    base: Annotated[
+        str | None, typer.Option(help="Folder or Hub id; default: what the adapter names.")
+    ] = None,
+    dtype: DtypeOption = "keep",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare logits with base + adapter (loads both).")
+    ] = False,
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Base model + LoRA adapter -> one whole model folder, a few tensors in memory at a time.
+
+    Example: molmoact merge-lora --adapter RUN/final --output-path merged --dtype bfloat16 --verify
+    """
+    from molmoact_train.folders.layout import Dtype
+    from molmoact_train.folders.merge import merge_lora as run, plan
+
+    kept = chosen(dtype, "--dtype", Dtype)
+    if dry_run:
+        done = plan(adapter, output_path, base=base, dtype=kept, overwrite=overwrite)
+    else:
+        done = run(adapter, output_path, base=base, dtype=kept, verify=verify, overwrite=overwrite)
+    if as_json:
+        emit_json(asdict(done))
+        return
+    typer.echo(
+        f"{done.folder}: {done.adapted} of {done.num_tensors} tensors changed by up to "
+        f"{done.largest_change:.3g}, {done.num_bytes / 1e9:.2f} GB"
+    )
+    if done.logit_difference is not None:
+        typer.echo(f"logits differ from base + adapter by {done.logit_difference:.2e} (relative)")
+
+
+def export_hf(
+    *,
+    checkpoint: Annotated[str, typer.Option(help="Model folder, Hub id or RUN/stepN.")],
+    output_path: Annotated[Path, typer.Option(help="The complete Hugging Face folder.")],
+    norm_stats: Annotated[
+        Path | None, typer.Option(help="dataset_statistics.json to add to the checkpoint's.")
+    ] = None,
+    dtype: DtypeOption = "keep",
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a folder that our code, the released code and vLLM load: weights, statistics, processor, tokenizer.
+
+    Example: molmoact export-hf --checkpoint RUN/final --output-path my-model --dtype bfloat16
+    """
+    from molmoact_data.statistics import read_entries
+    from molmoact_train.folders.export import export_folder, plan
+    from molmoact_train.folders.layout import Dtype
+
+    if dry_run:
+        kept = chosen(dtype, "--dtype", Dtype)
+        report_export(
+            plan(checkpoint, output_path, dtype=kept, overwrite=overwrite), as_json=as_json
+        )
+        return
+    done = export_folder(
+        checkpoint,
+        output_path,
+        dtype=chosen(dtype, "--dtype", Dtype),
+        norm_stats=None if norm_stats is None else read_entries(norm_stats),
+        overwrite=overwrite,
+    )
+    report_export(done, as_json=as_json)
+
+
+def unshard(
+    *,
+    checkpoint: Annotated[Path, typer.Option(help="A step folder: RUN/step00002000.")],
+    output_path: Annotated[Path, typer.Option(help="Model folder, or adapter folder after LoRA.")],
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn one training checkpoint, written by any number of processes, into whole safetensors.
+
+    Example: molmoact unshard --checkpoint RUN/step00002000 --output-path model
+    """
+    from molmoact_train.folders.export import plan, unshard as run
+
+    if dry_run:
+        report_export(plan(str(checkpoint), output_path, overwrite=overwrite), as_json=as_json)
+        return
+    report_export(run(checkpoint, output_path, overwrite=overwrite), as_json=as_json)
+
+
+def report_export(done: Any, *, as_json: bool) -> None:
+    """What was written, as JSON or as a line."""
+    if as_json:
+        emit_json(asdict(done))
+    else:
+        typer.echo(f"{done.folder}: {done.num_tensors} tensors, {done.num_bytes / 1e9:.2f} GB")

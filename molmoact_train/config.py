@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,18 +26,18 @@ Precision = Literal["auto", "float32", "bfloat16"]
 class TrainConfig:
     """One run. `resolve` makes it; `__post_init__` refuses combinations that cannot mean anything."""
 
-    family: str
-    """Which network: its name in `families.registry`."""
+    family: str = field(metadata={"panel": "Run"})
+    """Which network; must be the checkpoint's."""
     stage: str
     """Name of the preset it started from."""
     checkpoint: str
-    """Folder or Hub id of the model to start from (released Hugging Face layout)."""
+    """Folder or Hub id of the model to start from (released layout)."""
     data: tuple[str, ...]
-    """`PATH[:weight]`: our output folders or published-mixture rows (`molmoact_train.data.mixture`)."""
+    """PATH[:weight], repeatable: outputs of preprocess (folders or URLs) or rows of a published mixture."""
     save_folder: str
     """The run: checkpoints, metrics, resolved config, final export."""
 
-    duration: int
+    duration: int = field(metadata={"panel": "Steps and batches"})
     """Optimiser steps."""
     global_batch_size: int
     """Samples per optimiser step over all processes."""
@@ -48,7 +48,7 @@ class TrainConfig:
     max_images: int = 1
     """Cameras per sample, in the record's order."""
 
-    lr_scheduler: Scheduler = "cosine_with_warmup"
+    lr_scheduler: Scheduler = field(default="cosine_with_warmup", metadata={"panel": "Optimiser"})
     """`cosine_with_warmup` ends at a tenth of the base rate; `constant` has no warm-up."""
     warmup: int = 200
     """Steps of linear warm-up from 0."""
@@ -57,27 +57,34 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """L2 limit, for each parameter group on its own."""
 
-    lora: bool = False
+    lora: bool = field(default=False, metadata={"panel": "LoRA"})
+    """Adapters instead of all weights."""
     lora_rank: int = 32
+    """Inner width r of an adapter."""
     lora_alpha: float = 16.0
     """The adapter's output is scaled by alpha / rank."""
     lora_dropout: float = 0.0
+    """On an adapter's input."""
     lora_base_bf16: bool = False
     """Keep the frozen base in bfloat16 (half the memory); adapters stay float32."""
 
-    img_aug: bool = False
+    img_aug: bool = field(default=False, metadata={"panel": "Data"})
     """Aspect-preserving crop of 0.9 of the area and colour jitter; traces move with the crop."""
+    mixture: str | None = None
+    """Folder of downloads and outputs: `data` is then the stage's whole published mixture, at its rates."""
+    without: tuple[str, ...] = ()
+    """Groups or sets of the published mixture to leave out; the others are drawn more often."""
     max_samples: int | None = None
     """Use only the first so many usable rows of every data folder: to over-fit, or to try things. None = all."""
     norm_stats_path: str | None = None
-    """Statistics stored in the export; None = merged from the data's own files."""
-
+    """Statistics stored in the export; they must agree with the data. None = merged from the data's own files."""
     new_action_dim: bool = False
     """Allow data whose action dimension no entry of the checkpoint's statistics has (a new robot)."""
 
-    precision: Precision = "auto"
+    precision: Precision = field(default="auto", metadata={"panel": "Machine"})
     """Compute type; weights and optimiser state stay float32. auto = bfloat16 on a GPU, float32 on CPU."""
     activation_checkpointing: bool = True
+    """Less memory for a third more time: activations are computed again in the backward pass."""
     torch_compile: bool = False
     """Compile every block; worth its start-up time in long runs."""
     num_workers: int = 4
@@ -87,28 +94,28 @@ class TrainConfig:
     data_seed: int = 50189
     """Order, sample kinds and augmentation."""
 
-    save_interval: int = 2000
+    save_interval: int = field(default=2000, metadata={"panel": "Saving and reporting"})
+    """Steps between checkpoints."""
     keep: int = 1
     """Checkpoints kept besides the final export."""
     log_interval: int = 20
+    """Steps between reports."""
     eval_data: tuple[str, ...] = ()
     """Held-out folders; empty = only `eval_fraction`."""
     eval_fraction: float = 0.0
     """Share of every data folder's episodes that is held out of training."""
     eval_interval: int = 1000
+    """Steps between evaluations."""
     eval_samples: int = 64
+    """Held-out samples whose loss is taken at each evaluation."""
     eval_generate: int = 4
     """Samples answered in full (constrained) at each evaluation, for errors in robot units. 0 = none."""
     wandb_project: str | None = None
-    """WANDB_MODE=offline works."""
+    """Also log to this W&B project; WANDB_MODE=offline works."""
     wandb_entity: str | None = None
+    """Team of the W&B project."""
 
-    mixture: str | None = None
-    """Folder of downloads and outputs: `data` is then the stage's whole published mixture, at its rates."""
-    without: tuple[str, ...] = ()
-    """Groups or sets of the published mixture to leave out; the others are drawn more often."""
-
-    settings: Any
+    settings: Any = field(metadata={"flag": ""})
     """The family's own fields: an instance of `families.registry.settings_class(family)`."""
 
     def __post_init__(self) -> None:

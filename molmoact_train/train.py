@@ -65,6 +65,8 @@ class Outcome:
     """The final export, or the checkpoint to resume from."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last report."""
+    signal: int = 0
+    """The signal that stopped it; 0 = none."""
 
 
 def train(
@@ -151,7 +153,9 @@ def train(
                     logger.warning(
                         "stopped by a signal after step %d; continue with --resume", step
                     )
-                    return Outcome(step, finished=False, folder=saved, metrics=report.last)
+                    return Outcome(
+                        step, finished=False, folder=saved, metrics=report.last, signal=stop.number
+                    )
             if state.too_long:
                 logger.warning("%d samples were longer than seq_len and left out", state.too_long)
             final = final_export.write(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -50,8 +52,8 @@ def test_flags_beat_yaml_and_yaml_beats_the_preset(
     assert result.exit_code == 0, result.output
     config = seen["config"]
     assert isinstance(config, TrainConfig)
-    assert (config.lr_llm, config.seq_len, config.img_aug) == (3e-5, 1000, True)
-    assert (config.lora, config.lora_rank, config.ft_embedding) == (True, 8, None)
+    assert (config.settings.lr_llm, config.seq_len, config.img_aug) == (3e-5, 1000, True)
+    assert (config.lora, config.lora_rank, config.settings.ft_embedding) == (True, 8, None)
     assert (seen["overwrite"], seen["resume"], seen["device"]) == (True, False, "auto")
     assert json.loads(result.stdout)["finished"] is True
 
@@ -92,6 +94,61 @@ def test_an_unknown_key_in_the_yaml_names_the_nearest(base: Path, tmp_path: Path
     (tmp_path / "c.yaml").write_text("sav_interval: 3\n")
     result = RUNNER.invoke(cli.app, command(base, "--config", str(tmp_path / "c.yaml")))
     assert "Did you mean 'save_interval'" in str(result.exception)
+
+
+@pytest.mark.parametrize(("number", "word"), [(2, "interrupted"), (15, "terminated")])
+def test_a_signal_saves_says_how_to_go_on_and_fails(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    number: int, word: str,
+) -> None:  # fmt: skip
+    """`train && merge-lora` must not go on after Ctrl-C; `train --resume` must."""
+    from molmoact_train import train as loop
+
+    real = loop.train_step
+
+    def stopped(*args: object, **kwargs: object) -> dict[str, float]:
+        if args[6] == 2:
+            os.kill(os.getpid(), number)
+        return real(*args, **kwargs)
+
+    words = command(base, "--device", "cpu", "--save-folder", str(tmp_path / "run"))
+    monkeypatch.setattr(loop, "train_step", stopped)
+    monkeypatch.setattr("sys.argv", ["molmoact", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    told = capsys.readouterr()
+    assert ended.value.code == 128 + number
+    assert "stopped after step 2" in told.out + told.err
+    assert word in told.err
+    assert "--resume goes on" in told.err
+    assert not (tmp_path / "run" / "final").exists()
+    monkeypatch.setattr(loop, "train_step", real)
+    assert RUNNER.invoke(cli.app, [*words, "--resume"]).exit_code == 0
+    assert (tmp_path / "run" / "final").is_dir()
+
+
+def test_the_stage_may_stand_in_the_yaml(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("stage: debug\nduration: 9\n")
+    words = [w for w in command(base) if w not in ("--stage", "debug")]
+    given = [*words, "--config", str(tmp_path / "c.yaml"), "--device", "cpu", "--dry-run", "--json"]
+    result = RUNNER.invoke(cli.app, given)
+    assert (result.exit_code, json.loads(result.stdout)["steps"]) == (0, 9), result.output
+    assert "--stage is missing" in str(RUNNER.invoke(cli.app, words).exception)
+
+
+def test_every_field_of_a_run_is_a_flag_and_nothing_is_spelled_twice() -> None:
+    from dataclasses import fields
+
+    from molmoact_train.commands import train
+    from molmoact_train.config import TrainConfig
+    from molmoact_train.families import registry
+
+    wanted = {f.name for f in fields(TrainConfig)} - {"settings"}
+    for name in registry.FAMILIES:
+        wanted |= {f.name for f in fields(registry.settings_class(name))}
+    flags = set(inspect.signature(train).parameters)
+    assert wanted <= flags
+    assert flags - wanted == {"device", "config", "resume", "overwrite", "dry_run", "as_json"}
 
 
 def test_help_names_every_stage() -> None:
