@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,14 +126,21 @@ def predict(
             help="Steer: a JSON list of x, y pairs on 0..255, drawn on the first picture."
         ),
     ] = None,
-    action_chunk_size: Annotated[int, typer.Option(help="Steps per answer.")] = 8,
+    action_chunk_size: Annotated[
+        int | None,
+        typer.Option(help="Steps per answer; default: what the checkpoint says, else 8."),
+    ] = None,
     single_action: Annotated[
         bool, typer.Option("--single-action", help="One flat action (pre- and mid-trained models).")
     ] = False,
-    num_arms: Annotated[int, typer.Option(help="Traces per answer.")] = 1,
+    num_arms: Annotated[
+        int | None,
+        typer.Option(help="Traces per answer; default: what the checkpoint says, else 1."),
+    ] = None,
     wording: Annotated[
-        str, typer.Option(help="What it was trained on: released or reference.")
-    ] = "released",
+        str | None,
+        typer.Option(help="released or reference; default: what the checkpoint was trained on."),
+    ] = None,
     constrained: Annotated[
         bool,
         typer.Option("--constrained/--unconstrained", help="Valid answers only, or free decoding."),
@@ -162,21 +169,24 @@ def predict(
         summary,
         write_pictures,
     )
-    from molmoact_train.families.molmoact.predictor import PredictOptions, Predictor
+    from molmoact_train.families.molmoact.policy import MolmoActPolicy
 
     pictures = read_images([*images, *(more_images or [])])
     drawn = None if trace is None else parse_trace_flag(trace)
-    options = PredictOptions(
-        unnorm_key=unnorm_key,
-        chunk_size=None if single_action else action_chunk_size,
-        num_arms=num_arms,
+    spoken = None if wording is None else chosen(wording, "--wording", Wording)
+    policy = MolmoActPolicy.from_folder(
+        checkpoint,
+        device=device,
+        statistics=None if norm_stats is None else read_entries(norm_stats),
+        statistics_key=unnorm_key,
         constrained=constrained,
-        wording=chosen(wording, "--wording", Wording),
+        chunk_size=action_chunk_size,
+        single_action=single_action,
+        num_arms=num_arms,
     )
-    stats = None if norm_stats is None else read_entries(norm_stats)
-    predictor = Predictor.from_pretrained(checkpoint, device=device, norm_stats=stats)
+    options = policy.options if spoken is None else replace(policy.options, wording=spoken)
     try:
-        found = predictor.predict(pictures, instruction, trace=drawn, options=options)
+        found = policy.predictor.predict(pictures, instruction, trace=drawn, options=options)
     except PredictionFailed as failed:
         raise UserError(f"{checkpoint} gave no action: {failed}.") from failed
     if output_path is not None:

@@ -9,8 +9,9 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
@@ -109,7 +110,7 @@ def statistics_for(
         output.write_bytes(schema.STATISTICS_FILE, frozen_statistics(config, source))
     elif not output.exists(schema.STATISTICS_FILE):
         compute_statistics(config, source, output)
-    content = json.loads(output.read_bytes(schema.STATISTICS_FILE))
+    content = state_bins(output, config.labels.action_bins)
     statistics = DatasetStatistics.from_json(content)
     observed = content[statistics.key].get(OBSERVED, {})
     for line in describe_grippers(statistics, observed):
@@ -119,8 +120,21 @@ def statistics_for(
     return statistics
 
 
+def state_bins(output: Storage, num_bins: int) -> dict[str, Any]:
+    """The content of the statistics file, after it says how many bins the actions are written with."""
+    content = json.loads(output.read_bytes(schema.STATISTICS_FILE))
+    statistics = DatasetStatistics.from_json(content)
+    if statistics.num_bins != num_bins:
+        entry = replace(statistics, num_bins=num_bins).to_json()[statistics.key]
+        kept = {k: v for k, v in content[statistics.key].items() if k != "num_bins"}
+        content = {statistics.key: {**kept, **entry}}
+        text = json.dumps(content, indent=1) + "\n"
+        output.write_bytes(schema.STATISTICS_FILE, text.encode())
+    return content
+
+
 def frozen_statistics(config: PreprocessConfig, source: EpisodeSource) -> bytes:
-    """The file given with `--statistics`, unchanged, after a look at whether it fits this dataset."""
+    """The file given with `--statistics`, after a look at whether it fits this dataset."""
     path = Path(str(config.statistics))
     frozen = read_statistics(path, None)
     if frozen.action.dim != source.info.action_dim:

@@ -113,6 +113,7 @@ def _plan(source: Output, config: RetokenizeConfig) -> _Plan:
             f"{source.storage.root} has {source.layout.action_dim}."
         )
     labels = _labels(source.labels, config)
+    statistics = replace(statistics, num_bins=labels.action_bins)
     layout = replace(source.layout, action_chunk_size=labels.action_chunk_size)
     fingerprint = {
         **source.manifest["fingerprint"],

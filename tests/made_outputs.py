@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,7 @@ def write_output(
 
     source = source or DotSource()
     statistics = statistics or source_statistics(source)
+    statistics = replace(statistics, num_bins=labels.get("action_bins", statistics.num_bins))
     teachers = teachers or Teachers(FakeDepth(), FakeTokenizer(), BrightestPixel())
     job = Job(
         dataset_path="none",

@@ -164,3 +164,30 @@ def test_a_statistics_file_with_senseless_bins_is_refused(coarse: Path, wrong: A
         DatasetStatistics.from_json(entries)
     with pytest.raises(UserError, match="num_bins"):
         ActionDecoder.from_norm_stats(entries, None)
+
+
+def test_preprocess_and_retokenize_state_their_bins(
+    molmoact: Any, make_output: Any, tmp_path: Path
+) -> None:
+    """The file beside the shards says 128 once the shards do, and nothing again at 256."""
+    from molmoact_data.files.storage import Storage
+    from pipelines.preprocess import state_bins
+
+    out = make_output()
+    before = (out / schema.STATISTICS_FILE).read_bytes()
+    assert b"num_bins" not in before
+    code, _, err = molmoact(
+        "retokenize", out, "--action-bins", 128, "--output-path", tmp_path / "n"
+    )
+    assert code == 0, err
+    assert Output.open(tmp_path / "n").statistics.num_bins == 128
+    back = ("retokenize", tmp_path / "n", "--action-bins", 256, "--output-path", tmp_path / "b")
+    assert molmoact(*back)[0] == 0
+    first, last = (Output.open(p).statistics.sha256() for p in (out, tmp_path / "b"))
+    assert first == last
+    storage = Storage(str(out))
+    assert state_bins(storage, 256) == json.loads(before)
+    assert (out / schema.STATISTICS_FILE).read_bytes() == before
+    ((_, entry),) = state_bins(storage, 64).items()
+    assert entry["num_bins"] == 64
+    assert state_bins(storage, 256) == json.loads(before)

@@ -92,8 +92,18 @@ def test_wrong_questions_are_the_callers_mistake(
 def test_what_the_run_wrote_down_is_honoured(checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(checkpoint, tmp_path / "own")
     (folder / "train_config.json").write_text(json.dumps({"wording": "reference", "max_images": 1}))
-    policy = MolmoActPolicy.from_folder(folder, device="cpu", chunk_size=1)
+    policy = MolmoActPolicy.from_folder(folder, device="cpu")
     assert (policy.options.wording, policy.info.num_cameras) == ("reference", 1)
+    assert policy.info.horizon == 8
+    config = json.loads((folder / "config.json").read_text())
+    config["norm_stats"]["robot"] |= {"horizon": 3, "cameras": ["a", "b", "c"], "num_arms": 2}
+    (folder / "config.json").write_text(json.dumps(config))
+    policy = MolmoActPolicy.from_folder(folder, device="cpu")
+    assert (policy.info.horizon, policy.info.num_cameras, policy.options.num_arms) == (3, 3, 2)
+    config["norm_stats"]["robot"]["horizon"] = "3"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="horizon '3'"):
+        MolmoActPolicy.from_folder(folder, device="cpu")
 
 
 def broken(checkpoint: Path, target: Path, how: str) -> Path:

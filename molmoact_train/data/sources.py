@@ -77,6 +77,11 @@ class ShardSource:
         return len(self.rows)
 
     @property
+    def statistics_key(self) -> str | None:
+        """The entry of `norm_stats` that its actions belong to."""
+        return None if self.statistics is None else self.statistics.key
+
+    @property
     def action_dim(self) -> int | None:
         return self.layout.action_dim
 

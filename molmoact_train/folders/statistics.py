@@ -11,7 +11,7 @@ from typing import Any
 from molmoact_data.errors import UserError
 from molmoact_data.statistics import DatasetStatistics, bins_of
 from molmoact_train.config import TrainConfig
-from molmoact_train.data.sources import Source
+from molmoact_train.data.sources import ShardSource, Source
 from molmoact_train.folders.layout import read_config
 
 logger = logging.getLogger(__name__)
@@ -20,19 +20,34 @@ logger = logging.getLogger(__name__)
 def merged(config: TrainConfig, model_folder: Path, sources: Sequence[Source]) -> dict[str, Any]:
     """`norm_stats` of the run: every key of the checkpoint, and one per data folder with actions.
 
+    What a policy has to know to be asked like the data travels in their entries: `horizon` (steps of a chunk),
+    `cameras` (roles in order) and `num_arms`.
+
     Raises `UserError` where two folders or the given file disagree about one key, because their action tokens
     would then mean different actions, and where no known robot has the data's action dimension.
     """
     base = checkpoint_statistics(model_folder)
     found = _of_sources(sources)
+    asked = {key: entry | _asked_like(sources, key) for key, entry in found.items()}
     _check_dimension(config, base, found)
     _check_bins(model_folder, base, found)
     if config.norm_stats_path is not None:
-        return _given(Path(config.norm_stats_path), found)
+        given = _given(Path(config.norm_stats_path), found)
+        return {key: {**asked.get(key, {}), **entry} for key, entry in given.items()}
     for key in sorted(set(base) & set(found)):
-        if base[key] != found[key]:
+        if any(base[key].get(name) != value for name, value in found[key].items()):
             logger.warning("norm_stats %r of the checkpoint are replaced by those of the data", key)
-    return {**base, **found}
+    return {**base, **asked}
+
+
+def _asked_like(sources: Sequence[Source], key: str) -> dict[str, Any]:
+    """How the rows of these statistics look, from the first folder that has them."""
+    source = next(s for s in sources if isinstance(s, ShardSource) and s.statistics_key == key)
+    return {
+        "horizon": source.layout.action_chunk_size,
+        "cameras": list(source.cameras),
+        "num_arms": source.layout.num_arms or 1,
+    }
 
 
 def checkpoint_statistics(folder: Path) -> dict[str, Any]:

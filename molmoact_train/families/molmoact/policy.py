@@ -19,7 +19,7 @@ from molmoact_train.weights import fingerprint, resolve_model_folder
 
 RUN_FILE = "train_config.json"
 """Beside an export of ours: the configuration of the run that made it."""
-DEFAULT_CAMERAS = 2
+HORIZON, DEFAULT_CAMERAS = 8, 2
 """The released fine-tuned models read an external and a wrist camera."""
 
 
@@ -56,28 +56,31 @@ class MolmoActPolicy:
         statistics_key: str | None = None,
         statistics: Mapping[str, Any] | None = None,
         constrained: bool = True,
-        chunk_size: int | None = 8,
-        num_arms: int = 1,
+        chunk_size: int | None = None,
+        single_action: bool = False,
+        num_arms: int | None = None,
         num_cameras: int | None = None,
     ) -> MolmoActPolicy:
-        """A model folder or Hub id. What the run that made it wrote down (wording, cameras) is honoured.
+        """A model folder or Hub id, asked as it was trained: what its run wrote down is honoured.
 
         `statistics` replaces the checkpoint's `norm_stats`; `statistics_key` picks the entry where there are
-        several. `chunk_size=None` asks for one flat action (published pre- and mid-trained models).
+        several. None = what the entry says (`horizon`, `num_arms`, `cameras`), or the released models' 8 steps, one
+        arm and two cameras. `single_action` asks for one flat action (published pre- and mid-trained models).
         """
         folder = resolve_model_folder(str(folder))
         predictor = Predictor.from_pretrained(
             folder, device=device, dtype=dtype, norm_stats=statistics
         )
-        run = run_of(folder)
+        run, (key, entry) = run_of(folder), predictor.entry(statistics_key)
         options = PredictOptions(
-            unnorm_key=statistics_key,
-            chunk_size=chunk_size,
-            num_arms=num_arms,
+            unnorm_key=key,
+            chunk_size=None if single_action else chunk_size or _count(entry, "horizon", HORIZON),
+            num_arms=num_arms or _count(entry, "num_arms", 1),
             constrained=constrained,
             wording=run.get("wording", "released"),
         )
-        cameras = num_cameras or int(run.get("max_images", DEFAULT_CAMERAS))
+        known = len(entry["cameras"]) if isinstance(entry.get("cameras"), list) else None
+        cameras = num_cameras or known or _count(run, "max_images", DEFAULT_CAMERAS)
         return cls(
             predictor, options, num_cameras=cameras, checkpoint=str(folder),
             sha256=fingerprint(folder),
@@ -137,6 +140,13 @@ class MolmoActPolicy:
             seconds=found.seconds,
             num_tokens=found.num_tokens,
         )
+
+
+def _count(values: Mapping[str, Any], name: str, default: int) -> int:
+    found = values.get(name, default)
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise UserError(f"the checkpoint says {name} {found!r}, which is no number of at least 1.")
+    return found
 
 
 def run_of(folder: Path) -> Mapping[str, Any]:
