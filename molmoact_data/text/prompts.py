@@ -32,7 +32,7 @@ _OTHER_VIEWS = ", along with other images from different camera views as additio
 LONGEST_ANSWER = 1_000_000
 """Characters; one of two images and eight actions has some 3,000."""
 _INNER_BLOCK = re.compile(r"\[([^\[\]]*)\]")
-_OUTER_BLOCK = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]")
+OUTER_BLOCK = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
 
 
@@ -231,7 +231,7 @@ def _parse_depth(
 
 def _parse_traces(text: str, problems: list[str]) -> list[list[list[float]]]:
     traces = []
-    for block in _OUTER_BLOCK.findall(text):
+    for block in OUTER_BLOCK.findall(text):
         groups = [_split(group) for group in _INNER_BLOCK.findall(block[1:-1])]
         if not any(any(_NUMBER.fullmatch(part) for part in group) for group in groups):
             continue

@@ -7,7 +7,6 @@ windows.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from molmoact_data.text import tokens
+from molmoact_data.text.prompts import OUTER_BLOCK
 from molmoact_train.data.rendering import Rendered
 from molmoact_train.families.molmoact.processor import MolmoActProcessor
 
@@ -24,8 +24,6 @@ TextPart = Literal["other", "depth", "trace", "action"]
 PARTS: tuple[TextPart, ...] = ("other", "depth", "trace", "action")
 """What a target token belongs to; its index is what `MolmoActSample.parts` holds."""
 PADDING = -1
-
-_BRACKETS = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]")
 
 
 def answer_parts(answer: str, processor: MolmoActProcessor) -> NDArray[np.int8]:
@@ -35,7 +33,7 @@ def answer_parts(answer: str, processor: MolmoActProcessor) -> NDArray[np.int8]:
     """
     text = f" {answer}"
     part_of_character = np.zeros(len(text), dtype=np.int8)
-    for span in _BRACKETS.finditer(text):
+    for span in OUTER_BLOCK.finditer(text):
         part: TextPart = "trace" if span.group().isascii() else "action"
         part_of_character[span.start() : span.end()] = PARTS.index(part)
     for start, end in tokens.depth_places(text):
