@@ -26,6 +26,7 @@ from molmoact_data.errors import UserError
 from molmoact_train.config import TrainConfig, resolve
 from molmoact_train.families import registry
 from molmoact_train.families.molmoact.settings import Settings as MolmoActSettings
+from molmoact_train.families.molmoact2.settings import Settings as MolmoAct2Settings
 
 DtypeOption = Annotated[str, typer.Option("--dtype", help="keep, float32 or bfloat16.")]
 
@@ -36,11 +37,12 @@ class TrainFlags:
 
     run: TrainConfig
     molmoact: MolmoActSettings = field(metadata={"panel": "MolmoAct"})
+    molmoact2: MolmoAct2Settings = field(metadata={"panel": "MolmoAct2"})
 
 
 FROM_THE_STAGE = dict.fromkeys(
     {key for name in registry.FAMILIES for stage in registry.stages(name).values() for key in stage}
-    | {"family"}
+    | {"family", "data"}
 )
 """Flags whose default depends on the stage: none is shown."""
 
