@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -171,12 +171,12 @@ def predict(
         summary,
         write_pictures,
     )
-    from molmoact_train.families.molmoact.policy import MolmoActPolicy
+    from molmoact_train.families.molmoact.policy import load_policy
 
     pictures = read_images([*images, *(more_images or [])])
     drawn = None if trace is None else parse_trace_flag(trace)
     spoken = None if wording is None else chosen(wording, "--wording", Wording)
-    policy = MolmoActPolicy.from_folder(
+    policy = load_policy(
         checkpoint,
         device=device,
         statistics=None if norm_stats is None else read_entries(norm_stats),
@@ -185,10 +185,10 @@ def predict(
         chunk_size=action_chunk_size,
         single_action=single_action,
         num_arms=num_arms,
+        wording=spoken,
     )
-    options = policy.options if spoken is None else replace(policy.options, wording=spoken)
     try:
-        found = policy.predictor.predict(pictures, instruction, trace=drawn, options=options)
+        found = policy.answer(pictures, instruction, trace=drawn)
     except PredictionFailed as failed:
         raise UserError(f"{checkpoint} gave no action: {failed}.") from failed
     if output_path is not None:

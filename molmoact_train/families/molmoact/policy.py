@@ -13,7 +13,9 @@ import torch
 
 from molmoact_data.errors import UserError
 from molmoact_data.policies import ActionChunk, Observation, PolicyInfo, PredictionFailed
+from molmoact_data.text.prompts import Wording
 from molmoact_train.families.loading import Dtype
+from molmoact_train.families.molmoact.images import ImageLike
 from molmoact_train.families.molmoact.predictor import Prediction, PredictOptions, Predictor
 from molmoact_train.weights import fingerprint, resolve_model_folder
 
@@ -60,6 +62,7 @@ class MolmoActPolicy:
         single_action: bool = False,
         num_arms: int | None = None,
         num_cameras: int | None = None,
+        wording: Wording | None = None,
     ) -> MolmoActPolicy:
         """A model folder or Hub id, asked as it was trained: what its run wrote down is honoured.
 
@@ -77,7 +80,7 @@ class MolmoActPolicy:
             chunk_size=None if single_action else chunk_size or _count(entry, "horizon", HORIZON),
             num_arms=num_arms or _count(entry, "num_arms", 1),
             constrained=constrained,
-            wording=run.get("wording", "released"),
+            wording=wording or run.get("wording", "released"),
         )
         known = len(entry["cameras"]) if isinstance(entry.get("cameras"), list) else None
         cameras = num_cameras or known or _count(run, "max_images", DEFAULT_CAMERAS)
@@ -101,10 +104,17 @@ class MolmoActPolicy:
         """The next chunk, in the robot's units. See `Policy.act` for what is raised."""
         self._check(observation)
         pictures = list(observation.images.values())
-        found = self.predictor.predict(
-            pictures, observation.instruction, trace=trace, options=self.options
-        )
-        return self._chunk(found)
+        return self._chunk(self.answer(pictures, observation.instruction, trace=trace))
+
+    def answer(
+        self,
+        images: Sequence[ImageLike],
+        instruction: str,
+        *,
+        trace: Sequence[Sequence[int]] | None = None,
+    ) -> Prediction:
+        """The whole answer in numbers, problems of free decoding included; `act` makes motion of sound ones."""
+        return self.predictor.predict(images, instruction, trace=trace, options=self.options)
 
     def _check(self, observation: Observation) -> None:
         if not observation.instruction.strip():
@@ -140,6 +150,10 @@ class MolmoActPolicy:
             seconds=found.seconds,
             num_tokens=found.num_tokens,
         )
+
+
+load_policy = MolmoActPolicy.from_folder
+"""By its plain name, for the command that asks for every choice of this family."""
 
 
 def _count(values: Mapping[str, Any], name: str, default: int) -> int:
