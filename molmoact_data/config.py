@@ -117,15 +117,22 @@ def option(
     flag: str | None = None,
     choices: Sequence[str] = (),
     metavar: str | None = None,
+    alone: Sequence[str] = (),
 ) -> Any:
     """A dataclass field with what its flag needs beyond name, type, default and docstring.
 
     `panel`: heading of `--help` under which this field and those after it stand. `flag`: another name for
     the flag (`camera` for a field `cameras`); "" = in YAML only. `choices`: the values of a string that are
-    not a Literal's. `metavar`: how a value is written (`ROLE=KEY`). A field that needs none of these is an
-    ordinary one.
+    not a Literal's. `metavar`: how a value is written (`ROLE=KEY`). `alone`: words that a mapping's flag takes
+    without a `=`, as a key and its value. A field that needs none of these is an ordinary one.
     """
-    metadata = {"panel": panel, "flag": flag, "choices": tuple(choices), "metavar": metavar}
+    metadata = {
+        "panel": panel,
+        "flag": flag,
+        "choices": tuple(choices),
+        "metavar": metavar,
+        "alone": tuple(alone),
+    }
     if factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -149,6 +156,8 @@ class Option:
     panel: str | None
     choices: tuple[str, ...]
     metavar: str | None
+    alone: tuple[str, ...] = ()
+    """Words that stand for themselves where `pairs` are wanted."""
 
 
 def options(cls: type) -> list[Option]:
@@ -194,6 +203,7 @@ def _option(field: dataclasses.Field[Any], hint: Any, text: str, panel: str | No
         panel=panel,
         choices=literal if not pairs and literal else field.metadata.get("choices", ()),
         metavar=field.metadata.get("metavar") or ("NAME=VALUE" if pairs else None),
+        alone=field.metadata.get("alone", ()),
     )
 
 

@@ -158,6 +158,8 @@ def _mapping(values: Sequence[str], found: Option) -> dict[str, str]:
     parsed: dict[str, str] = {}
     for value in values:
         name, equals, rest = value.partition("=")
+        if value in found.alone:
+            equals, rest = "=", value
         if not equals or not name or not rest:
             raise UserError(f"--{found.flag} wants {found.metavar}, repeatable; got {value!r}.")
         if name in parsed:

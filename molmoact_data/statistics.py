@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,11 @@ from molmoact_data.errors import UserError
 REFERENCE_ARM_DIM = 7
 DEFAULT_NUM_BINS, MAX_NUM_BINS = 256, 1024
 LARGEST = float(np.finfo(np.float32).max)
+_GRIPPER_NAME = re.compile(r"grip|finger|claw|jaw|suction|vacuum")
+_NAMES_OF_NOTHING = frozenset(
+    ("action", "actions", "a", "motor", "motors", "dim", "dimension", "index", "value", "x", "axis", "axes",
+     "feature", "channel", "main", "pos", "goal", "target", "unknown", "none", "name")
+)  # fmt: skip
 FEATURE_FIELDS = ("mean", "std", "min", "max", "q01", "q99")
 
 
@@ -85,6 +91,17 @@ class DimensionSpec:
     invert: bool = False
 
 
+def named_grippers(names: Sequence[str]) -> tuple[int, ...] | None:
+    """Dimensions whose name is a gripper's; None where the names say nothing about what a dimension drives.
+
+    `motor_6`, `action_6` and `6` say nothing; `joint_7.pos` says that it is a joint.
+    """
+    words = [set(re.findall(r"[a-z]+", name.lower())) for name in names]
+    if all(found <= _NAMES_OF_NOTHING for found in words):
+        return None
+    return tuple(d for d, name in enumerate(names) if _GRIPPER_NAME.search(name.lower()))
+
+
 @dataclass(frozen=True)
 class ActionSpec:
     """One `DimensionSpec` per action dimension; stored with the statistics, honoured both ways."""
@@ -92,17 +109,20 @@ class ActionSpec:
     dimensions: tuple[DimensionSpec, ...]
 
     @classmethod
-    def default(cls, action_dim: int) -> ActionSpec:
+    def default(cls, action_dim: int, names: Sequence[str] | None = None) -> ActionSpec:
         """The reference's spec for 7-D; every dimension normalised, none called a gripper, otherwise.
 
         7-D is read as six end-effector deltas and a gripper stored as 1 - a, as all released models have
-        it. Any other D says nothing about where grippers are (14 may be two 7-D arms or 2 x (6 joints +
+        it, unless the dimensions have `names` that say something else: then the named grippers are, or none.
+        Any other D says nothing about where grippers are (14 may be two 7-D arms or 2 x (6 joints +
         gripper)), so nothing is guessed: quantile scaling is right for every dimension, including a
         gripper, and inverts exactly. Use `with_grippers` to say more.
         """
-        if action_dim == REFERENCE_ARM_DIM:
-            return cls.with_grippers(action_dim, (action_dim - 1,), invert=True)
-        return cls(tuple(DimensionSpec(normalize=True) for _ in range(action_dim)))
+        if action_dim != REFERENCE_ARM_DIM:
+            return cls(tuple(DimensionSpec(normalize=True) for _ in range(action_dim)))
+        named = named_grippers(names) if names is not None and len(names) == action_dim else None
+        grippers = (action_dim - 1,) if named is None else named
+        return cls.with_grippers(action_dim, grippers, invert=True)
 
     @classmethod
     def with_grippers(

@@ -12,7 +12,7 @@ from molmoact_data.config import build, load_yaml, option
 from molmoact_data.errors import UserError, unknown_name
 from molmoact_data.teachers.choice import EMBEDDED, TeacherConfig
 
-Gripper = Literal["keep", "invert"]
+Gripper = Literal["keep", "invert", "scale", "none"]
 LOCAL = "local"
 RUNNERS = (LOCAL, "FlinkRunner", "PortableRunner", "DataflowRunner", "SparkRunner")
 BEAM_HERE = ("FnApiRunner", "PrismRunner")
@@ -134,10 +134,11 @@ class PreprocessConfig:
     """For example 0,1,5-9; left out = all."""
     labels: LabelConfig = field(default_factory=LabelConfig)
     """Which labels are made."""
-    gripper: Mapping[int, Gripper] = option(
-        factory=dict, panel="Actions", metavar="DIM=keep|invert"
+    gripper: Mapping[int | Literal["none"], Gripper] = option(
+        factory=dict, panel="Actions", metavar="none|DIM=keep|invert|scale", alone=("none",)
     )
-    """Gripper dimension, repeatable: its raw value, or 1 - a if inverted; not scaled."""
+    """Gripper dimension, repeatable: unscaled, as recorded (keep) or 1 - a (invert), or scaled like a joint;
+    `none` scales all. Left out = by the names of the dimensions, then the last of seven, inverted."""
     statistics: str | None = None
     """Use this dataset_statistics.json, frozen, instead of computing one."""
     frames_per_shard: int = option(1000, panel="Shards and limits")
@@ -163,6 +164,10 @@ class PreprocessConfig:
             raise ValueError(f"min_coverage is 0..1, got {self.min_coverage}")
         if not 0 <= self.max_reject_fraction <= 1:
             raise ValueError(f"max_reject_fraction is 0..1, got {self.max_reject_fraction}")
+        if "none" in self.gripper and len(self.gripper) > 1:
+            raise ValueError("gripper none says that there is none; name no dimension beside it")
+        if any((how == "none") != (which == "none") for which, how in self.gripper.items()):
+            raise ValueError("gripper wants a dimension and keep, invert or scale, or none alone")
         if self.frames_per_shard < 1:
             raise ValueError(f"frames_per_shard must be at least 1, got {self.frames_per_shard}")
 
@@ -172,6 +177,8 @@ def preprocess_config(flags: Mapping[str, Any], config_file: Path | None) -> Pre
     values = load_yaml(config_file) if config_file else {}
     values.update(flags)
     preset = values.pop("preset", None)
+    if values.get("gripper") == "none":
+        values["gripper"] = {"none": "none"}
     if "depth_encoder" in values:
         values.setdefault("depth", "depth-anything-v2")
     return nested({**_preset(preset), **values})

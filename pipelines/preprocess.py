@@ -30,7 +30,7 @@ from pipelines.config import LabelConfig, PreprocessConfig
 from pipelines.engine.stages import build_missing_shards, compute_statistics
 from pipelines.job import Job
 from pipelines.shards import manifest
-from pipelines.statistics import OBSERVED, describe_grippers
+from pipelines.statistics import OBSERVED, describe_grippers, why_this_spec
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,8 @@ def statistics_for(
     if config.statistics is not None:
         output.write_bytes(schema.STATISTICS_FILE, frozen_statistics(config, source))
     elif not output.exists(schema.STATISTICS_FILE):
+        if (note := why_this_spec(source.info, config.gripper)) is not None:
+            logger.warning("%s", note)
         compute_statistics(config, source, output)
     content = state_bins(output, config.labels.action_bins)
     statistics = DatasetStatistics.from_json(content)

@@ -7,14 +7,14 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, UserError
 from molmoact_data.labels.actions import observe_gripper
-from molmoact_data.sources.base import EpisodeRef, EpisodeSource
+from molmoact_data.sources.base import EpisodeRef, EpisodeSource, SourceInfo
 from molmoact_data.statistics import (
     ActionSpec,
     DatasetStatistics,
@@ -49,23 +49,45 @@ HELD_VALUES = 10**9
 """Numbers of one feature that are held in memory: 4 GB, 140 M frames of a 7-D arm."""
 
 
-def action_spec(action_dim: int, gripper: Mapping[int, Gripper]) -> ActionSpec:
+Grippers = Mapping[int | Literal["none"], Gripper]
+
+
+def action_spec(info: SourceInfo, gripper: Grippers) -> ActionSpec:
     """The per-dimension convention: the named dimensions are grippers, the others are scaled.
 
-    Nothing named: the default of this action dimension.
+    Nothing named: what the names of the dimensions say, or the default of this action dimension.
     """
+    action_dim = info.action_dim
     if not gripper:
-        return ActionSpec.default(action_dim)
-    wrong = [d for d in gripper if not 0 <= d < action_dim]
+        return ActionSpec.default(action_dim, info.action_names)
+    chosen = {d: how for d, how in gripper.items() if d != "none"}
+    wrong = [d for d in chosen if not 0 <= d < action_dim]
     if wrong:
         raise UserError(f"--gripper {wrong[0]}: action dimensions are 0..{action_dim - 1}.")
     return ActionSpec(
         tuple(
             DimensionSpec(
-                normalize=d not in gripper, gripper=d in gripper, invert=gripper.get(d) == "invert"
+                normalize=chosen.get(d, "scale") == "scale",
+                gripper=d in chosen,
+                invert=chosen.get(d) == "invert",
             )
             for d in range(action_dim)
         )
+    )
+
+
+def why_this_spec(info: SourceInfo, gripper: Grippers) -> str | None:
+    """What to say where the names of the dimensions decided, against the place of the reference's gripper."""
+    default = ActionSpec.default(info.action_dim)
+    spec = ActionSpec.default(info.action_dim, info.action_names)
+    if gripper or spec == default or info.action_names is None:
+        return None
+    grippers = [f"{d} ({info.action_names[d]})" for d, s in enumerate(spec.dimensions) if s.gripper]
+    last = info.action_dim - 1
+    said = f"is dimension {', '.join(grippers)}" if grippers else "is none of them: all are scaled"
+    return (
+        f"by the names of the action's dimensions ({', '.join(info.action_names)}) the gripper {said}, not the "
+        f"last as without names. To decide yourself: --gripper none or --gripper {last}=invert"
     )
 
 
@@ -145,7 +167,7 @@ class Numbers:
         self.state.merge(other.state)
         self.rejects.update(other.rejects)
 
-    def statistics_file(self, *, key: str, gripper: Mapping[int, Gripper]) -> bytes:
+    def statistics_file(self, *, key: str, spec: ActionSpec) -> bytes:
         """The content of `dataset_statistics.json`. Raises `UserError` where no episode is usable."""
         if not self.usable:
             raise nothing_usable(self.rejects)
@@ -153,27 +175,46 @@ class Numbers:
         statistics = DatasetStatistics(
             key=key,
             action=action,
-            spec=action_spec(action.dim, gripper),
+            spec=spec,
             state=column_statistics(self.state) if self.state.num_rows else None,
             num_transitions=self.action.num_rows,
             num_trajectories=self.usable,
         )
         columns = zip(statistics.spec.dimensions, self.action, strict=True)
         observed = {
-            str(d): observe_gripper(column[:, None]).words
-            for d, (spec, column) in enumerate(columns)
-            if spec.gripper
+            str(d): observe_gripper(column[:, None]).words + clipped_words(column, dimension)
+            for d, (dimension, column) in enumerate(columns)
+            if dimension.gripper
         }
         entry = {**statistics.to_json()[key], OBSERVED: observed}
         return (json.dumps({key: entry}, indent=1) + "\n").encode()
+
+
+def _stored(spec: DimensionSpec) -> str:
+    """What becomes of a raw value a."""
+    raw = ("-a" if spec.normalize else "1 - a") if spec.invert else "a"
+    return f"{raw}, scaled" if spec.normalize else raw
+
+
+def clipped_words(column_N: NDArray[np.float32], spec: DimensionSpec) -> str:
+    """How many values of an unscaled dimension have no bin of their own; empty where all have."""
+    if spec.normalize:
+        return ""
+    stored = 1 - column_N if spec.invert else column_N
+    clipped = int(np.count_nonzero(np.abs(stored) > 1))
+    if not clipped:
+        return ""
+    return (
+        f"; {clipped} of {len(column_N)} values are clipped ({100 * clipped / len(column_N):.1f} %)"
+    )
 
 
 def describe_grippers(statistics: DatasetStatistics, observed: Mapping[str, str]) -> list[str]:
     """One line per gripper dimension: what was seen, and what is stored."""
     return [
         f"action dimension {d} is a gripper: observed {words}; stored as "
-        f"{'1 - a' if statistics.spec.dimensions[int(d)].invert else 'a'}. "
-        f"Another convention: --gripper {d}=keep or --gripper {d}=invert."
+        f"{_stored(statistics.spec.dimensions[int(d)])}. "
+        f"Another convention: --gripper {d}=keep, {d}=invert or {d}=scale; --gripper none: there is none."
         for d, words in observed.items()
     ]
 

@@ -66,7 +66,7 @@ def test_the_card_says_what_a_user_must_know(make_output):
     assert front["size_categories"] == ["n<1K"]
     for said in (
         "| train | 4 | 33 | 2 |",
-        "`dots`, revision `rev-1`",
+        "<code>dots</code>, revision <code>rev-1</code>",
         "CC-BY-NC-4.0",
         "**Non-commercial:** depth-anything-v2-base",
         "range: signed",

@@ -14,7 +14,7 @@ import pipelines.statistics
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.labels.actions import observe_gripper
-from molmoact_data.statistics import DatasetStatistics
+from molmoact_data.statistics import ActionSpec, DatasetStatistics
 from pipelines.config import nested
 from pipelines.preprocess import preprocess
 from pipelines.statistics import OBSERVED, Numbers, NumericEpisode
@@ -42,7 +42,7 @@ def gathered(parts: list[list[NumericEpisode]]) -> dict:
         for episode in part:
             worker.add([episode])
         whole.merge(pickle.loads(pickle.dumps(worker)))
-    return json.loads(whole.statistics_file(key=KEY, gripper={}))[KEY]
+    return json.loads(whole.statistics_file(key=KEY, spec=ActionSpec.default(7)))[KEY]
 
 
 def test_numbers_are_exact_and_the_same_bytes_in_any_order() -> None:

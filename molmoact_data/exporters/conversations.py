@@ -57,7 +57,7 @@ def export_conversations(
 def conversation_schema(cameras: list[str]) -> pa.Schema:
     """Columns and their `datasets` features."""
     text = {"dtype": "string", "_type": "Value"}
-    texts = {"feature": text, "_type": "List"}
+    texts = {"feature": text, "_type": "Sequence"}  # also for readers before datasets 4.0
     features: dict[str, Any] = {name: {"_type": "Image"} for name in cameras}
     features |= {CONVERSATIONS: {"from": texts, "value": texts}, ANNOTATION: text}
     turns = pa.struct([("from", pa.list_(pa.string())), ("value", pa.list_(pa.string()))])

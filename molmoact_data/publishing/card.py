@@ -48,9 +48,10 @@ def write_card(output: Output, *, picture: str | None) -> str:
     manifest = output.manifest
     sections = [
         _front_matter(manifest),
-        f"# {output.name}, labelled for Action Reasoning\n\n{CARD_MARK}\n",
+        f"# {escaped(output.name)}, labelled for Action Reasoning\n\n{CARD_MARK}\n",
         "One row is one frame: image, instruction, depth codes, gripper trace and action tokens, as numbers. "
-        "Made with `molmoact preprocess`; load it with `datasets.load_dataset` and images decode.\n",
+        "Made with `molmoact preprocess`; load it with `datasets.load_dataset` (datasets >= 4.0, whose feature "
+        "types the files name) and images decode. pyarrow, pandas and DuckDB read them in any version.\n",
         f"![an example frame with its trace]({picture})\n" if picture else "",
         _provenance(manifest),
         _sizes(manifest),
@@ -59,6 +60,17 @@ def write_card(output: Output, *, picture: str | None) -> str:
         _features(output),
     ]
     return "\n".join(section for section in sections if section)
+
+
+def escaped(text: object) -> str:
+    """Text that somebody else wrote, as plain text: nothing in it is Markdown or HTML, nor a second line."""
+    line = " ".join(str(text).split())
+    entities = {ord(c): f"&#{ord(c)};" for c in "&<>\"'`|[]*_\\#!~"}
+    return line.translate(entities)
+
+
+def _code(text: object) -> str:
+    return f"<code>{escaped(text)}</code>"
 
 
 def _front_matter(manifest: Mapping[str, Any]) -> str:
@@ -85,11 +97,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _provenance(manifest: Mapping[str, Any]) -> str:
     dataset = manifest["dataset"]
     sources = dataset.get("sources") or [dataset]
-    listed = "\n".join(f"- `{s['name']}`, revision `{s['revision']}`" for s in sources)
+    listed = "\n".join(f"- {_code(s['name'])}, revision {_code(s['revision'])}" for s in sources)
     fps = f", {dataset['fps']:g} fps" if dataset["fps"] is not None else ""
-    robot = f", robot `{dataset['robot_type']}`" if dataset["robot_type"] is not None else ""
+    robot = f", robot {_code(dataset['robot_type'])}" if dataset["robot_type"] is not None else ""
     return (
-        f"## Provenance\n\n{listed}\n\nFormat {dataset['format']}{fps}{robot}. The source's own "
+        f"## Provenance\n\n{listed}\n\nFormat {escaped(dataset['format'])}{fps}{robot}. The source's own "
         "licence applies to images, actions and text; see there.\n\n"
         f"Configuration `{manifest['config_hash'][:16]}`, action statistics "
         f"`{manifest['statistics_sha256'][:16]}`; everything that decided a row is in `manifest.json`.\n"
@@ -117,12 +129,15 @@ def _teachers(manifest: Mapping[str, Any]) -> str:
     if not cards:
         return ""
     shown = ("name", "revision", "licence")
-    rows = [[role, *(card[k] for k in shown), _rest(card, shown)] for role, card in cards.items()]
+    rows = [
+        [escaped(cell) for cell in (role, *(card[k] for k in shown), _rest(card, shown))]
+        for role, card in cards.items()
+    ]
     text = "## Teachers\n\n" + _table(("role", "name", "revision", "licence", "settings"), rows)
     restricted = non_commercial(cards)
     if restricted:
         text += (
-            f"\n**Non-commercial:** {', '.join(restricted)} may not be used commercially, and so may "
+            f"\n**Non-commercial:** {', '.join(map(escaped, restricted))} may not be used commercially, and so may "
             "not the labels made with it. Depth-Anything-V2 Small is Apache-2.0, Base and larger are "
             "CC-BY-NC-4.0.\n"
         )

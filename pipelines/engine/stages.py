@@ -22,7 +22,7 @@ from pipelines.engine.runners import WorkerDied, run_pipeline
 from pipelines.job import Job
 from pipelines.shards.build import ShardWorker
 from pipelines.shards.progress import frames_counted, show_progress
-from pipelines.statistics import Numbers, read_numeric
+from pipelines.statistics import Numbers, action_spec, read_numeric
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -44,7 +44,9 @@ def compute_statistics(config: PreprocessConfig, source: EpisodeSource, output: 
     numbers = Numbers()
     for refs in handfuls(source.episodes):
         numbers.add([read_numeric(source, ref) for ref in refs])
-    content = numbers.statistics_file(key=source.info.name, gripper=config.gripper)
+    content = numbers.statistics_file(
+        key=source.info.name, spec=action_spec(source.info, config.gripper)
+    )
     output.write_bytes(schema.STATISTICS_FILE, content)
 
 
@@ -65,7 +67,7 @@ def statistics_graph(
     pairs = [
         [[ref.episode_index, ref.num_frames] for ref in refs] for refs in handfuls(source.episodes)
     ]
-    combine = CombineStatistics(source.info.name, dict(config.gripper))
+    combine = CombineStatistics(source.info.name, action_spec(source.info, config.gripper))
     _ = (
         pipeline
         | "Episodes" >> beam.Create(pairs, reshuffle=False)

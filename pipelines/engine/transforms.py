@@ -6,7 +6,7 @@ the same graph runs on every runner.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +17,7 @@ from molmoact_data.files.storage import Storage
 from molmoact_data.outputs.shards import ShardSpec
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 from molmoact_data.sources.opening import open_source
-from pipelines.config import Gripper
+from molmoact_data.statistics import ActionSpec
 from pipelines.shards.build import ShardWorker
 from pipelines.statistics import Numbers, NumericEpisode, read_numeric
 
@@ -44,9 +44,9 @@ class ReadNumeric(beam.DoFn):
 class CombineStatistics(beam.CombineFn):
     """All numbers of the dataset -> the statistics file, whatever the order of arrival."""
 
-    def __init__(self, key: str, gripper: Mapping[int, Gripper]) -> None:
+    def __init__(self, key: str, spec: ActionSpec) -> None:
         self._key = key
-        self._gripper = gripper
+        self._spec = spec
 
     def create_accumulator(self) -> Numbers:
         """Nothing read yet."""
@@ -66,7 +66,7 @@ class CombineStatistics(beam.CombineFn):
 
     def extract_output(self, accumulator: Numbers) -> bytes:
         """The content of the statistics file."""
-        return accumulator.statistics_file(key=self._key, gripper=self._gripper)
+        return accumulator.statistics_file(key=self._key, spec=self._spec)
 
 
 class WriteStatistics(beam.DoFn):

@@ -134,7 +134,7 @@ def _other_type(table: pa.Table, name: str, rng: Random) -> pa.Table:
         lambda: pa.array([[1.0] * (i % 3) for i in range(len(values))]),
         lambda: pa.nulls(len(values)),
         lambda: pa.array([i % 2 == 0 for i in range(len(values))]),
-        lambda: pc.cast(pa.array(range(len(values))), pa.decimal128(20, 2)),
+        lambda: pc.cast(pa.array(range(len(values))), pa.decimal128(30, 2)),
         lambda: (
             pa.array([b"\xff\xfe" for _ in values]).view(pa.binary()).cast(pa.string(), safe=False)
         ),
