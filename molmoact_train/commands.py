@@ -202,6 +202,11 @@ def predict(
         emit_json(found.to_json())
     else:
         typer.echo(summary(found))
+    if found.problems:
+        raise UserError(
+            f"the answer is not well-formed ({'; '.join(found.problems)[:200]}); its actions must not move a robot. "
+            "--constrained allows valid answers only."
+        )
 
 
 def merge_lora(

@@ -168,6 +168,24 @@ def test_a_malformed_answer_is_no_motion(checkpoint: Path) -> None:
     assert failed.value.reason == "malformed"
 
 
+def test_a_malformed_answer_is_shown_and_fails(checkpoint: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (56, 56), (90, 30, 30)).save(tmp_path / "a.png")
+    asked = [
+        "predict",
+        "--checkpoint",
+        str(checkpoint),
+        "--images",
+        str(tmp_path / "a.png"),
+        "--json",
+    ]
+    asked += ["--instruction", "x", "--device", "cpu", "--action-chunk-size", "1"]
+    result = CliRunner().invoke(cli.app, [*asked, "--unconstrained"])
+    assert json.loads(result.stdout)["problems"]
+    assert isinstance(result.exception, UserError)
+    assert "must not move a robot" in str(result.exception)
+    assert CliRunner().invoke(cli.app, asked).exit_code == 0
+
+
 def test_pictures_that_would_be_clipped_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     Image.fromarray(np.full((56, 56), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
     asked = ["predict", "--checkpoint", str(checkpoint), "--images", str(tmp_path / "deep.png")]
