@@ -152,7 +152,9 @@ def predict(
     ] = None,
     vqvae: Annotated[
         Path | None,
-        typer.Option(help="Decoder of depth.png; default: vae-final.pt in the checkpoint."),
+        typer.Option(
+            help="Decoder of depth.png, `released` too; default: vae-final.pt in the checkpoint."
+        ),
     ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from molmoact_data.outputs.shards import plan_shards
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 from molmoact_data.sources.opening import open_source
-from molmoact_data.teachers.choice import Teachers, load_teachers
+from molmoact_data.teachers.choice import Teachers, downloads, load_teachers
 from pipelines.config import PreprocessConfig
 from pipelines.job import Job
 from pipelines.preprocess import announced_cameras, chosen_episodes, make_job, warn_about_embedded
@@ -24,6 +24,8 @@ class Estimate:
     format: str
     cameras: dict[str, str]
     teachers: dict[str, dict[str, str]]
+    downloads: dict[str, str]
+    """What the run fetches once, by role: from where, how big, under which licence."""
     episodes: int
     frames: int
     """As the metadata declares; rows are what counts in the end."""
@@ -54,6 +56,7 @@ def estimate(config: PreprocessConfig) -> Estimate:
         format=source.info.format,
         cameras=dict(job.cameras),
         teachers={role: dict(card) for role, card in job.teachers.items()},
+        downloads={role: one.describe() for role, one in downloads(config.labels).items()},
         episodes=len(episodes),
         frames=frames,
         shards=len(plan_shards(episodes, config.frames_per_shard, job.config_hash)),

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import new_file, write_bytes
+from molmoact_data.files.inputs import is_git_lfs_pointer
+from molmoact_data.teachers.codebook import codebook_path
 from vqvae.config import Geometry
 from vqvae.model import VQVAE
 from vqvae.recipe import RELEASED, Recipe
@@ -47,14 +49,14 @@ class Checkpoint:
 
 
 def resolve_path(path: str | Path) -> Path:
-    """A checkpoint file, or a training run's folder, which stands for the model in it."""
-    path = Path(path)
+    """A checkpoint file, a training run's folder, which stands for the model in it, `released` or `embedded`."""
+    path = codebook_path(path)
     if path.is_dir():
         path = path / MODEL_FILE
     if not path.is_file():
         raise UserError(
-            f"no VQ-VAE checkpoint at {path}. Give a .safetensors file or a run folder of "
-            "`molmoact vqvae train`, or a released vae-final.pt (see `molmoact download --help`)."
+            f"no VQ-VAE checkpoint at {path}. Give a .safetensors file or a run folder of `molmoact vqvae train`, or a "
+            "vae-final.pt (`released` fetches it)."
         )
     return path
 
@@ -62,6 +64,10 @@ def resolve_path(path: str | Path) -> Path:
 def load(path: str | Path) -> Checkpoint:
     """Read either layout. Raises `UserError` for a file that is neither."""
     path = resolve_path(path)
+    if is_git_lfs_pointer(path):
+        raise UserError(
+            f"{path} is a Git LFS pointer, not a codebook; run `git lfs pull` in its folder."
+        )
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     with path.open("rb") as file:
         is_zip_or_pickle = file.read(2) in (b"PK", b"\x80\x02")

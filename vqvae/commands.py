@@ -28,7 +28,9 @@ from vqvae.config import PRESETS, EvalConfig, TrainConfig
 
 CheckpointOption = Annotated[
     Path,
-    typer.Option(help="vae-final.pt, a .safetensors of ours, or a run folder of `vqvae train`."),
+    typer.Option(
+        help="vae-final.pt, .safetensors, run folder of `vqvae train`, `released` or `embedded`."
+    ),
 ]
 RangeOption = Annotated[
     str | None, typer.Option(help="signed or unit, instead of the checkpoint's own range.")

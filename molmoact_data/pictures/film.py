@@ -20,6 +20,7 @@ from molmoact_data.outputs.output import Output, open_parquet
 from molmoact_data.pictures.images import decode_image
 from molmoact_data.pictures.overlay import draw_labels
 from molmoact_data.teachers import registry
+from molmoact_data.teachers.codebook import codebook_path
 from molmoact_data.text.tokens import codes_in
 
 Rgb = NDArray[np.uint8]
@@ -177,12 +178,9 @@ def refuse_existing(path: Path, *, overwrite: bool) -> Path:
 
 
 def load_tokenizer(path: str, device: str) -> DepthTokenizer:
-    """The VQ-VAE at a path, or the one that ships with the package for `embedded`."""
-    where = registry.EMBEDDED_VQVAE if path == "embedded" else Path(path)
-    if not where.exists():
-        raise UserError(f"no VQ-VAE at {where}.")
+    """The VQ-VAE at a path, `released` or `embedded`."""
     factory = registry.resolve("depth tokenizer", "vqvae", registry.DEPTH_TOKENIZERS)
-    return factory(where, device=device)
+    return factory(codebook_path(path), device=device)
 
 
 def show_codes(path: Path, text: str, tokenizer: DepthTokenizer | None) -> None:

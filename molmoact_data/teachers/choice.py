@@ -17,18 +17,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
 from molmoact_data.config import build, option
-from molmoact_data.errors import UserError, unknown_name
+from molmoact_data.errors import unknown_name
 from molmoact_data.labels.depth import DepthEstimator, DepthTokenizer
 from molmoact_data.labels.pointing import DEFAULT_PROMPT, ColumnPointer, GripperPointer
 from molmoact_data.sources.base import SourceInfo
 from molmoact_data.teachers import registry
+from molmoact_data.teachers.codebook import EMBEDDED as EMBEDDED, RELEASED, codebook_path
+from molmoact_data.teachers.published import (
+    DEPTH_WEIGHTS,
+    MOLMO_7B_D,
+    POINTING_WEIGHTS,
+    RELEASED_VQVAE,
+    Published,
+)
 from molmoact_data.teachers.registry import DEPTH_ESTIMATORS, GRIPPER_POINTERS
 
-EMBEDDED = "embedded"
 NONE = "none"
 
 
@@ -38,12 +44,12 @@ class TeacherConfig:
 
     depth: str = option("depth-anything-v2", panel="Depth", choices=(*DEPTH_ESTIMATORS, NONE))
     """Depth teacher; `none` leaves the depth columns out."""
-    depth_encoder: str = option("vitb", choices=("vits", "vitb", "vitl"))
-    """Depth-Anything-V2 size. vitb and vitl are CC-BY-NC-4.0: not for commercial use."""
+    depth_encoder: str = option("vits", choices=("vits", "vitb", "vitl"))
+    """Depth-Anything-V2 size. vitb (the reference's) and vitl are CC-BY-NC-4.0: not for commercial use."""
     depth_checkpoint: str | None = None
     """Hub id, folder or original .pth of the depth model instead of the published weights."""
-    vqvae: str | None = None
-    """VQ-VAE that turns depth into codes: path of a vae-final.pt or of one of ours, or `embedded`."""
+    vqvae: str | None = RELEASED
+    """VQ-VAE that turns depth into codes: `released` (the published vae-final.pt, fetched), a path, or `embedded`."""
     depth_recipe: Literal["checkpoint", "reference"] = "checkpoint"
     """checkpoint = the range the codebook was trained on; reference = the public preprocessing."""
     pointer: str = option("molmo", panel="Gripper points", choices=(*GRIPPER_POINTERS, NONE))
@@ -72,8 +78,7 @@ class TeacherConfig:
                 raise unknown_name(kind, name, (NONE, *table))
         if self.depth != NONE and self.vqvae is None:
             raise ValueError(
-                "depth codes need a VQ-VAE: give --vqvae PATH (the released vae-final.pt), "
-                "or --depth none, or --preset embedded for rendered scenes"
+                "depth codes need a VQ-VAE: --vqvae released, the path of one, or --depth none"
             )
         if self.arms < 1:
             raise ValueError(f"arms must be at least 1, got {self.arms}")
@@ -108,6 +113,20 @@ class Teachers:
         return bool(getattr(self.pointer, "answers_are_dear", False))
 
 
+def downloads(config: TeacherConfig) -> dict[str, Published]:
+    """Role -> what a run fetches once, if it is not in the cache yet: from where, how big, under which licence."""
+    found: dict[str, Published] = {}
+    if config.depth == "depth-anything-v2" and config.depth_checkpoint is None:
+        found["depth"] = DEPTH_WEIGHTS[config.depth_encoder]
+    if config.depth != NONE and config.vqvae == RELEASED:
+        found["depth_tokenizer"] = RELEASED_VQVAE
+    if config.pointer == "molmo":
+        asked = config.pointer_checkpoint or MOLMO_7B_D.repository
+        if asked in POINTING_WEIGHTS:
+            found["gripper_pointer"] = POINTING_WEIGHTS[asked]
+    return found
+
+
 _lock = threading.Lock()
 _loaded: dict[tuple[TeacherConfig, str], Teachers] = {}
 
@@ -139,9 +158,7 @@ def _load(
 def _tokenizer(config: TeacherConfig, device: str) -> DepthTokenizer | None:
     if config.depth == NONE:
         return None
-    path = registry.EMBEDDED_VQVAE if config.vqvae == EMBEDDED else Path(str(config.vqvae))
-    if not path.exists():
-        raise UserError(f"no VQ-VAE at {path}. Give the path of a vae-final.pt with --vqvae.")
+    path = codebook_path(str(config.vqvae))
     factory = registry.resolve("depth tokenizer", "vqvae", registry.DEPTH_TOKENIZERS)
     tokenizer: DepthTokenizer = factory(path, recipe=config.depth_recipe, device=device)
     return tokenizer

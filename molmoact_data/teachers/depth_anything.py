@@ -14,25 +14,27 @@ import hashlib
 import logging
 import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import HFValidationError
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import nn
 from transformers import DepthAnythingForDepthEstimation
 
-from molmoact_data.errors import UserError, unknown_name
+from molmoact_data.errors import UserError, first_line, unknown_name
+from molmoact_data.files.inputs import is_git_lfs_pointer
 from molmoact_data.processes import pick_device
 from molmoact_data.teachers.depth_anything_weights import (
     OffsetEmbeddings,
     UnknownLayoutError,
     build_from_original,
 )
+from molmoact_data.teachers.published import COMMIT, DEPTH_WEIGHTS, fetch, is_hub_id
 
 logger = logging.getLogger(__name__)
 
@@ -42,28 +44,15 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """One published size of the network."""
-
-    hub_id: str
-    licence: str
-    megabytes: int
-    hidden_size: int
-
-
-ENCODERS = {
-    "vits": Encoder("depth-anything/Depth-Anything-V2-Small-hf", "Apache-2.0", 99, 384),
-    "vitb": Encoder("depth-anything/Depth-Anything-V2-Base-hf", "CC-BY-NC-4.0", 390, 768),
-    "vitl": Encoder("depth-anything/Depth-Anything-V2-Large-hf", "CC-BY-NC-4.0", 1341, 1024),
-}
+WIDTHS = {"vits": 384, "vitb": 768, "vitl": 1024}
+"""Published sizes by the width of the encoder, by which weights are known."""
 
 
 @dataclass(frozen=True)
 class DepthAnythingSettings:
     """What a run says of this teacher; fields are `TeacherConfig`'s."""
 
-    depth_encoder: str = "vitb"
+    depth_encoder: str = "vits"
     depth_checkpoint: str | None = None
 
 
@@ -84,7 +73,7 @@ class DepthAnythingV2:
 
     def __init__(
         self,
-        encoder: str = "vitb",
+        encoder: str = "vits",
         checkpoint: str | None = None,
         *,
         revision: str | None = None,
@@ -96,14 +85,14 @@ class DepthAnythingV2:
 
         `num_heads` is needed only for an original file of an unpublished width.
         """
-        if encoder not in ENCODERS:
-            raise unknown_name("depth encoder", encoder, ENCODERS)
+        if encoder not in DEPTH_WEIGHTS:
+            raise unknown_name("depth encoder", encoder, DEPTH_WEIGHTS)
         if batch_size < 1:
             raise UserError(f"batch size must be at least 1, got {batch_size}.")
         self.device = pick_device(device)
         self.scale_on_device = self.device.type != "cpu"
         self.batch_size = batch_size if self.scale_on_device else 1
-        source = checkpoint if checkpoint is not None else ENCODERS[encoder].hub_id
+        source = checkpoint if checkpoint is not None else DEPTH_WEIGHTS[encoder].repository
         self.model, self._revision = _load(source, encoder, revision, num_heads)
         self._licence = _licence(encoder, self.model.config.backbone_config.hidden_size)
         self.model.to(self.device).eval().requires_grad_(requires_grad=False)
@@ -187,16 +176,16 @@ def preprocess_on_device(rgb_NHWC: torch.Tensor) -> torch.Tensor:
 
 def _licence(encoder: str, hidden_size: int) -> str:
     """The licence of weights of this width; a published width under another size's name is an error."""
-    published = {e.hidden_size: name for name, e in ENCODERS.items()}
+    published = {width: name for name, width in WIDTHS.items()}
     if hidden_size not in published:
         return "unknown (not a published checkpoint)"
-    if published[hidden_size] != encoder:
+    found = published[hidden_size]
+    if found != encoder:
         raise UserError(
-            f"the weights are those of {published[hidden_size]} "
-            f"({ENCODERS[published[hidden_size]].licence}), not of {encoder}. "
-            f"Name the depth encoder {published[hidden_size]}, so that the recorded licence is right."
+            f"the weights are those of {found} ({DEPTH_WEIGHTS[found].licence}), not of {encoder}. "
+            f"Name the depth encoder {found}, so that the recorded licence is right."
         )
-    return ENCODERS[encoder].licence
+    return DEPTH_WEIGHTS[encoder].licence
 
 
 def _load(
@@ -224,21 +213,32 @@ def _load_original(path: Path, num_heads: int | None) -> tuple[nn.Module, str]:
 
 
 def _load_hub(source: str, encoder: str, revision: str | None) -> tuple[nn.Module, str]:
+    """A folder, or a Hub id that is fetched first, so that what is downloaded is said."""
+    folder = Path(source)
+    commit = None
+    if not folder.is_dir():
+        if not is_hub_id(source):
+            raise UserError(
+                f"cannot load the depth teacher {source!r}: no folder here and no Hub id (owner/name). Left out, "
+                f"it is {DEPTH_WEIGHTS[encoder].describe()}."
+            )
+        known = DEPTH_WEIGHTS[encoder]
+        folder = fetch(replace(known, repository=source, revision=revision or known.revision))
+        commit = folder.name if COMMIT.fullmatch(folder.name) else None
+    weights = folder / "model.safetensors"
+    if weights.is_file() and is_git_lfs_pointer(weights):
+        raise UserError(f"{weights} is a Git LFS pointer; run `git lfs pull` in that folder.")
     try:
         model = DepthAnythingForDepthEstimation.from_pretrained(
-            source, revision=revision, use_safetensors=True
+            str(folder), use_safetensors=True, local_files_only=True
         )
-    except (OSError, HFValidationError) as error:
-        published = ENCODERS[encoder]
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise UserError(
-            f"cannot load the depth teacher {source!r} ({str(error).splitlines()[0]}). It is fetched once "
-            f"(about {published.megabytes} MB, licence {published.licence}); on a machine without network "
-            f"run `huggingface-cli download {published.hub_id}` elsewhere and pass the folder, or an "
-            "original depth_anything_v2_vit{s,b,l}.pth, as the checkpoint."
+            f"{source} is no Depth-Anything-V2 checkpoint ({first_line(error)}). Give a folder of "
+            "Depth-Anything-V2-{Small,Base,Large}-hf, or an original depth_anything_v2_vit{s,b,l}.pth."
         ) from error
     _use_offset_embeddings(model)
-    commit = model.config._commit_hash  # noqa: SLF001 (the only place transformers keeps it)
-    return model, commit or _folder_revision(Path(source))
+    return model, commit or _folder_revision(folder)
 
 
 def _use_offset_embeddings(model: nn.Module) -> None:

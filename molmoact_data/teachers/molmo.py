@@ -6,7 +6,6 @@ Generation stops as soon as the points are told. A 7B model wants about 17 GB of
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,14 @@ from molmoact_data.teachers.answers import (
     arms_from_percent,
     parse_points,
 )
-from molmoact_data.teachers.published import MOLMO_7B_D, POINTING_WEIGHTS, Published, fetch
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+from molmoact_data.teachers.published import (
+    COMMIT,
+    MOLMO_7B_D,
+    POINTING_WEIGHTS,
+    Published,
+    fetch,
+    is_hub_id,
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def _locate(checkpoint: str | None, revision: str | None) -> tuple[str, str, str
     folder = Path(checkpoint)
     if folder.is_dir():
         return folder.resolve().name, "local", "that of the local files", folder
-    if checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~")):
+    if not is_hub_id(checkpoint):
         raise UserError(
             f"the pointer's checkpoint {checkpoint!r} is no folder here and no Hub id (owner/name)."
         )
@@ -136,5 +140,5 @@ def _locate(checkpoint: str | None, revision: str | None) -> tuple[str, str, str
         )
     folder = fetch(wanted)
     # A snapshot's folder is named after the commit, whatever branch was asked for.
-    commit = folder.name if _COMMIT.fullmatch(folder.name) else wanted.revision
+    commit = folder.name if COMMIT.fullmatch(folder.name) else wanted.revision
     return checkpoint, commit, wanted.licence, folder

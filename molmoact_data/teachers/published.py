@@ -5,6 +5,7 @@ downloaded, and the one place where a repository or a commit is named.
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 APACHE, NON_COMMERCIAL = "Apache-2.0", "CC-BY-NC-4.0"
 TONGYI = "Tongyi Qianwen License Agreement (that of Qwen2-72B; not Apache-2.0)"
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 _MODEL_FILES = ("*.json", "*.safetensors", "*.txt")
 
 
@@ -39,6 +42,10 @@ class Published:
             return f"{self.num_bytes / 10**6:.0f} MB"
         return f"{self.num_bytes / 10**9:.3g} GB"
 
+    def describe(self) -> str:
+        """One line for people."""
+        return f"{self.repository} at {self.revision}, about {self.size}, licence {self.licence}"
+
     def command(self) -> str:
         """What fetches the same files by hand, for a machine without network."""
         patterns = " ".join(f"--include '{pattern}'" for pattern in self.files)
@@ -54,10 +61,40 @@ MOLMO_72B = Published("allenai/Molmo-72B-0924", "main", TONGYI, 293_230_000_000)
 # written into the manifest.
 POINTING_WEIGHTS = {one.repository: one for one in (MOLMO_7B_D, MOLMO_7B_O, MOLMO_72B)}
 
+_DEPTH_FILES = ("config.json", "model.safetensors")
+DEPTH_WEIGHTS = {
+    "vits": Published(
+        "depth-anything/Depth-Anything-V2-Small-hf", "main", APACHE, 99_000_000, _DEPTH_FILES
+    ),
+    "vitb": Published(
+        "depth-anything/Depth-Anything-V2-Base-hf",
+        "main",
+        NON_COMMERCIAL,
+        390_000_000,
+        _DEPTH_FILES,
+    ),
+    "vitl": Published(
+        "depth-anything/Depth-Anything-V2-Large-hf",
+        "main",
+        NON_COMMERCIAL,
+        1_341_000_000,
+        _DEPTH_FILES,
+    ),
+}
+RELEASED_VQVAE = Published(
+    "allenai/MolmoAct-7B-D-0812", "main", APACHE, 31_300_000, ("vae-final.pt",)
+)
+"""The codebook of the published models; the repository's other 32 GB are left alone."""
+
+
+def is_hub_id(name: str) -> bool:
+    """`owner/name`, and nothing that can only be a path."""
+    return HUB_ID.fullmatch(name) is not None
+
 
 def fetch(published: Published) -> Path:
     """The local folder of the download, from the cache where it is there. Says what it fetches; raises `UserError`."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     logger.info(
         "%s at %s: about %s, licence %s; fetched once, then taken from the cache",
@@ -77,6 +114,8 @@ def fetch(published: Published) -> Path:
                     published.repository,
                     revision=published.revision,
                     allow_patterns=list(published.files),
+                    # A commit in the cache needs no network; asked for plainly, the client would want to list it.
+                    local_files_only=constants.HF_HUB_OFFLINE,
                 )
             )
         except OSError as error:
