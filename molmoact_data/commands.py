@@ -107,22 +107,25 @@ def validate(
         ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the JSON report here.")] = None,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check schema, hashes, counts, images, codes, traces and tokens of an output; exit code 3 on any finding.
 
     Example: molmoact validate out --processor MolmoAct-7B-D-0812 --report findings.json
     """
+    from molmoact_data.files.folders import check_new_file, write_bytes
     from molmoact_data.teachers.registry import SAMPLE_CHECKS, resolve
     from molmoact_data.validate import validate as run
 
+    check_new_file(report, overwrite=overwrite)
     loss_tokens = None
     if processor is not None:
         loss_tokens = resolve("sample check", "processor", SAMPLE_CHECKS)(processor)
     found = run(output, loss_tokens=loss_tokens)
     result = found.to_json()
     if report is not None:
-        report.write_text(json.dumps(result, indent=2) + "\n")
+        write_bytes(report, (json.dumps(result, indent=2) + "\n").encode())
     if as_json:
         emit_json(result)
     else:
@@ -152,10 +155,10 @@ def stats(
 
     Example: molmoact stats out-a out-b --key both --output-path merged.json
     """
+    from molmoact_data.files.folders import check_new_file, write_bytes
     from molmoact_data.outputs import measuring as feature_stats
 
-    if output_path is not None and output_path.exists() and not overwrite:
-        raise UserError(f"{output_path} exists; add --overwrite to replace it.")
+    check_new_file(output_path, overwrite=overwrite)
     if lerobot_feature:
         result = dict(feature_stats.lerobot_statistics_of(paths, lerobot_feature))
     else:
@@ -164,7 +167,7 @@ def stats(
     if output_path is None:
         emit_json(result)
     else:
-        output_path.write_text(json.dumps(result, indent=1) + "\n")
+        write_bytes(output_path, (json.dumps(result, indent=1) + "\n").encode())
         say(f"statistics of {', '.join(result)} in {output_path}")
 
 

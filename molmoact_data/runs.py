@@ -7,14 +7,16 @@ import shutil
 import signal
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 from molmoact_data.errors import UserError
-from molmoact_data.files.folders import write_bytes, write_json
+from molmoact_data.files.folders import is_taken, remove_left_overs, write_bytes, write_json
+from molmoact_data.files.lock import locked
+from molmoact_data.processes import World
 from molmoact_data.redaction import redacted
 
 CONFIG_FILE = "config.json"
@@ -42,12 +44,29 @@ class RunKind:
     """Whether a name at the top of the folder is something that such a run writes, besides its logs."""
 
 
+@contextmanager
+def held(run: Path, world: World) -> Iterator[None]:
+    """Hold the run's folder while inside. Where another run holds it, every process raises its `UserError`."""
+    with ExitStack() as stack:
+        refused: list[UserError | None] = [None]
+        if world.is_main:
+            try:
+                stack.enter_context(locked(run))
+            except UserError as error:
+                refused = [error]
+        world.broadcast(refused)
+        if refused[0] is not None:
+            raise refused[0]
+        yield
+
+
 def claim(
     run: Path, kind: RunKind, config: Mapping[str, Any], *, resume: bool, overwrite: bool
 ) -> None:
     """Make the folder this run's and write its configuration, or raise `UserError` naming the flag to add.
 
-    With `resume` nothing is written: the caller finds what to go on from, and compares configurations.
+    With `resume`, a folder with nothing in it is a new run; else nothing is written: the caller finds what to go on
+    from, and compares configurations.
     `overwrite` deletes what a run of this kind writes, and only in a folder that holds such a run.
     """
     if resume and overwrite:
@@ -57,9 +76,10 @@ def claim(
         raise UserError(
             f"{file} is a file, so {run} cannot be the run. Choose another {kind.flag}."
         )
-    if resume:
+    taken = is_taken(run)
+    if resume and taken:
+        remove_left_overs(run.iterdir())
         return
-    taken = run.exists() and any(run.iterdir())
     if taken and not overwrite:
         raise UserError(
             f"{run} is not empty. Continue the run that is there with --resume, replace it with --overwrite "
@@ -173,6 +193,11 @@ class StopRequest:
     requested: bool = False
     number: int = signal.SIGTERM
     """Which signal asked, where one reached this process; a program that stops for it ends with 128 + this."""
+
+    @property
+    def exit_code(self) -> int:
+        """Of the program that stops for it: 130 after Ctrl-C, 143 after SIGTERM."""
+        return 128 + self.number
 
 
 @contextmanager

@@ -20,14 +20,13 @@ all the state there is besides weights and moments.
 from __future__ import annotations
 
 import errno
-import json
 import re
 import shutil
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +45,18 @@ from torch.utils._pytree import tree_leaves
 from molmoact_data import runs, schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import write_json
+from molmoact_data.files.typed import read_typed
 from molmoact_data.processes import World
 from molmoact_data.runs import CONFIG_FILE
 from molmoact_train.config import TrainConfig, changes_on_resume, from_json, to_json
 from molmoact_train.metrics import PLOT_FILE
+from molmoact_train.weights import hub_commit, resolve_model_folder
 
 TRAINER_FILE, FILES_FILE = "trainer.json", "files.json"
 STATE_DIR, FINAL_DIR = "model_and_optim", "final"
 _TEMPORARY = "-tmp"
 _STEP_FOLDER = re.compile(r"step(\d{8})")
+_INCOMPLETE = "The checkpoint is incomplete or damaged."
 _CRC_PIECE = 1 << 22
 
 
@@ -72,6 +74,14 @@ class TrainerState:
     data_seed: int
     too_long: int = 0
     """Samples left out so far."""
+
+
+@dataclass(frozen=True)
+class _FileCheck:
+    """What `files.json` says of one file."""
+
+    bytes: int
+    crc32: int
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -100,22 +110,39 @@ def claim_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool) 
     return _checkpoint_to_resume(run, config) if resume else None
 
 
-def _checkpoint_to_resume(run: Path, config: TrainConfig) -> Path:
+def pinned(config: TrainConfig, *, resume: bool) -> tuple[TrainConfig, Path]:
+    """The run with the commit of its base model in it, and that model's folder; a resumed run keeps its commit."""
+    stored = Path(config.save_folder) / CONFIG_FILE
+    if resume and config.checkpoint_revision is None and stored.is_file():
+        earlier = load_config(stored.parent)
+        if earlier.checkpoint == config.checkpoint:
+            config = replace(config, checkpoint_revision=earlier.checkpoint_revision)
+    folder = resolve_model_folder(config.checkpoint, config.checkpoint_revision)
+    return replace(config, checkpoint_revision=hub_commit(folder)), folder
+
+
+def _checkpoint_to_resume(run: Path, config: TrainConfig) -> Path | None:
+    """The newest complete checkpoint; None for a run that was stopped before its first."""
+    for unfinished in run.glob(f"*{_TEMPORARY}"):
+        if _is_ours(unfinished.name):
+            shutil.rmtree(unfinished)
     checkpoints = complete_checkpoints(run)
-    if not checkpoints:
-        raise UserError(f"--resume: {run} holds no complete checkpoint. Start it without --resume.")
-    changed = changes_on_resume(load_config(checkpoints[-1]), config)
+    changed = changes_on_resume(load_config(checkpoints[-1] if checkpoints else run), config)
     if changed:
         raise UserError(
             f"--resume: {run} was trained with another configuration; different: {', '.join(changed)}. "
             "Use the same values, or start a new run from its export."
         )
-    return checkpoints[-1]
+    return checkpoints[-1] if checkpoints else None
 
 
 def load_config(folder: Path) -> TrainConfig:
     """The configuration beside a checkpoint or at the top of a run."""
-    return from_json(_read_json(folder / CONFIG_FILE))
+    path = folder / CONFIG_FILE
+    try:
+        return from_json(read_typed(dict[str, Any], path, _INCOMPLETE))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not that of a training run: {error}.") from error
 
 
 def _is_ours(name: str) -> bool:
@@ -128,7 +155,7 @@ KIND = runs.RunKind("a training run", "--save-folder", load_config, _is_ours)
 
 def load_trainer_state(folder: Path) -> TrainerState:
     """Where the run of this checkpoint stands."""
-    return TrainerState(**_read_json(folder / TRAINER_FILE))
+    return read_typed(TrainerState, folder / TRAINER_FILE, _INCOMPLETE)
 
 
 # Saving
@@ -256,11 +283,12 @@ def _forget_old(run: Path, keep: int) -> None:
 
 def verify_checkpoint(folder: Path) -> None:
     """Every file must have the size and CRC-32 it was written with; otherwise `UserError`."""
-    for name, expected in _read_json(folder / FILES_FILE).items():
+    written = read_typed(dict[str, _FileCheck], folder / FILES_FILE, _INCOMPLETE)
+    for name, expected in written.items():
         path = folder / name
         if not path.is_file():
             raise _damaged(folder, f"{name} is missing")
-        if path.stat().st_size != expected["bytes"] or _crc32(path) != expected["crc32"]:
+        if path.stat().st_size != expected.bytes or _crc32(path) != expected.crc32:
             raise _damaged(folder, f"{name} is not what was written")
 
 
@@ -301,12 +329,3 @@ def _crc32(path: Path) -> int:
         while piece := file.read(_CRC_PIECE):
             value = zlib.crc32(piece, value)
     return value
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); the checkpoint is incomplete."
-        ) from error

@@ -157,6 +157,7 @@ def predict(
         ),
     ] = None,
     device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a model: depth codes, a trace, and actions in the robot's units.
@@ -168,6 +169,7 @@ def predict(
     from molmoact_data.teachers.registry import DEPTH_TOKENIZERS, resolve
     from molmoact_data.text.prompts import Wording
     from molmoact_train.families.molmoact.answers import (
+        check_answer_folder,
         parse_trace_flag,
         read_images,
         summary,
@@ -175,6 +177,7 @@ def predict(
     )
     from molmoact_train.families.molmoact.policy import load_policy
 
+    check_answer_folder(output_path, overwrite=overwrite)
     pictures = read_images([*images, *(more_images or [])])
     drawn = None if trace is None else parse_trace_flag(trace)
     spoken = None if wording is None else chosen(wording, "--wording", Wording)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from molmoact_data.config import build
 from molmoact_data.errors import UserError, unknown_name
+from molmoact_data.redaction import redacted
 from molmoact_train.data.published import published_mixture
 from molmoact_train.families import registry
 
@@ -32,6 +33,8 @@ class TrainConfig:
     """Name of the preset it started from."""
     checkpoint: str
     """Folder or Hub id of the model to start from (released layout)."""
+    checkpoint_revision: str | None = None
+    """Commit, branch or tag of that Hub id; a run records the commit. None = the default branch, or a folder."""
     data: tuple[str, ...]
     """PATH[:weight], repeatable: outputs of preprocess (folders or URLs) or rows of a published mixture."""
     save_folder: str
@@ -229,10 +232,11 @@ def _check_complete(values: Mapping[str, Any]) -> None:
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
-    """Plain flat values, as `config.json` beside a checkpoint holds them."""
+    """Plain flat values, as `config.json` beside a checkpoint holds them: secrets are hidden."""
     values = dataclasses.asdict(config)
     own = values.pop("settings")
-    return {**values, "data": list(config.data), "eval_data": list(config.eval_data), **own}
+    plain = {**values, "data": list(config.data), "eval_data": list(config.eval_data), **own}
+    return dict(redacted(plain))
 
 
 def from_json(values: Mapping[str, Any]) -> TrainConfig:
@@ -256,4 +260,7 @@ RESUMABLE_CHANGES = frozenset(
 def changes_on_resume(saved: TrainConfig, asked: TrainConfig) -> list[str]:
     """Fields that differ and would make the resumed run another run; empty = exact continuation."""
     old, new = to_json(saved), to_json(asked)
-    return sorted(k for k in new if k not in RESUMABLE_CHANGES and old[k] != new[k])
+    free = RESUMABLE_CHANGES
+    if saved.checkpoint_revision is None:  # a run from before commits were recorded
+        free |= {"checkpoint_revision"}
+    return sorted(k for k in new if k not in free and old[k] != new[k])

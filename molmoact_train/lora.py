@@ -56,6 +56,7 @@ def peft_config(
     settings: LoraSettings,
     targets: list[str],
     base: str | None = None,
+    revision: str | None = None,
     trained_whole: Sequence[str] = (),
 ) -> Any:
     """The PEFT configuration that describes these adapters; `trained_whole` modules are stored beside them."""
@@ -69,6 +70,7 @@ def peft_config(
         bias="none",
         modules_to_save=list(trained_whole) or None,
         base_model_name_or_path=base,
+        revision=revision,
     )
 
 
@@ -156,6 +158,7 @@ def save_adapter(
     targets: list[str],
     *,
     base: str,
+    revision: str | None = None,
     statistics: Mapping[str, Any],
     run: Mapping[str, Any],
 ) -> None:
@@ -169,6 +172,6 @@ def save_adapter(
     renamed = {peft_name(n): t.contiguous() for n, t in weights.items()}
     save_file(renamed, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     whole = sorted({".".join(n.split(".")[:2]) for n in weights if not is_adapter(n)})
-    peft_config(settings, targets, base, whole).save_pretrained(str(folder))
+    peft_config(settings, targets, base, revision, whole).save_pretrained(str(folder))
     write_json(folder / "dataset_statistics.json", statistics)
     write_json(folder / "train_config.json", run)

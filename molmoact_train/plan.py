@@ -65,7 +65,7 @@ class Plan:
 def plan(config: TrainConfig, world: World) -> Plan:
     """Open the data, build the model without memory, and do the arithmetic."""
     passes = check_batch_arithmetic(config.global_batch_size, config.device_batch_size, world.size)
-    folder = resolve_model_folder(config.checkpoint)
+    folder = resolve_model_folder(config.checkpoint, config.checkpoint_revision)
     family = family_for(config.family, folder)
     encoder = family.encoder(folder, config, training=True)
     data = open_training_data(config, family, encoder)

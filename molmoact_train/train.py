@@ -38,7 +38,6 @@ from molmoact_train.optim import (
     trained_parameters,
 )
 from molmoact_train.parallel import autocast, build_model
-from molmoact_train.weights import resolve_model_folder
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +72,15 @@ def train(
     config: TrainConfig, *, resume: bool = False, overwrite: bool = False, device: str = "auto"
 ) -> Outcome:
     """Train as configured and export. Raises `UserError` before any work where the input is wrong."""
-    with join_world(device, group_of_one=True) as world, runs.stop_on_signal() as stop:
-        run = Path(config.save_folder)
-
+    run = Path(config.save_folder)
+    with (
+        join_world(device, group_of_one=True) as world,
+        runs.stop_on_signal() as stop,
+        runs.held(run, world),
+    ):
         # Input first: a wrong path must not cost the loading of 32 GB.
         check_batch_arithmetic(config.global_batch_size, config.device_batch_size, world.size)
-        model_folder = resolve_model_folder(config.checkpoint)
+        config, model_folder = checkpoint.pinned(config, resume=resume)
         family = family_for(config.family, model_folder)
         encoder = family.encoder(model_folder, config, training=True)
         data = open_training_data(config, family, encoder)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from torch import nn
 
 from molmoact_data.errors import UserError
 from molmoact_data.files.inputs import is_git_lfs_pointer
+from molmoact_data.files.typed import read_typed
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_AGAIN = "Download or export it again."
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -27,6 +29,11 @@ def resolve_model_folder(checkpoint: str, revision: str | None = None) -> Path:
     """
     path = Path(checkpoint)
     if path.is_dir():
+        if revision is not None:
+            raise UserError(
+                f"--checkpoint {checkpoint} is a folder, which has no revision {revision}: leave out "
+                "--checkpoint-revision, or give a Hub id."
+            )
         return path
     if not _HUB_ID.fullmatch(checkpoint):
         raise UserError(
@@ -49,6 +56,11 @@ def resolve_model_folder(checkpoint: str, revision: str | None = None) -> Path:
         ) from error
 
 
+def hub_commit(folder: Path) -> str | None:
+    """The commit of a folder that `resolve_model_folder` took from the Hub; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
 def check_is_model(folder: Path) -> None:
     """A folder of whole weights, not an adapter and not a training checkpoint."""
     if (folder / "adapter_config.json").is_file():
@@ -63,6 +75,17 @@ def check_is_model(folder: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Index:
+    """What is read of `model.safetensors.index.json`."""
+
+    weight_map: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if strange := [name for name in self.weight_map.values() if Path(name).name != name]:
+            raise ValueError(f"a weight file is a name in this folder, not {strange[0]!r}")
+
+
 class WeightFiles:
     """Tensor name -> file, and reading of single tensors."""
 
@@ -74,7 +97,7 @@ class WeightFiles:
 
     def _locate(self) -> dict[str, str]:
         if (self.folder / _INDEX).is_file():
-            return dict(json.loads((self.folder / _INDEX).read_text())["weight_map"])
+            return read_typed(_Index, self.folder / _INDEX, _AGAIN).weight_map
         if not (self.folder / _SINGLE).is_file():
             raise UserError(f"{self.folder} holds neither {_SINGLE} nor {_INDEX}.")
         with self._open(_SINGLE) as file:

@@ -135,6 +135,34 @@ def test_a_torn_write_loses_one_answer(tmp_path: Path, cut: int) -> None:
     np.testing.assert_allclose(points.xy_NA2[:, 0, 0], np.array([7, 8, 9], np.float32) / 255)
 
 
+@pytest.mark.parametrize(
+    "line", [b"{}", b"[]", b'{"frame": 0, "crc": "x", "xy": [], "confidence": []}', b"\xff", b"[" * 90_000]
+)  # fmt: skip
+def test_a_line_that_is_no_answer_is_asked_for_again(tmp_path: Path, line: bytes) -> None:
+    CachedPointer(CountingPointer(), tmp_path, EPISODE).point_frames(reds(7), "p", [0])
+    (path,) = tmp_path.glob("*/episode_000003.jsonl")
+    path.write_bytes(line + b"\n")
+    pointer = CountingPointer()
+    CachedPointer(pointer, tmp_path, EPISODE).point_frames(reds(7), "p", [0])
+    assert pointer.asked == [7]
+
+
+def test_the_cache_reads_its_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    CachedPointer(CountingPointer(), tmp_path, EPISODE).point_frames(reds(1), "p", [0])
+    read: list[str] = []
+    read_bytes = Path.read_bytes
+
+    def counted(self: Path) -> bytes:
+        read.append(self.name)
+        return read_bytes(self)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    cached = CachedPointer(CountingPointer(), tmp_path, EPISODE)
+    for frame in range(1, 20):
+        cached.point_frames(reds(frame), "p", [frame])
+    assert read == ["episode_000003.jsonl"]
+
+
 def test_a_tracker_asks_the_cache_for_its_keyframes(tmp_path: Path) -> None:
     still = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
     still[0, 0, 0] = 128

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ from molmoact_train.checkpoint import (
     claim_run,
     complete_checkpoints,
     load_checkpoint,
+    load_config,
+    load_trainer_state,
+    pinned,
     save_checkpoint,
     verify_checkpoint,
 )
@@ -174,14 +178,86 @@ def test_overwrite_does_not_touch_a_model_that_is_no_run(tmp_path: Path, content
 
 
 def test_resume_needs_a_checkpoint_of_the_same_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no complete checkpoint"):
-        claim_run(tmp_path / "empty", config(tmp_path), resume=True, overwrite=False)
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "notes.txt").write_text("of somebody else")
+    with pytest.raises(UserError, match=r"config\.json"):
+        claim_run(tmp_path / "strange", config(tmp_path), resume=True, overwrite=False)
+    shutil.rmtree(tmp_path / "strange")
+    claim_run(tmp_path, config(tmp_path), resume=True, overwrite=False)
     save(tmp_path, 3)
     save(tmp_path, 6)
     found = claim_run(tmp_path, config(tmp_path, keep=9), resume=True, overwrite=False)
     assert found == tmp_path / "step00000006"
     with pytest.raises(UserError, match="different: lr_llm"):
         claim_run(tmp_path, config(tmp_path, lr_llm=1.0), resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder", "a config", "half a checkpoint"])
+def test_resume_starts_a_run_that_never_came_to_its_first_checkpoint(
+    left: str, tmp_path: Path
+) -> None:
+    """A job that always says --resume must begin; what was half written goes."""
+    run = tmp_path / "run"
+    if left == "an empty folder":
+        run.mkdir()
+    if left in ("a config", "half a checkpoint"):
+        claim_run(run, config(run), resume=False, overwrite=False)
+    if left == "half a checkpoint":
+        (run / "step00000003-tmp" / "model_and_optim").mkdir(parents=True)
+    assert claim_run(run, config(run), resume=True, overwrite=False) is None
+    assert [p.name for p in run.iterdir()] == ["config.json"]
+    assert load_config(run) == config(run)
+    with pytest.raises(UserError, match="different: lr_llm"):
+        claim_run(run, config(run, lr_llm=1.0), resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"step": 1}', "[" * 90_000, '{"a": 3}']
+)
+@pytest.mark.parametrize("name", ["config.json", "trainer.json", "files.json"])
+def test_a_damaged_file_of_a_checkpoint_is_one_line(
+    name: str, content: str, tmp_path: Path
+) -> None:
+    save(tmp_path, 3)
+    step = tmp_path / "step00000003"
+    (step / name).write_text(content)
+    read = {
+        "config.json": load_config, "trainer.json": load_trainer_state, "files.json": verify_checkpoint,
+    }[name]  # fmt: skip
+    with pytest.raises(UserError) as met:
+        read(step)
+    assert "\n" not in str(met.value)
+
+
+def test_the_commit_of_the_base_model_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A branch moves; a run that is resumed stays with the commit that it began with."""
+    asked: list[str | None] = []
+
+    def hub(name: str, revision: str | None, **_: object) -> str:
+        asked.append(revision)
+        commit = {None: "b" * 40, "main": "b" * 40}.get(revision, revision)
+        folder = tmp_path / "hub" / "snapshots" / str(commit)
+        folder.mkdir(parents=True, exist_ok=True)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+    run = tmp_path / "run"
+    first = config(run, checkpoint="lab/base", checkpoint_revision="a" * 40)
+    fixed, folder = pinned(first, resume=False)
+    assert (fixed.checkpoint_revision, folder.name) == ("a" * 40, "a" * 40)
+    claim_run(run, fixed, resume=False, overwrite=False)
+    assert json.loads((run / "config.json").read_text())["checkpoint_revision"] == "a" * 40
+    again, _ = pinned(config(run, checkpoint="lab/base"), resume=True)
+    assert again.checkpoint_revision == "a" * 40
+    assert claim_run(run, again, resume=True, overwrite=False) is None
+    moved, _ = pinned(config(run, checkpoint="lab/base", checkpoint_revision="main"), resume=True)
+    with pytest.raises(UserError, match="different: checkpoint_revision"):
+        claim_run(run, moved, resume=True, overwrite=False)
+    assert asked == ["a" * 40, "a" * 40, "main"]
+    with pytest.raises(UserError, match="is a folder, which has no revision"):
+        pinned(config(run, checkpoint=str(tmp_path), checkpoint_revision="main"), resume=False)
 
 
 def test_an_interrupted_write_is_not_a_checkpoint(tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def test_sigterm_saves_and_resuming_goes_on_exactly(
     monkeypatch.setattr(loop, "train_step", terminated)
     outcome = loop.train(settings, device="cpu")
     assert (outcome.step, outcome.finished) == (2, False)
+    assert outcome.signal == signal.SIGTERM
     assert outcome.folder == run / "step00000002"
     assert not (run / "final").exists()
     monkeypatch.setattr(loop, "train_step", real)

@@ -177,9 +177,7 @@ def test_user_errors_of_the_commands(tiny: Path, tmp_path: Path) -> None:
     assert "either --tokens TEXT or --input" in error_of(
         "decode", "--checkpoint", tiny, "--output", output
     )
-    assert "exists; replace it with --overwrite" in error_of(
-        "convert", "--input", tiny, "--output", tiny
-    )
+    assert "exists. Add --overwrite" in error_of("convert", "--input", tiny, "--output", tiny)
     assert "write .pt for" in error_of("convert", "--input", tiny, "--output", tmp_path / "x.bin")
     assert "no data to measure on" in error_of("eval", "--checkpoint", tiny)
     assert "Did you mean 'debug'" in error_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,8 +162,38 @@ def test_overwrite_does_not_touch_a_folder_that_is_no_run(
 def test_a_resumed_run_may_not_change_its_mind(whole_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lr was 0\.001, now 0\.5"):
         train(debug(lr=0.5), whole_run, resume=True)
+    (tmp_path / "notes.txt").write_text("of somebody else")
     with pytest.raises(UserError, match="nothing to resume"):
         train(debug(), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder", "a config", "config and data"])
+def test_resume_starts_a_run_that_never_came_to_its_first_state(
+    left: str, whole_run: Path, tmp_path: Path
+) -> None:
+    """A job that always says --resume must begin."""
+    run = tmp_path / "run"
+    if left != "nothing":
+        run.mkdir()
+    if "config" in left:
+        shutil.copy(whole_run / "config.json", run)
+    if "data" in left:
+        shutil.copytree(whole_run / "data", run / "data")
+    assert train(debug(), run, resume=True).step == 10
+    assert_same_run(run, whole_run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_says_by_which_signal(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows_and_kill(step: int, *rest: int) -> np.ndarray:
+        if step == 6:
+            signal.raise_signal(number)
+        return batch_rows(step, *rest)
+
+    monkeypatch.setattr(training, "batch_rows", rows_and_kill)
+    assert train(debug(), tmp_path, resume=False).exit_code == 128 + number
 
 
 def test_too_little_data_is_said_before_training(tmp_path: Path) -> None:

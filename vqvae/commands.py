@@ -79,19 +79,21 @@ def train(
         emit_json(asdict(result))
     if result.stopped_by_signal:
         say(f"stopped at step {result.step} of {result.num_steps}; continue with --resume")
-        raise typer.Exit(143)
+        raise typer.Exit(result.exit_code)
 
 
 @options_of(EvalConfig)
 def evaluate(
     flags: Mapping[str, Any],
     *,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a codebook: reconstruction, boundaries, codes used, codes that flicker.
 
     Example: molmoact vqvae eval --checkpoint runs/vqvae --data simulator:200:test --min-codes 100
     """
+    from molmoact_data.files.folders import check_new_file
     from vqvae import evaluate as measuring
 
     if not flags.get("data"):
@@ -99,6 +101,7 @@ def evaluate(
             "no data to measure on; give --data FOLDER (or procedural:N, simulator:N:test)."
         )
     settings = build(EvalConfig, flags)
+    check_new_file(settings.sheet, overwrite=overwrite)
     report = measuring.measure(settings)
     emit_json(report) if as_json else say(measuring.as_table(report))
     measuring.check_min_codes(report, settings.min_codes)
@@ -119,6 +122,7 @@ def encode(
     input_range: RangeOption = None,
     resize: ResizeOption = None,
     device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Depth maps to codes.
@@ -129,7 +133,7 @@ def encode(
 
     result = operations.encode(
         checkpoint, input_path, output_path,
-        recipe=depth_recipe, input_range=input_range, resize=resize, device=device,
+        recipe=depth_recipe, input_range=input_range, resize=resize, device=device, overwrite=overwrite,
     )  # fmt: skip
     emit_json(result) if as_json else say(f"{result['maps']} maps coded, see {output_path}")
 
@@ -148,6 +152,7 @@ def decode(
         Path | None, typer.Option("--input", help="Codes as .npy or text, instead of --tokens.")
     ] = None,
     device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Codes to depth maps.
@@ -157,7 +162,12 @@ def decode(
     from vqvae import operations
 
     result = operations.decode(
-        checkpoint, output_path, tokens=tokens, source=input_path, device=device
+        checkpoint,
+        output_path,
+        tokens=tokens,
+        source=input_path,
+        device=device,
+        overwrite=overwrite,
     )
     emit_json(result) if as_json else say(f"{result['maps']} maps decoded, see {output_path}")
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from molmoact_data.config import as_dict, load_yaml
 from molmoact_data.errors import UserError
+from molmoact_data.files.folders import check_new_file, is_taken
 from vqvae import checkpoint as checkpoint_io, files
 from vqvae.codec import VQVAECodec, choose_recipe
 from vqvae.config import TrainConfig, merge, resolve_config
@@ -23,7 +24,7 @@ def train_config(
 ) -> TrainConfig:
     """The resolved configuration; a resumed run starts from the one it was begun with."""
     values = load_yaml(config) if config is not None else {}
-    if not resume:
+    if not resume or not is_taken(output):
         return resolve_config(preset, values, flags)
     stored = as_dict(run_folder.read_config(output))
     return resolve_config("released", merge(stored, values), flags)
@@ -48,8 +49,10 @@ def encode(
     input_range: str | None,
     resize: str | None,
     device: str,
+    overwrite: bool,
 ) -> dict[str, Any]:
     """Depth file -> codes file. `input_range` and `resize` replace parts of the recipe."""
+    check_new_file(target, overwrite=overwrite)
     codec = VQVAECodec(
         checkpoint, recipe=_recipe(checkpoint, recipe, input_range, resize), device=device
     )
@@ -80,9 +83,16 @@ def _changes(input_range: str | None, resize: str | None) -> dict[str, Any]:
 
 
 def decode(
-    checkpoint: Path, target: Path, *, tokens: str | None, source: Path | None, device: str
+    checkpoint: Path,
+    target: Path,
+    *,
+    tokens: str | None,
+    source: Path | None,
+    device: str,
+    overwrite: bool,
 ) -> dict[str, Any]:
     """Codes, as text or as a file -> depth file."""
+    check_new_file(target, overwrite=overwrite)
     if (tokens is None) == (source is None):
         raise UserError("give either --tokens TEXT or --input FILE (npy or text).")
     codes = files.parse_codes(tokens) if tokens is not None else files.read_codes(source)  # type: ignore[arg-type]
@@ -95,8 +105,7 @@ def convert(
     source: Path, target: Path, *, input_range: str | None, resize: str | None, overwrite: bool
 ) -> dict[str, Any]:
     """Released layout <-> ours; the suffix of `target` says which (.pt or .safetensors)."""
-    if target.exists() and not overwrite:
-        raise UserError(f"{target} exists; replace it with --overwrite.")
+    check_new_file(target, overwrite=overwrite)
     loaded = checkpoint_io.load(source)
     recipe = dataclasses.replace(loaded.recipe, **_changes(input_range, resize))
     loaded = dataclasses.replace(loaded, recipe=recipe)

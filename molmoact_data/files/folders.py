@@ -118,6 +118,16 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
+def check_new_file(path: Path | None, *, overwrite: bool) -> None:
+    """Raises `UserError` where writing the file `path` would destroy something that was not offered; None = no file."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a file. Give another path.")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists. Add --overwrite to replace it, or give another path.")
+
+
 def check_free(target: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
     """Raises `UserError` where writing `target` would destroy something that was not offered."""
     if target.exists() and not target.is_dir():

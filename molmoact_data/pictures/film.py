@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
+from molmoact_data.files.folders import check_new_file
 from molmoact_data.labels.depth import DepthTokenizer
 from molmoact_data.outputs.output import Output, open_parquet
 from molmoact_data.pictures.images import decode_image
@@ -172,8 +173,7 @@ def refuse_existing(path: Path, *, overwrite: bool) -> Path:
     if path.suffix.lower() not in (VIDEO_SUFFIX, *PICTURE_SUFFIXES):
         known = ", ".join((VIDEO_SUFFIX, *PICTURE_SUFFIXES))
         raise UserError(f"{path} has no ending that says what to write: {known}.")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists. Give another --output-path, or --overwrite.")
+    check_new_file(path, overwrite=overwrite)
     return path
 
 

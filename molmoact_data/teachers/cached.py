@@ -16,12 +16,14 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.config import content_hash
+from molmoact_data.errors import UserError
+from molmoact_data.files.folders import writing
+from molmoact_data.files.typed import parse_json
 from molmoact_data.labels.pointing import GripperPointer, GripperPoints
 
 
@@ -84,6 +86,8 @@ FrameKey = tuple[int, int]
 class _EpisodeFile:
     path: Path
     entries: dict[FrameKey, Entry]
+    torn: bool = False
+    """Whether a killed process left the last line without its end."""
 
     @classmethod
     def open(
@@ -96,16 +100,27 @@ class _EpisodeFile:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "key.json").write_text(json.dumps(key, indent=2, sort_keys=True))
         path = folder / f"episode_{episode_index:06d}.jsonl"
-        lines = path.read_bytes().splitlines() if path.exists() else []
-        return cls(path, dict(filter(None, map(decode_line, lines))))
+        content = path.read_bytes() if path.exists() else b""
+        entries = dict(filter(None, map(decode_line, content.splitlines())))
+        return cls(path, entries, torn=bool(content) and not content.endswith(b"\n"))
 
     def append(self, entries: dict[FrameKey, Entry]) -> None:
-        """Remember and write; a torn last line of a killed process is closed first."""
+        """Remember and write; a torn last line of a killed process is closed first. Nothing is read again."""
         self.entries.update(entries)
-        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
-        with self.path.open("ab") as file:
-            file.write(b"\n" if torn else b"")
-            file.write(b"".join(encode_line(key, entry) for key, entry in entries.items()))
+        lines = b"".join(encode_line(key, entry) for key, entry in entries.items())
+        with writing(str(self.path)), self.path.open("ab") as file:
+            file.write(b"\n" + lines if self.torn else lines)
+        self.torn = False
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One answer as it is written."""
+
+    frame: int
+    crc: int
+    xy: list[tuple[float, float] | None]
+    confidence: list[float]
 
 
 def encode_line(key: FrameKey, entry: Entry) -> bytes:
@@ -119,12 +134,12 @@ def encode_line(key: FrameKey, entry: Entry) -> bytes:
 def decode_line(line: bytes) -> tuple[FrameKey, Entry] | None:
     """The inverse; None for a line that a killed process did not finish."""
     try:
-        told: dict[str, Any] = json.loads(line)
-    except ValueError:
+        told = parse_json(_Line, line, "a line of the point cache")
+    except UserError:
         return None
-    xy = [[np.nan, np.nan] if point is None else point for point in told["xy"]]
-    entry = (np.array(xy, np.float32), np.array(told["confidence"], np.float32))
-    return (told["frame"], told["crc"]), entry
+    xy = [(np.nan, np.nan) if point is None else point for point in told.xy]
+    entry = (np.array(xy, np.float32), np.array(told.confidence, np.float32))
+    return (told.frame, told.crc), entry
 
 
 def _entry(points: GripperPoints, row: int) -> Entry:

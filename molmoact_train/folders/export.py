@@ -142,6 +142,7 @@ def unshard(
             lora.LoraSettings.of(config),
             targets,
             base=config.checkpoint,
+            revision=config.checkpoint_revision,
             statistics=statistics_beside(checkpoint),
             run=to_json(config),
         )
@@ -164,7 +165,7 @@ def _export_training_checkpoint(
             f"{checkpoint} holds a LoRA adapter, not a model. Write the adapter with `molmoact unshard`, then make "
             "a whole model with `molmoact merge-lora`."
         )
-    base = resolve_model_folder(run.checkpoint)
+    base = resolve_model_folder(run.checkpoint, run.checkpoint_revision)
     with new_folder(output, overwrite=overwrite, inputs=[checkpoint, base]) as temporary:
         writer = ShardWriter(temporary, dtype, shard_bytes)
         for name, tensor in stream_weights(checkpoint, shard_bytes):

@@ -64,6 +64,7 @@ def _write_adapter(
             lora.LoraSettings.of(config),
             built.lora_targets,
             base=config.checkpoint,
+            revision=config.checkpoint_revision,
             statistics=statistics,
             run=to_json(config),
         )

@@ -23,13 +23,13 @@ DATA_DIR = "data"
 
 
 def claim(output: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder this run's, or raise `UserError` naming the flag that resolves it."""
+    """Make the folder this run's, or raise `UserError` naming the flag that resolves it.
+
+    A run that was stopped before its first state begins at the beginning, with what data it has prepared.
+    """
     runs.claim(output, KIND, as_dict(config), resume=resume, overwrite=overwrite)
-    if not resume:
-        return
-    if not (output / STATE_FILE).is_file():
-        raise UserError(f"nothing to resume in {output}: no {STATE_FILE}. Run without --resume.")
-    _same_config(read_config(output), config)
+    if resume:
+        _same_config(read_config(output), config)
 
 
 def read_config(output: Path) -> TrainConfig:

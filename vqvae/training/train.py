@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from molmoact_data.config import as_dict
 from molmoact_data.errors import UserError
 from molmoact_data.processes import World, join_world
-from molmoact_data.runs import MetricsLog, StopRequest, Wandb, stop_on_signal
+from molmoact_data.runs import MetricsLog, StopRequest, Wandb, held, stop_on_signal
 from vqvae import checkpoint as checkpoint_io
 from vqvae.config import TrainConfig
 from vqvae.depth import data
@@ -46,6 +46,8 @@ class TrainResult:
     best: dict[str, Any] | None
     """Held-out numbers of the best checkpoint; None before the first evaluation."""
     stopped_by_signal: bool
+    exit_code: int = 0
+    """Of the command: 128 + the signal where one stopped it."""
 
 
 def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
@@ -161,7 +163,7 @@ def train(
     config: TrainConfig, output: Path, *, resume: bool, overwrite: bool = False
 ) -> TrainResult:
     """Run or continue a training in the folder `output`. SIGTERM or Ctrl-C saves and returns."""
-    with join_world(config.device) as world:
+    with join_world(config.device) as world, held(output, world):
         if world.is_main:
             run_folder.claim(output, config, resume=resume, overwrite=overwrite)
             run_folder.prepare_data(output, config)
@@ -169,19 +171,17 @@ def train(
         # A function of its own, so that its network is gone before the process group is: the other order
         # can hang in the destructor of DistributedDataParallel.
         with stop_on_signal() as stop:
-            return _run(config, output, world, stop, resume=resume)
+            return _run(config, output, world, stop)
 
 
-def _run(
-    config: TrainConfig, output: Path, world: World, stop: StopRequest, *, resume: bool
-) -> TrainResult:
+def _run(config: TrainConfig, output: Path, world: World, stop: StopRequest) -> TrainResult:
     console = Console(stderr=True, quiet=not world.is_main)
     depth_set = data.read_cache(output / run_folder.DATA_DIR)
     train_rows, held_out = depth_set.split(config.hold_out_fraction)
     held_out = _spread(held_out, config.max_eval_maps)
     num_steps = count_steps(config, len(train_rows))
     trainer = Trainer(config, world)
-    if resume:
+    if (output / run_folder.STATE_FILE).is_file():  # of the run that is resumed
         trainer.restore(output / run_folder.STATE_FILE)
     console.print(_plan_line(trainer, depth_set, len(train_rows), num_steps), soft_wrap=True)
     wandb = Wandb(config.wandb_project, config=as_dict(config)) if config.wandb_project else None
@@ -210,7 +210,10 @@ def _run(
             if world.is_main and (last or stopping or trainer.step % config.save_every == 0):
                 trainer.save(output / run_folder.STATE_FILE)
     assert world.agrees(trainer.learner.codebooks()), "the codebooks of the processes came apart"
-    return TrainResult(trainer.step, num_steps, trainer.best, trainer.step < num_steps)
+    stopped = trainer.step < num_steps
+    return TrainResult(
+        trainer.step, num_steps, trainer.best, stopped, stop.exit_code if stopped else 0
+    )
 
 
 def _evaluation_is_due(trainer: Trainer, *, last: bool) -> bool:

@@ -10,10 +10,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from molmoact_data.errors import UserError
+from molmoact_data.files.folders import check_new_file, write_bytes
 from molmoact_data.labels.depth import DepthTokenizer
 from molmoact_data.pictures import overlay
 from molmoact_train.families.molmoact.images import ImageLike, to_rgb
 from molmoact_train.families.molmoact.predictor import Prediction, checked_trace
+
+PREDICTION_FILE, TRACE_FILE, DEPTH_FILE = "prediction.json", "trace.png", "depth.png"
 
 
 def parse_trace_flag(text: str) -> list[list[int]]:
@@ -53,6 +56,13 @@ def _read_image(path: Path) -> Image.Image:
         raise UserError(f"cannot read the image {path}: {error}") from error
 
 
+def check_answer_folder(folder: Path | None, *, overwrite: bool) -> None:
+    """Raises `UserError` where an earlier answer would be lost."""
+    if folder is not None:
+        for name in (PREDICTION_FILE, TRACE_FILE, DEPTH_FILE):
+            check_new_file(folder / name, overwrite=overwrite)
+
+
 def write_pictures(
     prediction: Prediction,
     first_image: ImageLike,
@@ -60,20 +70,19 @@ def write_pictures(
     depth_tokenizer: DepthTokenizer | None,
 ) -> list[Path]:
     """`prediction.json`, `trace.png` (over the first image) and, with a tokenizer, `depth.png`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / "prediction.json"]
-    written[0].write_text(json.dumps(prediction.to_json(), indent=1) + "\n", encoding="utf-8")
+    written = [folder / PREDICTION_FILE]
+    write_bytes(written[0], (json.dumps(prediction.to_json(), indent=1) + "\n").encode())
     if prediction.traces:
         rgb = to_rgb(first_image)
         for trace, colour in zip(prediction.traces, overlay.ARM_COLOURS_RGB, strict=False):
             points = np.rint(np.array(trace)).astype(int)
             rgb = overlay.draw_path(rgb, points, colour, overlay.TRACE_THICKNESS)
-        Image.fromarray(rgb).save(folder / "trace.png")
-        written.append(folder / "trace.png")
+        written.append(folder / TRACE_FILE)
+        Image.fromarray(rgb).save(written[-1])
     codes = [span for span in prediction.depth_codes if span]
     if codes and depth_tokenizer is not None:
         depth = np.asarray(depth_tokenizer.decode(np.array(codes[:1])))[0]
         scaled = (depth - depth.min()) / max(float(np.ptp(depth)), 1e-8)
-        Image.fromarray(np.rint(scaled * 255).astype(np.uint8)).save(folder / "depth.png")
-        written.append(folder / "depth.png")
+        written.append(folder / DEPTH_FILE)
+        Image.fromarray(np.rint(scaled * 255).astype(np.uint8)).save(written[-1])
     return written
