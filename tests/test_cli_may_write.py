@@ -14,7 +14,10 @@ from made_commands import ALL, Molmoact, Words
 from molmoact_data.teachers.registry import EMBEDDED_VQVAE
 
 TARGETS = {"--output-path", "--output", "--report", "--sheet", "--save-folder"}
-CONTINUES = {("download",): "each file is fetched once, and held against its size"}
+CONTINUES = {
+    ("download",): "each file is fetched once, and held against its size",
+    ("preprocess-web",): "goes on with --resume, and replaces nothing",
+}
 
 
 def targets_of(command: click.Command) -> set[str]:
