@@ -7,16 +7,17 @@ recipe, cameras, layout and statistics. Only the source may differ, and no episo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from molmoact_data import schema
-from molmoact_data.config import content_hash
+from molmoact_data.config import as_dict, content_hash
 from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
+from molmoact_data.outputs.manifest import Manifest
 from molmoact_data.outputs.output import BATCH_ROWS, Output, open_parquet
 from molmoact_data.outputs.shards import (
     ShardRecord,
@@ -58,9 +59,9 @@ def merge(sources: Sequence[Output], output: Storage, *, resume: bool, overwrite
     refuse_repeated_episodes(sources)
     header = merged_header(sources)
     parts = [
-        _Part(source, record, _spec(source, record, header["config_hash"]))
+        _Part(source, record, _spec(source, record, header.config_hash))
         for source in sources
-        for record in map(ShardRecord.from_json, source.manifest["shards"])
+        for record in source.manifest.shards
     ]
     specs = [part.spec for part in parts]
     inputs = [source.storage.root for source in sources]
@@ -68,7 +69,7 @@ def merge(sources: Sequence[Output], output: Storage, *, resume: bool, overwrite
         if sources[0].statistics is not None:
             statistics = sources[0].storage.read_bytes(schema.STATISTICS_FILE)
             output.write_bytes(schema.STATISTICS_FILE, statistics)
-        state.remember_plan(output, header["fingerprint"], specs)
+        state.remember_plan(output, header.fingerprint, specs)
         done = state.finished_records(output, specs)
         records = []
         for part in parts:
@@ -77,7 +78,7 @@ def merge(sources: Sequence[Output], output: Storage, *, resume: bool, overwrite
             records.append(record)
         rejects = b"".join(s.storage.read_bytes(schema.REJECTS_FILE) for s in sources)
         output.write_bytes(schema.REJECTS_FILE, rejects)
-        manifest.write_manifest(output, manifest.assemble(header, records))
+        manifest.write_manifest(output, header.with_shards(records))
         state.forget(output)
     return Merged(
         output=output.root,
@@ -104,13 +105,13 @@ def _comparable(output: Output) -> dict[str, Any]:
     """What must be equal. Feature keys of the cameras are the source's business, roles are ours."""
     fingerprint = {
         key: value
-        for key, value in output.manifest["fingerprint"].items()
+        for key, value in output.manifest.fingerprint.items()
         if key not in ("source", "cameras", "statistics_sha256")
     }
     return {
         **fingerprint,
-        "layout": output.manifest["layout"],
-        "statistics_sha256": output.manifest["statistics_sha256"],
+        "layout": as_dict(output.manifest.layout),
+        "statistics_sha256": output.manifest.statistics_sha256,
     }
 
 
@@ -128,7 +129,7 @@ def _advice(names: Sequence[str]) -> str:
 def refuse_repeated_episodes(sources: Sequence[Output]) -> None:
     """Raise `UserError` where an episode is in two of the outputs."""
     counts = Counter(
-        (part["name"], episode)
+        (part.name, episode)
         for source in sources
         for part in source.sources
         for shard in source.shards
@@ -143,41 +144,28 @@ def refuse_repeated_episodes(sources: Sequence[Output]) -> None:
         )
 
 
-def merged_header(sources: Sequence[Output]) -> dict[str, Any]:
+def merged_header(sources: Sequence[Output]) -> Manifest:
     """The first output's header with all sources in it."""
-    parts = _distinct(source for output in sources for source in output.sources)
+    parts = tuple(dict.fromkeys(part for output in sources for part in output.sources))
     first = sources[0].manifest
     if len(parts) == 1:
-        return dict(first)
-    fingerprint = {
-        **first["fingerprint"],
-        "source": {
-            "name": "+".join(part["name"] for part in parts),
-            "revision": content_hash(parts),
-        },
-    }
-    rates = {output.manifest["dataset"]["fps"] for output in sources}
-    dataset = {
-        **first["dataset"],
-        **fingerprint["source"],
-        "format": "merged",
-        "fps": rates.pop() if len(rates) == 1 else None,
-        "warnings": [w for output in sources for w in output.manifest["dataset"]["warnings"]],
-        "sources": parts,
-    }
-    return {
-        **first,
-        "fingerprint": fingerprint,
-        "config_hash": content_hash(fingerprint),
-        "dataset": dataset,
-    }
-
-
-def _distinct(parts: Any) -> list[Mapping[str, str]]:
-    seen: dict[tuple[str, str], Mapping[str, str]] = {}
-    for part in parts:
-        seen.setdefault((part["name"], part["revision"]), part)
-    return list(seen.values())
+        return first
+    name = "+".join(part.name for part in parts)
+    revision = content_hash([asdict(part) for part in parts])
+    fingerprint = {**first.fingerprint, "source": {"name": name, "revision": revision}}
+    rates = {output.manifest.dataset.fps for output in sources}
+    dataset = replace(
+        first.dataset,
+        name=name,
+        revision=revision,
+        format="merged",
+        fps=rates.pop() if len(rates) == 1 else None,
+        warnings=tuple(w for output in sources for w in output.manifest.dataset.warnings),
+        sources=parts,
+    )
+    return replace(
+        first, fingerprint=fingerprint, config_hash=content_hash(fingerprint), dataset=dataset
+    )
 
 
 def _spec(source: Output, record: ShardRecord, config_hash: str) -> ShardSpec:
@@ -185,13 +173,13 @@ def _spec(source: Output, record: ShardRecord, config_hash: str) -> ShardSpec:
     rows = dict(record.episodes)
     indices = sorted([*rows, *(reject.episode_index for reject in record.rejects)])
     refs = [EpisodeRef(index, rows.get(index, 0)) for index in indices]
-    own = source.manifest["config_hash"]
+    own = source.manifest.config_hash
     key = config_hash if config_hash == own else content_hash([config_hash, own])
     (spec,) = plan_shards(refs, max(1, record.rows) + 1, key)
     return spec
 
 
-def _copy(part: _Part, header: Mapping[str, Any], output: Storage) -> ShardRecord:
+def _copy(part: _Part, header: Manifest, output: Storage) -> ShardRecord:
     """The same rows; only the hashes in the file's metadata are those of the merged output."""
     record = part.record
     if not record.rows:
@@ -200,7 +188,7 @@ def _copy(part: _Part, header: Mapping[str, Any], output: Storage) -> ShardRecor
         with open_parquet(part.source.storage, record.name) as file:
             metadata = {
                 **(file.schema_arrow.metadata or {}),
-                schema.META_CONFIG_HASH: header["config_hash"].encode(),
+                schema.META_CONFIG_HASH: header.config_hash.encode(),
             }
             arrow_schema = file.schema_arrow.with_metadata(metadata)
             with ShardWriter(path, arrow_schema) as writer:

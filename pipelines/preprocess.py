@@ -17,6 +17,7 @@ from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
 from molmoact_data.labels.actions import spec_warnings
+from molmoact_data.outputs.manifest import count_rejects, measured_quality
 from molmoact_data.outputs.shards import ShardRecord, ShardSpec, plan_shards
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 from molmoact_data.sources.cameras import resolve_cameras
@@ -235,14 +236,14 @@ def broken_limit(config: PreprocessConfig, records: Sequence[ShardRecord]) -> st
     rejected = sum(len(r.rejects) for r in records)
     total = rejected + sum(len(r.episodes) for r in records)
     if rejected > config.max_reject_fraction * total:
-        reasons = manifest.count_rejects(records)
+        reasons = count_rejects(records)
         listed = ", ".join(f"{reason}: {n}" for reason, n in reasons.items())
         return (
             f"{rejected} of {total} episodes were rejected ({listed}), more than "
             f"--max-reject-fraction {config.max_reject_fraction:g} allows. Everything good is "
             f"written; see {schema.REJECTS_FILE} in {config.output_path}."
         )
-    coverage = manifest.measured_quality(records).trace_coverage
+    coverage = measured_quality(records).trace_coverage
     if config.min_coverage is not None and (coverage is None or coverage < config.min_coverage):
         found = "no traces were made" if coverage is None else f"{coverage:.1%} of the frames"
         return (

@@ -21,6 +21,7 @@ from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
 from molmoact_data.labels.actions import bin_actions, chunk, normalize
 from molmoact_data.outputs.columns import fixed_array, fixed_size_lists
+from molmoact_data.outputs.manifest import Manifest
 from molmoact_data.outputs.output import BATCH_ROWS, Output, open_parquet
 from molmoact_data.outputs.shards import (
     ShardRecord,
@@ -63,7 +64,7 @@ class Retokenized:
 class _Plan:
     """Everything about the new output that is known before any shard is written."""
 
-    header: dict[str, Any]
+    header: Manifest
     statistics: DatasetStatistics
     layout: schema.RecordLayout
     num_bins: int
@@ -80,23 +81,23 @@ def retokenize(
     with state.claimed_output(output, resume=resume, overwrite=overwrite, inputs=inputs):
         content = json.dumps(plan.statistics.to_json(), indent=1) + "\n"
         output.write_bytes(schema.STATISTICS_FILE, content.encode())
-        state.remember_plan(output, plan.header["fingerprint"], plan.specs)
+        state.remember_plan(output, plan.header.fingerprint, plan.specs)
         done = state.finished_records(output, plan.specs)
-        old = [ShardRecord.from_json(shard) for shard in source.manifest["shards"]]
+        old = source.manifest.shards
         records = []
         for before, spec in zip(old, plan.specs, strict=True):
             record = done.get(spec.name) or _rewrite(source.storage, before, spec, plan, output)
             state.write_record(output, record)
             records.append(record)
         output.write_bytes(schema.REJECTS_FILE, source.storage.read_bytes(schema.REJECTS_FILE))
-        manifest.write_manifest(output, manifest.assemble(plan.header, records))
+        manifest.write_manifest(output, plan.header.with_shards(records))
         state.forget(output)
     return Retokenized(
         output=output.root,
         frames=sum(r.rows for r in records),
         shards=sum(r.rows > 0 for r in records),
         shards_built=len(records) - len(done),
-        statistics_sha256=plan.header["statistics_sha256"],
+        statistics_sha256=plan.header.statistics_sha256,
     )
 
 
@@ -116,19 +117,19 @@ def _plan(source: Output, config: RetokenizeConfig) -> _Plan:
     statistics = replace(statistics, num_bins=labels.action_bins)
     layout = replace(source.layout, action_chunk_size=labels.action_chunk_size)
     fingerprint = {
-        **source.manifest["fingerprint"],
+        **source.manifest.fingerprint,
         "labels": as_dict(labels),
         "statistics_sha256": statistics.sha256(),
     }
     config_hash = content_hash(fingerprint)
-    header = {
-        **source.manifest,
-        "fingerprint": fingerprint,
-        "config_hash": config_hash,
-        "statistics_sha256": statistics.sha256(),
-        "layout": as_dict(layout),
-    }
-    shards = [ShardRecord.from_json(shard) for shard in source.manifest["shards"]]
+    header = replace(
+        source.manifest,
+        fingerprint=fingerprint,
+        config_hash=config_hash,
+        statistics_sha256=statistics.sha256(),
+        layout=layout,
+    )
+    shards = source.manifest.shards
     specs = tuple(_spec(shard, config_hash) for shard in shards)
     return _Plan(header, statistics, layout, labels.action_bins, specs)
 
@@ -158,8 +159,8 @@ def _rewrite(
     if not before.rows:
         return replace(before, name=spec.name)
     metadata = {
-        schema.META_CONFIG_HASH: plan.header["config_hash"].encode(),
-        schema.META_STATISTICS_HASH: plan.header["statistics_sha256"].encode(),
+        schema.META_CONFIG_HASH: plan.header.config_hash.encode(),
+        schema.META_STATISTICS_HASH: plan.header.statistics_sha256.encode(),
     }
     arrow_schema = plan.layout.arrow_schema(metadata)
     with output.local_file(spec.name) as path:

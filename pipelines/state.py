@@ -142,12 +142,12 @@ class Plan:
 
 def remember_plan(
     output: Storage,
-    fingerprint: dict[str, Any],
+    fingerprint: Mapping[str, Any],
     specs: Sequence[ShardSpec],
     files: Mapping[str, list[int]] | None = None,
 ) -> None:
     """Write the plan before any work, or hold it against the plan of the run being resumed."""
-    plan = Plan(fingerprint, [spec.name for spec in specs], dict(files or {}))
+    plan = Plan(dict(fingerprint), [spec.name for spec in specs], dict(files or {}))
     earlier = _earlier_plan(output)
     if earlier is None:
         output.write_bytes(PLAN_FILE, _json(asdict(plan)))

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from molmoact_data import schema
+from molmoact_data.config import as_dict
 from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
 from molmoact_data.labels.actions import bin_actions, chunk, normalize
@@ -104,6 +105,7 @@ def write_output(
             "warnings": ["declared 99 frames"],
         },
         "cameras": {"primary": "observation.images.front"},
+        "layout": as_dict(layout),
         "teachers": {"depth": {"name": "a-teacher", "revision": "1", "licence": "CC-BY-NC-4.0"}},
         "counts": {
             "episodes": len(episodes),
@@ -118,6 +120,8 @@ def write_output(
             {
                 "name": name,
                 "rows": FRAMES * len(episodes),
+                "num_bytes": (root / name).stat().st_size,
+                "sha256": "0" * 64,
                 "episodes": [[e, FRAMES] for e in episodes],
                 "quality": merge(sums).to_json(),
             }

@@ -115,7 +115,7 @@ def test_merging_the_halves_of_a_dataset_gives_the_rows_of_the_whole(make_output
 
     assert list(Output.open(both).rows()) == list(Output.open(at_once).rows())
     assert validate(str(both)).passed
-    assert Output.open(both).manifest["counts"]["episodes"] == 6
+    assert Output.open(both).manifest.counts.episodes == 6
 
 
 def test_merging_two_datasets_keeps_both_names_and_validates(make_output, tmp_path):

@@ -29,13 +29,13 @@ TRACE_NUM_POINTS = "trace_num_points"
 
 def export_lerobot(output: Output, folder: Path) -> int:
     """Write the dataset; returns the number of rows. Episodes are numbered anew from 0."""
-    dataset = output.manifest["dataset"]
-    if dataset["fps"] is None:
+    dataset = output.manifest.dataset
+    if dataset.fps is None:
         raise UserError(f"{output.storage.root} merges datasets of different fps; LeRobot has one.")
     first = next(output.rows())
     description = DatasetDescription(
-        fps=dataset["fps"],
-        robot_type=dataset["robot_type"],
+        fps=dataset.fps,
+        robot_type=dataset.robot_type,
         features=lerobot_features(output.layout, first),
     )
     writer = LeRobotV3Writer(folder, description)

@@ -44,12 +44,12 @@ def export_depth_companion(output: Output, source_path: str, folder: Path, thres
         )
     source = open_source(source_path)
     labels = StoredCodes(output, source)
-    camera = output.manifest["cameras"][output.layout.cameras[0]]
+    camera = output.manifest.cameras[output.layout.cameras[0]]
     stream = _Stream(source, labels, camera, threshold)
     extra = {"depth_vae": depth_vae_block(output, camera, threshold)}
     if source.info.format == "lerobot-v3.0":
         return extend_v3(Path(source_path), folder, stream.episode, extra)
-    cameras = set(output.manifest["cameras"].values())
+    cameras = set(output.manifest.cameras.values())
     return convert_to_v3(source, Path(source_path), folder, stream.episode, extra, cameras)
 
 

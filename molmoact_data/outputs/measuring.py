@@ -91,7 +91,7 @@ def _numbers(
     if is_output(path):
         output = Output.open(path)
         state = _output_values(output, schema.STATE) if output.layout.state_dim else None
-        return _output_values(output, schema.ACTION), state, output.manifest["counts"]["episodes"]
+        return _output_values(output, schema.ACTION), state, output.manifest.counts.episodes
     columns = list(_good_episodes(path))
     states = [c.state for c in columns if c.state is not None]
     return (

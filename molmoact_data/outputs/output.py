@@ -6,7 +6,6 @@ What `validate`, `retokenize`, `merge`, `export` and `publish` share. Nothing is
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from molmoact_data import schema
-from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
+from molmoact_data.files.typed import parse_json
+from molmoact_data.outputs.manifest import Manifest, SourceName, read_manifest
 from molmoact_data.outputs.shards import ShardRecord
 from molmoact_data.statistics import DatasetStatistics
 
@@ -30,42 +30,41 @@ class Output:
     """One folder (or URL) that `molmoact preprocess` completed."""
 
     storage: Storage
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     statistics: DatasetStatistics | None
     """None = actions were not processed."""
-    shards: tuple[ShardRecord, ...]
-    """Those that have rows, in order."""
 
     @classmethod
     def open(cls, root: str | Path) -> Output:
         """Read the manifest and the statistics. Raises `UserError` where the run never finished."""
         storage = Storage(str(root))
-        manifest = _read_json(storage, schema.MANIFEST_FILE)
-        _check_version(storage, manifest)
+        manifest = read_manifest(storage)
         statistics = None
         if storage.exists(schema.STATISTICS_FILE):
-            entries = _read_json(storage, schema.STATISTICS_FILE)
-            statistics = DatasetStatistics.from_json(entries)
-        records = tuple(ShardRecord.from_json(shard) for shard in manifest["shards"])
-        return cls(storage, manifest, statistics, tuple(r for r in records if r.rows))
+            where = f"{storage.root}/{schema.STATISTICS_FILE}"
+            content = storage.read_bytes(schema.STATISTICS_FILE)
+            statistics = DatasetStatistics.from_json(parse_json(dict[str, Any], content, where))
+        return cls(storage, manifest, statistics)
+
+    @property
+    def shards(self) -> tuple[ShardRecord, ...]:
+        """Those that have rows, in order."""
+        return tuple(record for record in self.manifest.shards if record.rows)
 
     @property
     def name(self) -> str:
         """The dataset's own name."""
-        return self.manifest["dataset"]["name"]
+        return self.manifest.dataset.name
 
     @property
-    def sources(self) -> list[Mapping[str, str]]:
-        """`name` and `revision` of every dataset in it; more than one after `merge`."""
-        dataset = self.manifest["dataset"]
-        if "sources" in dataset:
-            return dataset["sources"]
-        return [{"name": dataset["name"], "revision": dataset["revision"]}]
+    def sources(self) -> tuple[SourceName, ...]:
+        """Every dataset in it; more than one after `merge`."""
+        return self.manifest.sources
 
     @property
     def labels(self) -> Mapping[str, Any]:
         """The resolved label configuration: bins, chunk size, teachers by name."""
-        return self.manifest["fingerprint"]["labels"]
+        return self.manifest.labels
 
     @property
     def num_bins(self) -> int:
@@ -75,8 +74,7 @@ class Output:
     @property
     def layout(self) -> schema.RecordLayout:
         """Which columns there are, as the manifest promises."""
-        fields = self.manifest["layout"]
-        return schema.RecordLayout(**{**fields, "cameras": tuple(fields["cameras"])})
+        return self.manifest.layout
 
     def batches(
         self, columns: Sequence[str] | None = None, batch_rows: int = BATCH_ROWS
@@ -134,29 +132,8 @@ class EpisodeRows:
                     yield batch.slice(low, high - low)
 
 
-def _check_version(storage: Storage, manifest: Mapping[str, Any]) -> None:
-    version = str(manifest.get("schema_version"))
-    if version.partition(".")[0] != schema.SCHEMA_VERSION.partition(".")[0]:
-        raise UserError(
-            f"{storage.root} has schema version {version}, this program reads {schema.SCHEMA_VERSION}; "
-            "preprocess the dataset again or use the version that wrote it."
-        )
-
-
 def open_parquet(storage: Storage, name: str) -> pq.ParquetFile:
     """A shard, local or remote; use it as a context manager."""
     if not storage.is_remote:
         return pq.ParquetFile(Path(storage.root) / name)
     return pq.ParquetFile(storage.open_bytes(name))
-
-
-def _read_json(storage: Storage, name: str) -> dict[str, Any]:
-    try:
-        return json.loads(storage.read_bytes(name))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{storage.root} has no {name}: it is not an output of `molmoact preprocess`, or the run "
-            "did not finish. Run it again with --resume."
-        ) from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{storage.root}/{name} is damaged: {error}.") from error

@@ -203,7 +203,11 @@ def show_episode(
     """Write one episode of an output: every frame as a film, or some on a contact sheet."""
     opened = Output.open(output)
     if path.suffix.lower() == VIDEO_SUFFIX:
-        fps = float(opened.manifest["dataset"]["fps"])
+        fps = opened.manifest.dataset.fps
+        if fps is None:
+            raise UserError(
+                f"{output} merges datasets of different fps, so a film of it has none. Write a .png."
+            )
         write_video(path, episode_tiles(opened, episode, tokenizer=tokenizer), fps)
     else:
         tiles = list(episode_tiles(opened, episode, tokenizer=tokenizer, frames=frames))

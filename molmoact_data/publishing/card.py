@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from molmoact_data import schema
 from molmoact_data.exporters.labels_as_text import has_usable_trace
+from molmoact_data.outputs.manifest import Manifest
 from molmoact_data.outputs.output import Output
 from molmoact_data.pictures.images import decode_image, encode_jpeg
 from molmoact_data.pictures.overlay import draw_trace
@@ -56,7 +57,7 @@ def write_card(output: Output, *, picture: str | None) -> str:
         _provenance(manifest),
         _sizes(manifest),
         _teachers(manifest),
-        _quality(manifest["quality"]),
+        _quality(manifest.quality),
         _features(output),
     ]
     return "\n".join(section for section in sections if section)
@@ -73,8 +74,8 @@ def _code(text: object) -> str:
     return f"<code>{escaped(text)}</code>"
 
 
-def _front_matter(manifest: Mapping[str, Any]) -> str:
-    frames = manifest["counts"]["frames"]
+def _front_matter(manifest: Manifest) -> str:
+    frames = manifest.counts.frames
     size = next((name for limit, name in SIZES if frames < limit), "n>1B")
     lines = [
         "task_categories: [robotics]",
@@ -94,38 +95,37 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
 
 
-def _provenance(manifest: Mapping[str, Any]) -> str:
-    dataset = manifest["dataset"]
-    sources = dataset.get("sources") or [dataset]
-    listed = "\n".join(f"- {_code(s['name'])}, revision {_code(s['revision'])}" for s in sources)
-    fps = f", {dataset['fps']:g} fps" if dataset["fps"] is not None else ""
-    robot = f", robot {_code(dataset['robot_type'])}" if dataset["robot_type"] is not None else ""
+def _provenance(manifest: Manifest) -> str:
+    dataset = manifest.dataset
+    listed = "\n".join(f"- {_code(s.name)}, revision {_code(s.revision)}" for s in manifest.sources)
+    fps = f", {dataset.fps:g} fps" if dataset.fps is not None else ""
+    robot = f", robot {_code(dataset.robot_type)}" if dataset.robot_type is not None else ""
     return (
-        f"## Provenance\n\n{listed}\n\nFormat {escaped(dataset['format'])}{fps}{robot}. The source's own "
+        f"## Provenance\n\n{listed}\n\nFormat {escaped(dataset.format)}{fps}{robot}. The source's own "
         "licence applies to images, actions and text; see there.\n\n"
-        f"Configuration `{manifest['config_hash'][:16]}`, action statistics "
-        f"`{manifest['statistics_sha256'][:16]}`; everything that decided a row is in `manifest.json`.\n"
+        f"Configuration `{manifest.config_hash[:16]}`, action statistics "
+        f"`{manifest.statistics_sha256[:16]}`; everything that decided a row is in `manifest.json`.\n"
     )
 
 
-def _sizes(manifest: Mapping[str, Any]) -> str:
-    counts = manifest["counts"]
-    rejects = ", ".join(f"{reason}: {n}" for reason, n in manifest["rejects_by_reason"].items())
+def _sizes(manifest: Manifest) -> str:
+    counts = manifest.counts
+    rejects = ", ".join(f"{reason}: {n}" for reason, n in manifest.rejects_by_reason.items())
     row = [
         "train",
-        f"{counts['episodes']:,}",
-        f"{counts['frames']:,}",
-        counts["shards"],
-        f"{counts['bytes'] / 1e6:,.1f} MB",
-        f"{counts['rejected_episodes']} {f'({rejects})' if rejects else ''}".strip(),
+        f"{counts.episodes:,}",
+        f"{counts.frames:,}",
+        counts.shards,
+        f"{counts.bytes / 1e6:,.1f} MB",
+        f"{counts.rejected_episodes} {f'({rejects})' if rejects else ''}".strip(),
     ]
     head = ("split", "episodes", "frames", "files", "size", "rejected episodes")
     return "## Sizes and splits\n\n" + _table(head, [row])
 
 
-def _teachers(manifest: Mapping[str, Any]) -> str:
+def _teachers(manifest: Manifest) -> str:
     """Every teacher with its licence; a non-commercial one is said in a sentence of its own."""
-    cards = manifest["teachers"]
+    cards = manifest.teachers
     if not cards:
         return ""
     shown = ("name", "revision", "licence")
@@ -149,10 +149,10 @@ def _teachers(manifest: Mapping[str, Any]) -> str:
     return text
 
 
-def out_of_place(manifest: Mapping[str, Any]) -> bool:
+def out_of_place(manifest: Manifest) -> bool:
     """True where the small teachers of the demo labelled other data than rendered scenes."""
-    names = [card["name"] for card in manifest["teachers"].values()]
-    return EMBEDDED in names and manifest["dataset"]["robot_type"] != SIMULATED_ROBOT
+    names = [card["name"] for card in manifest.teachers.values()]
+    return EMBEDDED in names and manifest.dataset.robot_type != SIMULATED_ROBOT
 
 
 def _rest(card: Mapping[str, str], shown: Sequence[str]) -> str:

@@ -75,7 +75,7 @@ def plan_publish(root: Path, repo_id: str, *, private: bool) -> PublishPlan:
         private=private,
         files=tuple(sorted(sizes.items())),
         card=text,
-        non_commercial=tuple(card.non_commercial(output.manifest["teachers"])),
+        non_commercial=tuple(card.non_commercial(output.manifest.teachers)),
     )
 
 

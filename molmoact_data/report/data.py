@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from molmoact_data import schema
-from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
+from molmoact_data.outputs.manifest import Manifest, read_manifest
 from molmoact_data.outputs.output import open_parquet
 from molmoact_data.statistics import DatasetStatistics
 
@@ -55,7 +55,7 @@ class FrameRef:
 class ReportData:
     """Everything the page is rendered from."""
 
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     statistics: DatasetStatistics | None
     rejects: list[dict[str, Any]]
     action_histogram_DB: NDArray[np.int64] | None = None
@@ -73,7 +73,7 @@ class ReportData:
     """Frames to show where there are no traces."""
 
 
-def read_report_data(storage: Storage, manifest: Mapping[str, Any] | None = None) -> ReportData:
+def read_report_data(storage: Storage, manifest: Manifest | None = None) -> ReportData:
     """One pass over the numeric columns of all shards. Raises UserError for an unfinished output.
 
     `manifest` is given while the output is being finished, because its file is written last.
@@ -87,27 +87,17 @@ def read_report_data(storage: Storage, manifest: Mapping[str, Any] | None = None
     lines = storage.read_bytes(schema.REJECTS_FILE).decode().splitlines()
     data = ReportData(manifest, statistics, [json.loads(line) for line in lines])
     collector = _Collector(data, _strip_episodes(manifest))
-    for shard in manifest["shards"]:
-        if shard["rows"]:
-            with open_parquet(storage, shard["name"]) as file:
-                collector.add_file(shard["name"], file)
+    for shard in manifest.shards:
+        if shard.rows:
+            with open_parquet(storage, shard.name) as file:
+                collector.add_file(shard.name, file)
     collector.finish()
     return data
 
 
-def read_manifest(storage: Storage) -> dict[str, Any]:
-    """The manifest of a finished output."""
-    if not storage.exists(schema.MANIFEST_FILE):
-        raise UserError(
-            f"{storage.root} has no {schema.MANIFEST_FILE}, so it is not a finished output; "
-            "run `molmoact preprocess` on it with --resume first."
-        )
-    return json.loads(storage.read_bytes(schema.MANIFEST_FILE))
-
-
-def _strip_episodes(manifest: Mapping[str, Any]) -> set[EpisodeKey]:
+def _strip_episodes(manifest: Manifest) -> set[EpisodeKey]:
     """At most `MAX_STRIPS` episodes, evenly spaced over the dataset."""
-    episodes = [(shard["name"], e) for shard in manifest["shards"] for e, _ in shard["episodes"]]
+    episodes = [(shard.name, e) for shard in manifest.shards for e, _ in shard.episodes]
     picks = np.linspace(0, len(episodes) - 1, min(MAX_STRIPS, len(episodes))).astype(int)
     return {episodes[i] for i in picks}
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from molmoact_data.labels.actions import spec_warnings
+from molmoact_data.outputs.manifest import Manifest
 from molmoact_data.report.data import ReportData
 from molmoact_data.teachers.registry import SIMULATED_ROBOT
 
@@ -36,32 +37,32 @@ def findings(data: ReportData) -> list[Finding]:
 
 
 def _findings(data: ReportData) -> Iterator[Finding]:
-    manifest, quality = data.manifest, data.manifest["quality"]
+    manifest, quality = data.manifest, data.manifest.quality
     yield from _episodes(manifest)
     yield from _traces(quality)
     yield from _codes(quality)
     if data.statistics is not None:
         for warning in spec_warnings(data.statistics):
             yield Finding("warn", "Actions lose information", warning)
-    small = [r for r, c in manifest["teachers"].items() if EMBEDDED in c.get("name", "").lower()]
-    if small and manifest["dataset"]["robot_type"] != SIMULATED_ROBOT:
+    small = [r for r, c in manifest.teachers.items() if EMBEDDED in c.get("name", "").lower()]
+    if small and manifest.dataset.robot_type != SIMULATED_ROBOT:
         yield Finding(
             "bad",
             f"Demo teachers made these labels ({', '.join(r.replace('_', ' ') for r in small)})",
             "they were trained on rendered scenes only; on real images their labels are not worth training on",
         )
-    for warning in manifest["dataset"].get("warnings", []):
+    for warning in manifest.dataset.warnings:
         yield Finding("warn", "The dataset's metadata disagrees with its rows", warning)
 
 
-def _episodes(manifest: dict[str, Any] | Any) -> Iterator[Finding]:
-    counts = manifest["counts"]
-    rejected, written = counts["rejected_episodes"], counts["episodes"]
+def _episodes(manifest: Manifest) -> Iterator[Finding]:
+    counts = manifest.counts
+    rejected, written = counts.rejected_episodes, counts.episodes
     if rejected == 0:
         yield Finding("good", "Every episode was written", f"{written} of {written}")
         return
     share = rejected / (rejected + written)
-    reasons = ", ".join(f"{k}: {n}" for k, n in manifest["rejects_by_reason"].items())
+    reasons = ", ".join(f"{k}: {n}" for k, n in manifest.rejects_by_reason.items())
     yield Finding(
         "bad" if share > 0.1 else "warn",
         f"{rejected} of {rejected + written} episodes were rejected",

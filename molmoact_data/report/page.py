@@ -14,6 +14,7 @@ import numpy as np
 from molmoact_data import schema
 from molmoact_data.files.storage import Storage
 from molmoact_data.labels.quality import QualitySums, merge
+from molmoact_data.outputs.manifest import Manifest
 from molmoact_data.outputs.output import open_parquet
 from molmoact_data.pictures.images import decode_image
 from molmoact_data.report.charts import bar_chart, stacked_bar
@@ -33,7 +34,7 @@ REASON_WORDS = {
 }
 
 
-def write_report(output_dir: str | Path, manifest: Mapping[str, Any] | None = None) -> None:
+def write_report(output_dir: str | Path, manifest: Manifest | None = None) -> None:
     """Write `report.html` beside the shards of an output (local folder or URL).
 
     `manifest` is given while the output is being finished, because its file is written last.
@@ -42,20 +43,20 @@ def write_report(output_dir: str | Path, manifest: Mapping[str, Any] | None = No
     storage.write_bytes(schema.REPORT_FILE, render(storage, manifest).encode())
 
 
-def render(storage: Storage, manifest: Mapping[str, Any] | None = None) -> str:
+def render(storage: Storage, manifest: Manifest | None = None) -> str:
     """The page as text; equal outputs give equal text."""
     data = read_report_data(storage, manifest)
-    camera = next(iter(data.manifest["cameras"]))
+    camera = data.manifest.labelled_camera
     refs = {*data.best, *data.worst, *data.plain, *(r for g in data.rejected.values() for r in g)}
     pictures = read_pictures(storage, sorted(refs), camera)
-    sums = merge(QualitySums.from_json(s["quality"]) for s in data.manifest["shards"])
+    sums = merge(QualitySums.from_json(s.quality) for s in data.manifest.shards)
     sections = [
         _findings(data),
         _coverage(data, sums, _heat(data, storage, camera)),
         _strips(data),
         _trace_quality(data),
         _frames(data, pictures),
-        codes(data.manifest["quality"], sums),
+        codes(data.manifest.quality, sums),
         actions(data),
         rejects(data),
         teachers(data.manifest),
@@ -64,56 +65,56 @@ def render(storage: Storage, manifest: Mapping[str, Any] | None = None) -> str:
     package = resources.files("molmoact_data.report")
     template = Template(package.joinpath("report_template.html").read_text(encoding="utf-8"))
     return template.substitute(
-        title=f"{escape(data.manifest['dataset']['name'])} – label report",
+        title=f"{escape(data.manifest.dataset.name)} – label report",
         css=package.joinpath("report.css").read_text(encoding="utf-8"),
         header=_header(data.manifest),
         body="\n".join(section for section in sections if section),
     )
 
 
-def _header(manifest: Mapping[str, Any]) -> str:
-    dataset = manifest["dataset"]
+def _header(manifest: Manifest) -> str:
+    dataset = manifest.dataset
     numbers = "".join(
         f'<div class="card"><div class="number">{n}</div><div class="label">{escape(text)}</div></div>'
         for n, text in _cards(manifest)
     )
     facts = {
-        "revision": dataset["revision"][:19],
-        "format": dataset["format"],
-        "robot": dataset["robot_type"] or "not named",
-        "labelled camera": next(iter(manifest["cameras"].items()))[1],
-        "schema": manifest["schema_version"],
+        "revision": dataset.revision[:19],
+        "format": dataset.format,
+        "robot": dataset.robot_type or "not named",
+        "labelled camera": manifest.cameras[manifest.labelled_camera],
+        "schema": manifest.schema_version,
     }
     meta = "".join(f"<span>{escape(k)} <b>{escape(str(v))}</b></span>" for k, v in facts.items())
     return (
         '<header><div class="eyebrow">Label report</div>'
-        f'<h1>{escape(dataset["name"])}</h1><div class="meta">{meta}</div>'
+        f'<h1>{escape(dataset.name)}</h1><div class="meta">{meta}</div>'
         f'<div class="cards">{numbers}</div></header>'
     )
 
 
-def _cards(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _cards(manifest: Manifest) -> list[tuple[str, str]]:
     """The first numbers of the page, as HTML, each with its words."""
-    dataset, counts, quality = manifest["dataset"], manifest["counts"], manifest["quality"]
-    frames = counts["frames"]
+    dataset, counts, quality = manifest.dataset, manifest.counts, manifest.quality
+    frames = counts.frames
     cards = [
-        (f"{counts['episodes']:,}", "episodes"),
+        (f"{counts.episodes:,}", "episodes"),
         (f"{frames:,}", "frames"),
         (
-            _size(counts["bytes"]),
-            f"in {counts['shards']:,} shard" + ("s" if counts["shards"] != 1 else ""),
+            _size(counts.bytes),
+            f"in {counts.shards:,} shard" + ("s" if counts.shards != 1 else ""),
         ),
     ]
-    if dataset["fps"]:
-        minutes = f"{frames / dataset['fps'] / 60:,.1f} <small>min</small>"
-        cards.insert(2, (minutes, f"at {dataset['fps']:g} fps"))
+    if dataset.fps:
+        minutes = f"{frames / dataset.fps / 60:,.1f} <small>min</small>"
+        cards.insert(2, (minutes, f"at {dataset.fps:g} fps"))
     if quality["trace_coverage"] is not None:
         cards.append((percent(quality["trace_coverage"]), "frames with a trace"))
         cards.append((f"{quality['mean_trace_quality']:.2f}", "mean trace quality, 0 to 1"))
     if quality["codes_used"] is not None:
         used = f"{quality['codes_used']} <small>of {quality['codebook_size']}</small>"
         cards.append((used, "depth codes used"))
-    cards.append((f"{counts['rejected_episodes']:,}", "rejected episodes"))
+    cards.append((f"{counts.rejected_episodes:,}", "rejected episodes"))
     return cards
 
 
@@ -126,7 +127,7 @@ def _findings(data: ReportData) -> str:
 
 
 def _coverage(data: ReportData, sums: QualitySums, heat: str) -> str:
-    quality = data.manifest["quality"]
+    quality = data.manifest.quality
     if quality["trace_coverage"] is None:
         return ""
     rejected = sorted(quality["rejected_frames"].items(), key=lambda item: -item[1])
@@ -191,7 +192,7 @@ def _strips(data: ReportData) -> str:
 
 
 def _trace_quality(data: ReportData) -> str:
-    histogram = data.manifest["quality"]["quality_histogram"]
+    histogram = data.manifest.quality["quality_histogram"]
     if not histogram:
         return ""
     size = len(histogram)

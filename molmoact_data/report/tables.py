@@ -11,6 +11,7 @@ import numpy as np
 
 from molmoact_data import schema
 from molmoact_data.labels.quality import QualitySums
+from molmoact_data.outputs.manifest import Manifest
 from molmoact_data.report.charts import Line, bar_chart
 from molmoact_data.report.data import HISTOGRAM_BINS, ReportData
 from molmoact_data.report.findings import percent
@@ -54,7 +55,7 @@ def actions(data: ReportData) -> str:
     if data.statistics is None or data.action_histogram_DB is None or data.clipped_D is None:
         return ""
     cells = "".join(_action_cell(data, d) for d in range(data.statistics.spec.dim))
-    chunk = data.manifest["fingerprint"]["labels"]
+    chunk = data.manifest.labels
     return section(
         "Actions",
         f"Raw values of every dimension over the whole dataset. The dashed lines are the 1 % and 99 % quantiles "
@@ -114,12 +115,12 @@ def rejects(data: ReportData) -> str:
     )
 
 
-def teachers(manifest: Mapping[str, Any]) -> str:
+def teachers(manifest: Manifest) -> str:
     """Models and licences."""
-    if not manifest["teachers"]:
+    if not manifest.teachers:
         return ""
     rows = ""
-    for role, card in manifest["teachers"].items():
+    for role, card in manifest.teachers.items():
         known = {"name", "revision", "licence"}
         rest = ", ".join(f"{k} {v}" for k, v in card.items() if k not in known)
         licence = card.get("licence", "not stated")
@@ -138,12 +139,10 @@ def teachers(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def configuration(manifest: Mapping[str, Any]) -> str:
+def configuration(manifest: Manifest) -> str:
     """The resolved configuration, folded away, and the footer."""
-    text = json.dumps(manifest["fingerprint"], indent=2, sort_keys=True)
-    hashes = (
-        f"config {manifest['config_hash'][:16]} · statistics {manifest['statistics_sha256'][:16]}"
-    )
+    text = json.dumps(manifest.fingerprint, indent=2, sort_keys=True)
+    hashes = f"config {manifest.config_hash[:16]} · statistics {manifest.statistics_sha256[:16]}"
     return (
         f'<h2>Configuration</h2><div class="card"><details><summary>{escape(hashes)}</summary>'
         f"<pre>{escape(text)}</pre></details></div>"

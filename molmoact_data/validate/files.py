@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import asdict
 
 from molmoact_data import schema
 from molmoact_data.config import content_hash
 from molmoact_data.files.folders import TEMPORARY_MARK
 from molmoact_data.files.storage import Storage
+from molmoact_data.outputs.manifest import Counts, Manifest
 from molmoact_data.outputs.output import Output
 from molmoact_data.outputs.shards import ShardRecord, file_sha256
 from molmoact_data.validate.findings import Finding, Problem
@@ -27,33 +28,24 @@ def check_files(output: Output) -> Iterator[Problem]:
     yield from _strangers(output)
 
 
-def _manifest(manifest: Mapping[str, Any]) -> Iterator[Problem]:
+def _manifest(manifest: Manifest) -> Iterator[Problem]:
     where = schema.MANIFEST_FILE
-    version = manifest["schema_version"]
+    version = manifest.schema_version
     if version != schema.SCHEMA_VERSION:
         detail = f"schema version {version}, this program writes {schema.SCHEMA_VERSION}"
         yield Problem(Finding.SCHEMA_VERSION_DIFFERS, where, detail)
-    if content_hash(manifest["fingerprint"]) != manifest["config_hash"]:
+    if content_hash(manifest.fingerprint) != manifest.config_hash:
         detail = "config_hash is not the hash of the fingerprint"
         yield Problem(Finding.CONFIG_HASH_DIFFERS, where, detail)
-    for name, counted in _count(manifest["shards"]).items():
-        if manifest["counts"][name] != counted:
-            detail = f"counts.{name} is {manifest['counts'][name]}, the shards add up to {counted}"
+    for name, counted in asdict(Counts.of(manifest.shards)).items():
+        said = getattr(manifest.counts, name)
+        if said != counted:
+            detail = f"counts.{name} is {said}, the shards add up to {counted}"
             yield Problem(Finding.MANIFEST_COUNTS_DIFFER, where, detail)
 
 
-def _count(shards: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    return {
-        "episodes": sum(len(shard["episodes"]) for shard in shards),
-        "frames": sum(shard["rows"] for shard in shards),
-        "shards": sum(shard["rows"] > 0 for shard in shards),
-        "bytes": sum(shard["num_bytes"] for shard in shards),
-        "rejected_episodes": sum(len(shard["rejects"]) for shard in shards),
-    }
-
-
 def _statistics(output: Output) -> Iterator[Problem]:
-    expected = output.manifest["statistics_sha256"]
+    expected = output.manifest.statistics_sha256
     where = schema.STATISTICS_FILE
     if output.statistics is None:
         if output.labels["process_actions"]:
@@ -66,8 +58,8 @@ def _statistics(output: Output) -> Iterator[Problem]:
 
 def _rejects(output: Output) -> Iterator[Problem]:
     where = schema.REJECTS_FILE
-    listed = [r for shard in output.manifest["shards"] for r in shard["rejects"]]
-    expected = Counter((r["episode_index"], r["reason"]) for r in listed)
+    listed = [r for shard in output.manifest.shards for r in shard.rejects]
+    expected = Counter((r.episode_index, r.reason) for r in listed)
     try:
         lines = output.storage.read_bytes(where).decode().splitlines()
         found = Counter(

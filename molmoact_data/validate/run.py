@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
+from molmoact_data.outputs.manifest import OtherVersion
 from molmoact_data.outputs.output import BATCH_ROWS, Output, open_parquet
 from molmoact_data.outputs.shards import ShardRecord
 from molmoact_data.validate.files import check_files, check_shard_bytes
@@ -29,7 +30,7 @@ def validate(root: str, *, loss_tokens: LossTokens | None = None) -> Report:
     try:
         output = Output.open(root)
     except UserError as error:
-        report.extend([_unreadable(str(error))])
+        report.extend([_unreadable(error)])
         return report
     report.extend(check_files(output))
     expected = expectation(output)
@@ -47,7 +48,10 @@ def validate(root: str, *, loss_tokens: LossTokens | None = None) -> Report:
     return report
 
 
-def _unreadable(message: str) -> Problem:
+def _unreadable(error: UserError) -> Problem:
+    message = str(error)
+    if isinstance(error, OtherVersion):
+        return Problem(Finding.SCHEMA_VERSION_DIFFERS, schema.MANIFEST_FILE, message)
     is_statistics = schema.STATISTICS_FILE in message or "statistics" in message
     finding = Finding.STATISTICS_UNREADABLE if is_statistics else Finding.MANIFEST_UNREADABLE
     where = schema.STATISTICS_FILE if is_statistics else schema.MANIFEST_FILE
@@ -57,7 +61,7 @@ def _unreadable(message: str) -> Problem:
 def expectation(output: Output) -> Expectation:
     """What the manifest says about every row."""
     return Expectation(
-        sources=frozenset((s["name"], s["revision"]) for s in output.sources),
+        sources=frozenset((s.name, s.revision) for s in output.sources),
         codebook_size=output.layout.codebook_size,
         max_trace_points=int(output.labels["line_length"]),
         filtered_traces=bool(output.labels["filter_traces"]),
@@ -90,9 +94,9 @@ def _check_shard(
 def _metadata(output: Output, shard: ShardRecord, file: pq.ParquetFile) -> Iterator[Problem]:
     stored = file.schema_arrow
     expected = {
-        schema.META_SCHEMA_VERSION: output.manifest["schema_version"],
-        schema.META_CONFIG_HASH: output.manifest["config_hash"],
-        schema.META_STATISTICS_HASH: output.manifest["statistics_sha256"],
+        schema.META_SCHEMA_VERSION: output.manifest.schema_version,
+        schema.META_CONFIG_HASH: output.manifest.config_hash,
+        schema.META_STATISTICS_HASH: output.manifest.statistics_sha256,
     }
     metadata = stored.metadata or {}
     for key, value in expected.items():

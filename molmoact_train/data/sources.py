@@ -150,7 +150,7 @@ def robot_row(
 def _opened(folder: str | Path) -> Output:
     """The output, whose statistics must be those that its action tokens were made with."""
     output = Output.open(folder)
-    expected, statistics = output.manifest["statistics_sha256"], output.statistics
+    expected, statistics = output.manifest.statistics_sha256, output.statistics
     if expected is not None and statistics is not None and statistics.sha256() != expected:
         raise UserError(
             f"{folder}/{schema.STATISTICS_FILE} does not match {folder}/{schema.MANIFEST_FILE}: the action tokens of "

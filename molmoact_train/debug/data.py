@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from molmoact_data import schema
-from molmoact_data.config import as_dict
+from molmoact_data.config import content_hash
 from molmoact_data.labels import actions
 from molmoact_data.labels.labels import EpisodeLabels
 from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.labels.traces import TraceConfig, episode_traces
 from molmoact_data.outputs.columns import label_columns
+from molmoact_data.outputs.manifest import DatasetFacts, Manifest
 from molmoact_data.outputs.shards import ShardRecord, ShardWriter, file_sha256
 from molmoact_data.sources.base import EpisodeColumns
 from molmoact_data.statistics import (
@@ -84,15 +85,17 @@ def write_debug_dataset(
         episodes=tuple((i, frames) for i in range(episodes)),
     )
     (folder / schema.STATISTICS_FILE).write_text(json.dumps(statistics.to_json(), indent=1))
-    manifest = {
-        "schema_version": schema.SCHEMA_VERSION,
-        "statistics_sha256": statistics.sha256(),
-        "dataset": {"name": name, "revision": "1"},
-        "fingerprint": {"labels": {"action_bins": num_bins}},
-        "layout": as_dict(layout),
-        "shards": [record.to_json()],
-    }
-    (folder / schema.MANIFEST_FILE).write_text(json.dumps(manifest, indent=1))
+    fingerprint = {"labels": {"action_bins": num_bins}}
+    manifest = Manifest(
+        config_hash=content_hash(fingerprint),
+        fingerprint=fingerprint,
+        statistics_sha256=statistics.sha256(),
+        dataset=DatasetFacts(name, "1", "debug", None, None),
+        cameras={role: role for role in cameras},
+        layout=layout,
+        teachers={},
+    )
+    (folder / schema.MANIFEST_FILE).write_bytes(manifest.with_shards([record]).to_bytes())
     return folder
 
 

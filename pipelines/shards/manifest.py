@@ -1,16 +1,13 @@
-"""The manifest: what an output is made of, written last, so that its presence means complete."""
+"""The end of a run: rejects, report, and the manifest last."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from molmoact_data import schema
-from molmoact_data.config import as_dict
 from molmoact_data.files.storage import Storage
-from molmoact_data.labels import quality
+from molmoact_data.outputs.manifest import DatasetFacts, Manifest
 from molmoact_data.outputs.shards import ShardRecord
 from molmoact_data.report.page import write_report
 from pipelines.job import Job
@@ -19,64 +16,34 @@ from pipelines.job import Job
 def write(job: Job, records: Sequence[ShardRecord]) -> None:
     """Write `rejects.jsonl`, then `manifest.json`. Both depend on the configuration and data alone."""
     job.output.write_bytes(schema.REJECTS_FILE, rejects_jsonl(job.source.name, records))
-    write_manifest(job.output, assemble(header(job), records))
+    write_manifest(job.output, header(job).with_shards(records))
 
 
-def write_manifest(output: Storage, manifest: Mapping[str, Any]) -> None:
+def write_manifest(output: Storage, manifest: Manifest) -> None:
     """The report, then the last file of an output."""
     write_report(output.root, manifest)
-    content = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-    output.write_bytes(schema.MANIFEST_FILE, content.encode())
+    output.write_bytes(schema.MANIFEST_FILE, manifest.to_bytes())
 
 
-def header(job: Job) -> dict[str, Any]:
-    """The part of the manifest that is known before any shard: configuration, teachers, licences."""
-    return {
-        "schema_version": schema.SCHEMA_VERSION,
-        "config_hash": job.config_hash,
-        "fingerprint": job.fingerprint(),
-        "statistics_sha256": job.statistics_hash,
-        "dataset": {
-            "name": job.source.name,
-            "revision": job.source.revision,
-            "format": job.source.format,
-            "fps": job.source.fps,
-            "robot_type": job.source.robot_type,
-            "warnings": list(job.source.warnings),
-        },
-        "cameras": dict(job.cameras),
-        "layout": as_dict(job.layout),
-        "teachers": {role: dict(card) for role, card in job.teachers.items()},
-    }
-
-
-def assemble(header: Mapping[str, Any], records: Sequence[ShardRecord]) -> dict[str, Any]:
-    """The whole manifest: the header, what the shards add up to, and every shard."""
-    return {
-        **header,
-        "counts": {
-            "episodes": sum(len(r.episodes) for r in records),
-            "frames": sum(r.rows for r in records),
-            "shards": sum(r.rows > 0 for r in records),
-            "bytes": sum(r.num_bytes for r in records),
-            "rejected_episodes": sum(len(r.rejects) for r in records),
-        },
-        "quality": measured_quality(records).to_json(),
-        "rejects_by_reason": count_rejects(records),
-        "shards": [r.to_json() for r in records],
-    }
-
-
-def measured_quality(records: Sequence[ShardRecord]) -> quality.LabelQuality:
-    """The quality of the whole output, from the sums of its shards in their order."""
-    sums = (quality.QualitySums.from_json(r.quality) for r in records)
-    return quality.summarise(quality.merge(sums))
-
-
-def count_rejects(records: Sequence[ShardRecord]) -> dict[str, int]:
-    """Reason -> rejected episodes, most frequent first."""
-    counts = Counter(reject.reason for record in records for reject in record.rejects)
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+def header(job: Job) -> Manifest:
+    """What is known before any shard: configuration, teachers, licences."""
+    source = job.source
+    return Manifest(
+        config_hash=job.config_hash,
+        fingerprint=job.fingerprint(),
+        statistics_sha256=job.statistics_hash,
+        dataset=DatasetFacts(
+            name=source.name,
+            revision=source.revision,
+            format=source.format,
+            fps=source.fps,
+            robot_type=source.robot_type,
+            warnings=tuple(source.warnings),
+        ),
+        cameras=job.cameras,
+        layout=job.layout,
+        teachers=job.teachers,
+    )
 
 
 def rejects_jsonl(dataset: str, records: Sequence[ShardRecord]) -> bytes:
