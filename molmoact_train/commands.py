@@ -40,6 +40,7 @@ class TrainFlags:
     molmoact2: MolmoAct2Settings = field(metadata={"panel": "MolmoAct2"})
 
 
+STAGES = "; ".join(f"{f}: {', '.join(registry.stages(f))}" for f in registry.FAMILIES)
 FROM_THE_STAGE = dict.fromkeys(
     {key for name in registry.FAMILIES for stage in registry.stages(name).values() for key in stage}
     | {"family", "data"}
@@ -53,7 +54,7 @@ def train(
     *,
     stage: Annotated[
         str | None,
-        typer.Option(help=f"Published settings: {', '.join(registry.stages(registry.DEFAULT))}."),
+        typer.Option(help=f"Published settings. {STAGES}."),
     ] = None,
     device: DeviceOption = "auto",
     config: ConfigOption = None,

@@ -154,6 +154,24 @@ def test_a_perfect_answer_has_no_error_beyond_the_bins(
     assert (errors.action_error_D <= half_bin + clipped).all()
 
 
+def test_an_answer_that_is_no_action_is_counted_and_the_run_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from molmoact_data.policies import PredictionFailed
+
+    def failing(self: Predictor, *_: object, **__: object) -> Prediction:
+        raise PredictionFailed("not_finite", "NaN")
+
+    given = {"checkpoint": "c", "data": ["x"], "save_folder": "s", "eval_data": [str(folder)]}
+    config = resolve("debug", given, {"eval_generate": 2})
+    data = open_eval_data(config, tiny_processor(SIZE))
+    assert data is not None
+    monkeypatch.setattr(Predictor, "predict", failing)
+    model = MolmoActForActionReasoning(tiny_config(SIZE)).eval()
+    found = evaluate.generated(FAMILY, model, data, config, ALONE)
+    assert found == {"eval/failed_answers": 2.0}
+
+
 @pytest.mark.parametrize("wording", ["released", "reference"])
 def test_generated_answers_have_every_part(
     folder: Path, wording: str, monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,8 @@ class AnswerErrors:
     """Mean distance of trace points, grid units 0..255."""
     action_error_D: NDArray[np.float64] | None
     """Mean absolute error per dimension, robot units."""
+    failed: str | None = None
+    """Why the answer is no action at all; such an answer has no errors and is counted on its own."""
 
 
 def compare_codes(found: Sequence[int] | None, expected: Sequence[int] | None) -> float | None:
@@ -73,8 +75,10 @@ def mean_trace_distance(
 
 
 def summarise_answers(answers: Sequence[AnswerErrors]) -> dict[str, float]:
-    """Means over the answers that have the part; one number per action dimension too."""
-    found: dict[str, float] = {}
+    """Means over the answers that have the part, one number per action dimension too; answers that failed are
+    counted as `eval/failed_answers`, which is there where any did."""
+    failed = sum(a.failed is not None for a in answers)
+    found: dict[str, float] = {"eval/failed_answers": float(failed)} if failed else {}
     codes = [a.code_accuracy for a in answers if a.code_accuracy is not None]
     traces = [a.trace_distance for a in answers if a.trace_distance is not None]
     actions = [a.action_error_D for a in answers if a.action_error_D is not None]

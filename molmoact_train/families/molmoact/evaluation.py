@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from molmoact_data.policies import PredictionFailed
 from molmoact_train.config import TrainConfig
 from molmoact_train.data.rendering import decode_image, shrink
 from molmoact_train.data.sources import ShardSource, Source
@@ -21,6 +23,8 @@ from molmoact_train.families.molmoact.encoder import MolmoActEncoder
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 from molmoact_train.families.molmoact.predictor import PredictOptions, Predictor
 from molmoact_train.families.molmoact.samples import PARTS, MicroBatch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -119,9 +123,13 @@ def answer_errors(
         chunk_size=len(row.action_bins), num_arms=len(row.traces), wording=settings.wording
     )
     pictures = [shrink(decode_image(e, row.where), settings.max_side) for e in row.images]
-    found = predictor.predict(
-        pictures, row.instruction, trace=row.traces[0] if steer else None, options=options
-    )
+    try:
+        found = predictor.predict(
+            pictures, row.instruction, trace=row.traces[0] if steer else None, options=options
+        )
+    except PredictionFailed as failed:
+        logger.warning("%s: the answer is no action (%s)", row.where, failed)
+        return AnswerErrors(None, None, None, failed=failed.reason)
     return AnswerErrors(
         code_accuracy=None if steer else compare_codes(found.depth_codes[0], row.depth_codes),
         trace_distance=None if steer else mean_trace_distance(found.traces, row.traces),

@@ -69,7 +69,7 @@ def answers(
             found.append(
                 _errors(plain, encoder, source, number * source.size // config.eval_generate)
             )
-    return [errors for errors in found if errors is not None]
+    return found
 
 
 @contextmanager
@@ -88,8 +88,8 @@ def whole(model: nn.Module) -> Iterator[MolmoAct2]:
 
 def _errors(
     model: MolmoAct2, encoder: MolmoAct2Encoder, source: ShardSource, index: int
-) -> AnswerErrors | None:
-    """One answer against what was recorded; None for an answer that is no action, which is said."""
+) -> AnswerErrors:
+    """One answer against what was recorded; an answer that is no action is said and counted."""
     row = source.row(index)
     assert row.actions_HD is not None
     tag = encoder.tag(row)
@@ -104,8 +104,8 @@ def _errors(
     try:
         done = policy.act(Observation(images, row.instruction, row.state, episode=row.where))
     except PredictionFailed as error:
-        logger.warning("%s: the answer is no action and is not counted (%s)", row.where, error)
-        return None
+        logger.warning("%s: the answer is no action (%s)", row.where, error)
+        return AnswerErrors(None, None, None, failed=error.reason)
     recorded = row.actions_HD[: min(row.num_valid, tag.action_horizon)]
     codes = None if done.depth_codes is None else done.depth_codes.tolist()
     return AnswerErrors(
