@@ -50,6 +50,8 @@ from molmoact_data.processes import World
 from molmoact_data.runs import CONFIG_FILE
 from molmoact_train.config import TrainConfig, changes_on_resume, from_json, to_json
 from molmoact_train.metrics import PLOT_FILE
+from molmoact_train.progress import LOG_FILE
+from molmoact_train.run_page import PAGE_FILE
 from molmoact_train.weights import hub_commit, resolve_model_folder
 
 TRAINER_FILE, FILES_FILE = "trainer.json", "files.json"
@@ -146,7 +148,14 @@ def load_config(folder: Path) -> TrainConfig:
 
 
 def _is_ours(name: str) -> bool:
-    made = (FINAL_DIR, FINAL_DIR + _TEMPORARY, PLOT_FILE, schema.STATISTICS_FILE)
+    made = (
+        FINAL_DIR,
+        FINAL_DIR + _TEMPORARY,
+        PLOT_FILE,
+        PAGE_FILE,
+        LOG_FILE,
+        schema.STATISTICS_FILE,
+    )
     return name in made or _STEP_FOLDER.match(name) is not None
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from types import TracebackType
 
 from molmoact_data import runs
+from molmoact_data.redaction import redacted
 from molmoact_data.runs import Wandb, read_metrics
 from molmoact_train.config import TrainConfig, to_json
+from molmoact_train.run_page import write_run_page
 
 PLOT_FILE = "metrics.png"
 PANELS = {
@@ -30,6 +32,7 @@ class MetricsLog(runs.MetricsLog):
         project, entity = config.wandb_project, config.wandb_entity
         wandb = Wandb(project, entity, to_json(config)) if project else None
         super().__init__(run, from_step=from_step, wandb=wandb)
+        self._config = to_json(config)
 
     def __exit__(
         self,
@@ -38,7 +41,12 @@ class MetricsLog(runs.MetricsLog):
         trace: TracebackType | None,
     ) -> None:
         super().__exit__(kind, error, trace)
+        self.draw()
         plot_metrics(self.path, self.path.with_name(PLOT_FILE))
+
+    def draw(self) -> None:
+        """`run.html` as far as the run is."""
+        write_run_page(self.path.parent, redacted(self._config))
 
 
 def panels(names: Iterable[str]) -> dict[str, list[str]]:

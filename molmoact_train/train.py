@@ -38,6 +38,7 @@ from molmoact_train.optim import (
     trained_parameters,
 )
 from molmoact_train.parallel import autocast, build_model
+from molmoact_train.progress import log_file, show_progress
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ def train(
             write_json(run / schema.STATISTICS_FILE, statistics)
 
         # Model and optimiser.
+        logger.info("loading %s; the first step follows", config.checkpoint)
         built = build_model(config, model_folder, family, world)
         model = built.model
         optimizer = build_optimizer(model, family, config)
@@ -112,7 +114,11 @@ def train(
             world_size=world.size,
             num_workers=config.num_workers,
         )
-        with _report(run, config, world, state.step) as report:
+        with (
+            log_file(run, is_main=world.is_main),
+            _report(run, config, world, state.step) as report,
+            show_progress(state.step, config.duration, is_main=world.is_main) as progress,
+        ):
             clock = time.perf_counter()
             for batch in batches:
                 step = state.step + 1
@@ -133,10 +139,11 @@ def train(
                 )
 
                 # Say what happened.
+                progress.advance(step, done)
                 if is_logged:
                     done |= {f"lr/{group}": rate for group, rate in rates.items()}
                     done |= _throughput(done, time.perf_counter() - clock, world)
-                    report.write(step, done)
+                    report.write(step, done, progress.line(step))
                 clock = time.perf_counter()
 
                 # Held-out evaluation.
@@ -305,20 +312,22 @@ def _claim(
 class _Report:
     """Rank 0 writes and prints; the others only remember."""
 
-    def __init__(self, log: runs.MetricsLog | None, duration: int) -> None:
+    def __init__(self, log: MetricsLog | None, duration: int) -> None:
         self.log = log
         self.duration = duration
         self.last: dict[str, float] = {}
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """All numbers to the file; those that a person watches to the log."""
+    def write(self, step: int, values: dict[str, float], clock: str = "") -> None:
+        """All numbers to the file; those that a person watches to the log, with the time."""
         self.last = {**self.last, **values}
         if self.log is None:
             return
         self.log.write(step, values)
         watched = {n: v for n, v in values.items() if n in WATCHED or n.startswith("eval/")}
         shown = ", ".join(f"{name} {value:.4g}" for name, value in watched.items())
-        logger.info("[step %d/%d] %s", step, self.duration, shown)
+        logger.info("[step %d/%d] %s%s", step, self.duration, shown, f", {clock}" if clock else "")
+        if any(name.startswith("eval/") for name in values):
+            self.log.draw()
 
 
 @contextmanager

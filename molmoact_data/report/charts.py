@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -62,6 +62,58 @@ def stacked_bar(shares: Sequence[tuple[str, float, str]], *, title: str, height:
         )
         x += width
     return _svg(parts, height, title)
+
+
+def line_chart(
+    series: Mapping[str, Sequence[tuple[float, float]]], *, title: str, height: int = 190
+) -> str:
+    """Name -> points (x, y) as poly-lines over common axes, with a legend; numbers at the ends of both axes."""
+    points = [point for line in series.values() for point in line]
+    if not points:
+        return ""
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    x_range, y_range = _range(xs), _range(ys)
+    left, base, top = 46.0, height - 14.0, 6.0
+
+    def place(x: float, y: float) -> str:
+        across = (x - x_range[0]) / (x_range[1] - x_range[0])
+        up = (y - y_range[0]) / (y_range[1] - y_range[0])
+        return f"{left + across * (WIDTH - left - 4):.1f},{base - up * (base - top):.1f}"
+
+    parts = [f'<line class="axis" x1="{left}" y1="{base}" x2="{WIDTH}" y2="{base}"/>']
+    for share in (0.0, 0.5, 1.0):
+        value, y = y_range[0] + share * (y_range[1] - y_range[0]), base - share * (base - top)
+        parts.append(
+            f'<text class="tick" x="{left - 5}" y="{y + 3:.1f}" font-size="9" text-anchor="end">{value:.3g}</text>'
+        )
+    for value, x, anchor in ((x_range[0], left, "start"), (x_range[1], WIDTH, "end")):
+        parts.append(
+            f'<text class="tick" x="{x}" y="{height - 2}" font-size="9" text-anchor="{anchor}">{value:,.10g}</text>'
+        )
+    for number, (name, line) in enumerate(series.items()):
+        colour = f"var(--c{number % 8})"
+        tip = f"<title>{escape(name)}</title>"
+        path = " ".join(place(x, y) for x, y in line)
+        parts.append(
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6">{tip}</polyline>'
+        )
+        if len(line) < 30:
+            parts += [
+                f'<circle cx="{p.partition(",")[0]}" cy="{p.partition(",")[2]}" r="2.4" fill="{colour}">{tip}</circle>'
+                for p in path.split(" ")
+            ]
+    legend = "".join(
+        f'<span><i style="background:var(--c{number % 8})"></i>{escape(name)}</span>'
+        for number, name in enumerate(series)
+    )
+    return f'{_svg(parts, height, title)}<div class="legend">{legend}</div>'
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of an axis; a single value gets one with room on both sides."""
+    low, high = min(values), max(values)
+    room = abs(low) or 1.0
+    return (low, high) if high > low else (low - room / 2, high + room / 2)
 
 
 def _marker(line: Line, top: float, base: float, text: float) -> str:

@@ -1,0 +1,98 @@
+"""`run.html`: one page about a training run, in the style of the label report. Computed from the run's own files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from molmoact_data import runs
+from molmoact_data.files.folders import write_bytes
+from molmoact_data.report.charts import line_chart
+
+PAGE_FILE = "run.html"
+PANELS: Mapping[str, tuple[str, str]] = {
+    "Loss": (r"(train|eval)/(\w+_)?(loss|cross_entropy)$|eval/loss", "nats per token"),
+    "Accuracy": (r"(train|eval)/.*accuracy", "share of tokens or codes, 0 to 1"),
+    "Held-out traces": (r"eval/trace_.*error", "grid units, 0 to 255"),
+    "Held-out actions": (r"eval/.*action_error", "the robot's units"),
+    "Gradient norms": (r"grad_norm/", "before clipping"),
+    "Learning rates": (r"lr/", ""),
+    "Speed": (r"speed/samples_per_second", "samples per second"),
+    "Memory": (r"memory/", "GiB"),
+}
+"""Title -> the beginning of the names drawn under it, and their unit."""
+_SETTINGS = (
+    "family", "stage", "checkpoint", "data", "duration", "global_batch_size", "device_batch_size", "seq_len",
+    "lora", "seed",
+)  # fmt: skip
+
+
+def write_run_page(run: Path, config: Mapping[str, Any]) -> None:
+    """Draw the page of a run from its `metrics.jsonl`; equal files give equal bytes."""
+    text = render_run_page(run.name, config, runs.read_metrics(run / runs.METRICS_FILE))
+    write_bytes(run / PAGE_FILE, text.encode())
+
+
+def render_run_page(
+    name: str, config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]
+) -> str:
+    """The page as text."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("molmoact_train", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = resources.files("molmoact_data.report").joinpath("report.css")
+    series = series_of(lines)
+    return environment.get_template("run.html").render(
+        name=name,
+        css=style.read_text(encoding="utf-8"),
+        cards=_cards(config, series),
+        panels=[
+            (title, unit, line_chart(found, title=title))
+            for title, (pattern, unit) in PANELS.items()
+            if (found := {n: s for n, s in series.items() if re.match(pattern, n)})
+        ],
+        settings={key: _plain(config[key]) for key in _SETTINGS if key in config},
+    )
+
+
+def series_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Name -> [(step, value), ...] in the order of the steps."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if name != "step":
+                series.setdefault(name, []).append((float(line["step"]), float(value)))
+    return dict(sorted(series.items()))
+
+
+def _cards(
+    config: Mapping[str, Any], series: Mapping[str, Sequence[tuple[float, float]]]
+) -> list[tuple[str, str, str]]:
+    """(number, small print, label) of what a person looks for first."""
+    steps = max((points[-1][0] for points in series.values()), default=0)
+    cards = [(f"{steps:,.0f}", f"of {config['duration']:,}", "steps")]
+    for name, label in {
+        "train/loss": "training loss",
+        "eval/loss": "held-out loss",
+        "eval/code_accuracy": "depth codes right, held out",
+        "eval/trace_distance_error": "trace distance, held out",
+        "eval/action_error": "action error, held out",
+        "speed/samples_per_second": "samples per second",
+        "memory/peak_gib": "GiB at most",
+    }.items():
+        if name in series:
+            cards.append((f"{series[name][-1][1]:.3g}", "", label))
+    return cards
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
