@@ -82,7 +82,7 @@ COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
         models.merge_lora,
         models.export_hf,
     ),
-    "Robots": (robots.eval_, robots.serve),
+    "Robots": (robots.eval_, robots.serve, robots.portal),
     "Other": (version,),
 }
 VQVAE_COMMANDS: Mapping[str, Callable[..., None]] = {

@@ -1,4 +1,4 @@
-"""`molmoact eval | serve`: where a model meets a robot."""
+"""`molmoact eval | serve | portal`: where a model meets a robot."""
 
 from __future__ import annotations
 
@@ -184,3 +184,35 @@ def serve(
         say(f"listening on ws://{host}:{port} and http://{host}:{port}/act")
 
     asyncio.run(serve_until_told(policy, config, listening))
+
+
+def portal(
+    *,
+    checkpoint: Annotated[str, typer.Option(help="Model folder, or `embedded`.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the page.")] = 7860,
+    vqvae: Annotated[
+        str | None,
+        typer.Option(help="Decoder of the depth, or `embedded`; default: the checkpoint's."),
+    ] = None,
+    unnorm_key: Annotated[
+        str | None, typer.Option(help="Entry of norm_stats; needed when there are several.")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Open a page to look at a model: pictures in, depth, path and action out; steer it with the finger.
+
+    Example: molmoact portal --checkpoint embedded
+    """
+    from molmoact_data.policies import load_policy
+    from molmoact_robot.player import PlayerConfig, check_checkpoint, depth_picture
+
+    config = PlayerConfig(env="tabletop", checkpoint=checkpoint, vqvae=vqvae)
+    check_checkpoint(config)
+    from molmoact_robot.portal.app import build, serve
+    from molmoact_robot.portal.live import Scenes
+
+    options = {"device": device, "statistics_key": unnorm_key}
+    policy = load_policy(checkpoint, **{k: v for k, v in options.items() if v is not None})
+    say(f"open http://{host}:{port}")
+    serve(build(policy, depth_picture(config), Scenes()), host=host, port=port)

@@ -75,7 +75,7 @@ class Player:
         self.world = open_world(config.env, config.env_settings)
         self.policy = _policy(config, self.world)
         _check_that_they_fit(self.world, self.policy.info)
-        self._depth = _depth_picture(config) if config.video else None
+        self._depth = depth_picture(config) if config.video else None
 
     @property
     def facts(self) -> Facts:
@@ -141,7 +141,8 @@ def _check_that_they_fit(world: World, info: PolicyInfo) -> None:
         )
 
 
-def _depth_picture(config: PlayerConfig) -> DepthPicture | None:
+def depth_picture(config: PlayerConfig) -> DepthPicture | None:
+    """How the depth that the policy writes is shown: `--vqvae`, or the checkpoint's own decoder, or not at all."""
     if config.server is not None and config.vqvae is None:
         return None
     own = checkpoint_folder(config.checkpoint) / VQVAE_OF_A_CHECKPOINT

@@ -1,0 +1,198 @@
+"""The portal: what it asks the model, and its page in a real browser that may reach no other host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_gl import needs_gl
+from made_worlds import FunctionPolicy
+
+from molmoact_data.errors import UserError
+from molmoact_data.pictures.film import write_picture
+from molmoact_data.policies import ActionChunk
+from molmoact_robot.portal.conversation import Table, ask, to_grid_point
+from molmoact_robot.portal.live import Scenes
+
+CHROMIUM = Path("/usr/bin/chromium")
+PICTURE = np.full((120, 200, 3), 90, np.uint8)
+
+
+class Steerable(FunctionPolicy):
+    """Goes forwards; steered, it goes where the last point lies."""
+
+    def __init__(self, **info) -> None:
+        super().__init__(lambda _: None, action_dim=7, horizon=8, **info)
+
+    def act(self, observation, *, trace=None):
+        self.observations.append(observation)
+        self.traces.append(trace)
+        actions = np.zeros((8, 7), np.float32)
+        actions[:, 0], actions[:, 6] = 0.5, 1.0
+        if trace is not None:
+            actions[:, 0] = trace[-1][0] / 255
+        return ActionChunk(
+            actions, trace_P2=np.array([[0, 0], [255, 255]], np.float32), text="it thinks"
+        )
+
+
+# --- what is asked --------------------------------------------------------------------------------
+
+
+def test_a_click_is_a_point_on_the_grid_whatever_the_pictures_size() -> None:
+    assert to_grid_point(0, 0, 120, 200) == (0, 0)
+    assert to_grid_point(199, 119, 120, 200) == (255, 255)
+    assert to_grid_point(100, 60, 120, 200) == (128, 129)
+    table = Table((PICTURE,))
+    for column in range(7):
+        table = table.with_click(column * 20, 60, at=column)
+    assert [x for x, _ in table.points] == [0, 26, 51, 77, 103], "five and no more"
+    assert Table().with_click(3, 3, at=0) == Table()
+
+
+def test_the_path_is_drawn_as_the_model_sees_it() -> None:
+    table = Table((PICTURE,)).with_click(180, 60, at=2).with_click(20, 60, at=1)
+    assert [x for x, _ in table.points] == [26, 231], (
+        "in the order of the clicks, not of their arrival"
+    )
+    drawn = table.drawn()
+    assert drawn[60, 100].tolist() == [0, 255, 255]
+    assert (PICTURE == 90).all(), "not in place"
+
+
+def test_the_models_picture_budget_is_kept() -> None:
+    table = Table().with_picture(PICTURE, 2).with_picture(PICTURE, 2)
+    with pytest.raises(UserError, match="reads 2 pictures, and so many are here"):
+        table.with_picture(PICTURE, 2)
+
+
+def test_free_and_steered_answers_stand_side_by_side_with_their_difference() -> None:
+    policy = Steerable(num_cameras=2)
+    table = Table((PICTURE, PICTURE)).with_click(0, 0, at=0).with_click(199, 0, at=1)
+    found = ask(policy, table, " pick it up ")
+    assert policy.traces == [None, [[0, 0], [255, 0]]]
+    assert [o.instruction for o in policy.observations] == ["pick it up"] * 2
+    assert len(policy.observations[0].images) == 2
+    np.testing.assert_allclose(found.difference_HD[:, 0], 0.5)
+    assert ask(policy, Table((PICTURE,)), "go").steered is None
+
+
+@pytest.mark.parametrize(
+    ("table", "words", "message"),
+    [(Table(), "go", "add a picture"), (Table((PICTURE,)), " ", "say what"),
+     (Table((PICTURE,), ((0.0, (1, 1)),)), "go", "one point is no path")],
+)  # fmt: skip
+def test_what_is_missing_is_said(table, words, message) -> None:
+    with pytest.raises(UserError, match=message):
+        ask(Steerable(), table, words)
+
+
+@needs_gl
+def test_the_arm_follows_the_finger_in_a_live_scene() -> None:
+    scenes, policy = Scenes(image_size=64, quality="flat"), Steerable(num_cameras=2)
+    _, words = scenes.new("me", "pick", 3)
+    other, _ = scenes.new("you", "pick", 4)
+    steps = list(scenes.follow("me", policy, [(9, 9), (255, 9)], 3))
+    assert policy.traces == [[[9, 9], [255, 9]]]
+    assert policy.observations[0].instruction == words
+    assert [line for _, line in steps] == [f"step {n}: running" for n in (1, 2, 3)]
+    assert (steps[0][0] != steps[-1][0]).any(), "it moves"
+    list(scenes.follow("me", policy, [], 1))
+    assert policy.traces[-1] is None
+    assert policy.observations[-1].step == 3
+    assert (other == scenes.new("you", "pick", 4)[0]).all(), "nobody else's scene moved"
+    scenes.close()
+
+
+# --- in a browser ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page():
+    """The portal over a steerable policy, open in Chromium; `page.foreign`: what it asked of other hosts."""
+    gradio = pytest.importorskip("gradio", reason="needs gradio")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if not CHROMIUM.is_file():
+        pytest.skip("no Chromium here (apt-get install chromium)")
+    from molmoact_robot.portal.app import build, serve
+
+    policy, scenes = Steerable(num_cameras=2), Scenes(image_size=64, quality="flat")
+    app = build(policy, None, scenes)
+    address = serve(app, host="127.0.0.1", port=None, wait=False)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        opened = browser.new_page()
+        opened.set_default_timeout(300_000)
+        opened.foreign = []
+
+        def guard(route) -> None:
+            if route.request.url.startswith((address.rstrip("/"), "data:", "blob:")):
+                route.continue_()
+            else:
+                opened.foreign.append(route.request.url)
+                route.abort()
+
+        opened.route("**/*", guard)
+        opened.goto(address)
+        opened.policy = policy
+        yield opened
+        browser.close()
+    app.close()
+    scenes.close()
+    assert gradio
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(900)
+def test_upload_click_steer_and_start_anew(page, tmp_path) -> None:
+    write_picture(tmp_path / "front.png", PICTURE)
+    page.locator("#upload input[type=file]").set_input_files(str(tmp_path / "front.png"))
+    canvas = page.locator("#canvas img")
+    canvas.wait_for()
+    box = canvas.bounding_box()
+    shown = min(box["width"] / 200, box["height"] / 120)
+    left = box["x"] + (box["width"] - 200 * shown) / 2
+    top = box["y"] + (box["height"] - 120 * shown) / 2
+    for column in (20, 60, 100, 140, 180):  # quickly, as a finger does
+        page.mouse.click(left + column * shown, top + 60 * shown)
+    page.wait_for_function(
+        "document.querySelector('#points textarea, #points input').value.split('  ').length == 5"
+    )
+    points = page.locator("#points textarea, #points input").input_value().split("  ")
+    found = [tuple(map(int, p.split(","))) for p in points]
+    expected = [to_grid_point(c, 60, 120, 200) for c in (20, 60, 100, 140, 180)]
+    np.testing.assert_allclose(found, expected, atol=3)
+    page.locator("#instruction textarea").fill("pick up the cube")
+    page.locator("#ask").click()
+    page.wait_for_function("document.querySelector('#talk').innerText.includes('it thinks')")
+    assert page.policy.traces == [None, [list(p) for p in found]]
+    table = page.locator("#actions").inner_text()
+    for word in ("free", "steered", "difference"):
+        assert word in table
+    page.locator("#anew").click()
+    page.wait_for_function("document.querySelector('#points textarea, #points input').value == ''")
+    page.wait_for_function("!document.querySelector('#talk').innerText.includes('it thinks')")
+    assert page.foreign == [], "no request to any other host"
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(900)
+@needs_gl
+def test_a_live_scene_follows_the_finger(page) -> None:
+    page.get_by_role("tab", name="Table-top, live").click()
+    page.locator("#begin").click()
+    page.wait_for_function(
+        "document.querySelector('#live-state textarea, #live-state input').value == 'step 0'"
+    )
+    view = page.locator("#live img")
+    box = view.bounding_box()
+    for share in (0.45, 0.55):
+        page.mouse.click(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+        page.wait_for_timeout(1000)
+    page.locator("#follow").click()
+    page.wait_for_function(
+        "document.querySelector('#live-state textarea, #live-state input').value.startsWith('step 8')"
+    )
+    assert len(page.policy.traces[-1]) == 2
+    assert page.foreign == []
