@@ -158,7 +158,6 @@ def test_a_process_says_a_mistake_in_one_line() -> None:
 
 MISTAKEN_FLAGS = {
     "no output": (["--dataset-path", "/no/such"], "--output-path is missing"),
-    "no VQ-VAE": (["--output-path", "o", "--depth-encoder", "vits"], "--vqvae"),
     "unknown preset": (["--output-path", "o", "--preset", "embeded"], "Did you mean 'embedded'"),
     "role without key": (["--output-path", "o", "--camera", "primary"], "--camera wants ROLE=KEY"),
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden import GOLDEN
 from hypothesis import given, strategies as st
 from made_molmo import POINT, SAID, write_molmo
 
@@ -25,6 +26,7 @@ from molmoact_data.teachers.answers import (
     parse_points,
 )
 from molmoact_data.teachers.molmo import MolmoPointer
+from molmoact_data.teachers.molmo2 import Molmo2Pointer
 from molmoact_data.teachers.published import MOLMO_7B_D, Published
 
 PERCENT = st.integers(0, 1000).map(lambda tenth: tenth / 10)
@@ -237,3 +239,25 @@ def test_what_cannot_be_fetched_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         MolmoPointer(device="cpu")
     assert "32.1 GB" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+MOLMO2 = GOLDEN / "molmo" / "tiny-molmo2"
+
+
+@pytest.mark.skipif(not MOLMO2.is_dir(), reason=f"no checkpoint at {MOLMO2}; set MOLMOACT_GOLDEN")
+def test_molmo2_is_the_same_teacher_with_other_words() -> None:
+    """A folder of the second family: random weights find nothing; its answers count in thousandths."""
+    pointer = Molmo2Pointer(str(MOLMO2), device="cpu", max_new_tokens=4)
+    assert isinstance(pointer, GripperPointer)
+    assert pointer.describe()["name"] == "molmo2/tiny-molmo2"
+    assert np.isnan(pointer.point(grey_frames(51), QUESTION).xy_NA2).all()
+    assert pointer.read('<points coords="1 1 635 442 2 1') == [(63.5, 44.2)]
+    assert pointer.read('<point x="63.5" y="44.2"') == []
+
+
+def test_a_checkpoint_of_the_other_family_is_one_line(checkpoint: Path) -> None:
+    with pytest.raises(UserError, match=r"type 'molmo', not 'molmo2'|holds no tokenizer"):
+        Molmo2Pointer(str(checkpoint), device="cpu")
+    if MOLMO2.is_dir():
+        with pytest.raises(UserError, match=r"preprocessor_config.json is missing"):
+            MolmoPointer(str(MOLMO2), device="cpu")

@@ -164,3 +164,27 @@ def test_wrong_servers_are_named(server: FakeVLLM) -> None:
     for model in (None, "molmo"):
         with pytest.raises(UserError, match=r"nothing answers at .*Is the server running"):
             ServerPointer("http://127.0.0.1:9/v1", model, config=QUICK)
+
+
+@pytest.mark.parametrize(
+    ("model", "answer", "expected"),
+    [
+        ("allenai/Molmo2-4B", '<points coords="1 1 500 250">gripper</points>', (0.5, 0.25)),
+        ("molmo", '<point x="50.0" y="25.0" alt="g">g</point>', (0.5, 0.25)),
+        ("allenai/Molmo2-4B", '<point x="50.0" y="25.0" alt="g">g</point>', None),
+        ("molmo", '<points coords="1 1 500 250">gripper</points>', None),
+    ],
+)
+def test_the_served_model_decides_the_unit(
+    server: FakeVLLM, model: str, answer: str, expected: tuple[float, float] | None
+) -> None:
+    """Thousandths of Molmo2 and per cent of Molmo never mix: the other family's words are no points."""
+    server.models, server.answer = (model,), answer
+    points = ServerPointer(server.url).point(
+        np.zeros((1, 101, 101, 3), np.uint8), "point to the robot gripper"
+    )
+    if expected is None:
+        assert np.isnan(points.xy_NA2).all()
+        assert (points.confidence_NA == 0).all()
+    else:
+        np.testing.assert_allclose(points.xy_NA2[0, 0], np.array(expected) * 1.01, rtol=1e-6)

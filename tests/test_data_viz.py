@@ -146,7 +146,10 @@ def test_viz_command(make_output: MakeOutput, tmp_path: Path, molmoact: Molmoact
         (["--output-path", "x.png"], "give a preprocessed output"),
         (["nowhere", "--output-path", "x.png"], "nowhere"),
         (["--tokens", encode_depth([0]), "--output-path", "x.png"], "--tokens needs --vqvae"),
-        (["--tokens", "1", "--vqvae", "none.pt", "--output-path", "x.png"], "no VQ-VAE at"),
+        (
+            ["--tokens", "1", "--vqvae", "none.pt", "--output-path", "x.png"],
+            "no VQ-VAE checkpoint at",
+        ),
     ],
 )
 def test_viz_names_what_is_missing(

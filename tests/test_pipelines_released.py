@@ -162,7 +162,7 @@ def test_the_dry_run_lists_the_downloads() -> None:
     [
         (lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
          "Git LFS pointer"),
-        (lambda p: p.unlink(), "no VQ-VAE at"),
+        (lambda p: p.unlink(), "no VQ-VAE checkpoint at"),
         (lambda p: p.write_bytes(p.read_bytes()[:1000]), "not a plain state dict"),
     ],
 )  # fmt: skip

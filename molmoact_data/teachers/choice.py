@@ -28,6 +28,8 @@ from molmoact_data.teachers import registry
 from molmoact_data.teachers.codebook import EMBEDDED as EMBEDDED, RELEASED, codebook_path
 from molmoact_data.teachers.published import (
     DEPTH_WEIGHTS,
+    MOLMO2_4B,
+    MOLMO2_WEIGHTS,
     MOLMO_7B_D,
     POINTING_WEIGHTS,
     RELEASED_VQVAE,
@@ -120,10 +122,13 @@ def downloads(config: TeacherConfig) -> dict[str, Published]:
         found["depth"] = DEPTH_WEIGHTS[config.depth_encoder]
     if config.depth != NONE and config.vqvae == RELEASED:
         found["depth_tokenizer"] = RELEASED_VQVAE
-    if config.pointer == "molmo":
-        asked = config.pointer_checkpoint or MOLMO_7B_D.repository
-        if asked in POINTING_WEIGHTS:
-            found["gripper_pointer"] = POINTING_WEIGHTS[asked]
+    for name, default, known in (
+        ("molmo", MOLMO_7B_D, POINTING_WEIGHTS),
+        ("molmo2", MOLMO2_4B, MOLMO2_WEIGHTS),
+    ):
+        asked = config.pointer_checkpoint or default.repository
+        if config.pointer == name and asked in known:
+            found["gripper_pointer"] = known[asked]
     return found
 
 

@@ -22,7 +22,8 @@ def codebook_path(name: str | Path) -> Path:
         return EMBEDDED_VQVAE
     if str(name) == RELEASED:
         return fetch(RELEASED_VQVAE) / RELEASED_FILE
+    named = f"{RELEASED} (fetched: {RELEASED_VQVAE.size}, {RELEASED_VQVAE.licence}) or {EMBEDDED}"
     raise UserError(
-        f"no VQ-VAE at {path}. Give a vae-final.pt, a .safetensors file or a run folder of `molmoact vqvae train`, or "
-        f"one of the names {RELEASED} (fetched: {RELEASED_VQVAE.size}, {RELEASED_VQVAE.licence}) and {EMBEDDED}."
+        f"no VQ-VAE checkpoint at {path}. Give a vae-final.pt, a .safetensors file or a run folder of "
+        f"`molmoact vqvae train`, or {named}."
     )

@@ -6,9 +6,10 @@ Generation stops as soon as the points are told. A 7B model wants about 17 GB of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -53,6 +54,11 @@ class MolmoPointer:
 
     Settings = MolmoSettings
     answers_are_dear = True
+    family = "molmo"
+    """Name in `registry.POINTING_MODELS`."""
+    default: ClassVar[Published] = MOLMO_7B_D
+    known: ClassVar[Mapping[str, Published]] = POINTING_WEIGHTS
+    """Hub ids that need no explicit revision."""
 
     @classmethod
     def load(cls, settings: MolmoSettings, device: str) -> MolmoPointer:
@@ -75,15 +81,17 @@ class MolmoPointer:
         self.max_new_tokens = max_new_tokens
         self.device = pick_device(device)
         self.batch_size = batch_size if self.device.type != "cpu" else 1
-        self._name, self._revision, self._licence, folder = _locate(checkpoint, revision)
-        factory = registry.resolve("pointing model", "molmo", registry.POINTING_MODELS)
+        self._name, self._revision, self._licence, folder = _locate(
+            checkpoint, revision, self.default, self.known
+        )
+        factory = registry.resolve("pointing model", self.family, registry.POINTING_MODELS)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.model: PointingModel = factory(folder, device=self.device, dtype=dtype)
 
     def describe(self) -> dict[str, str]:
         """`name`, `revision` and `licence` of the teacher, for the manifest."""
         return {
-            "name": f"molmo/{self._name}",
+            "name": f"{self.family}/{self._name}",
             "revision": self._revision,
             "licence": self._licence,
         }
@@ -94,7 +102,7 @@ class MolmoPointer:
         confidence_NA = np.zeros((len(rgb_NHWC), self.num_arms), np.float32)
         for row, answer in enumerate(self.answers(list(rgb_NHWC), prompt)):
             image_hw = rgb_NHWC[row].shape[:2]
-            xy_NA2[row] = arms_from_percent(parse_points(answer.text), self.num_arms, image_hw)
+            xy_NA2[row] = arms_from_percent(self.read(answer.text), self.num_arms, image_hw)
             found_A = ~np.isnan(xy_NA2[row, :, 0])
             confidence_NA[row] = found_A * answer_confidence(answer.tokens, answer.logprobs)
         return GripperPoints(xy_NA2, confidence_NA)
@@ -113,13 +121,22 @@ class MolmoPointer:
             )[: len(batch)]
         return answers
 
+    def read(self, text: str) -> list[tuple[float, float]]:
+        """The points of an answer, whole or in the making, per cent of the picture."""
+        return parse_points(text)
+
     def _is_complete(self, text: str) -> bool:
-        return len(parse_points(text)) >= self.num_arms
+        return len(self.read(text)) >= self.num_arms
 
 
-def _locate(checkpoint: str | None, revision: str | None) -> tuple[str, str, str, Path]:
+def _locate(
+    checkpoint: str | None,
+    revision: str | None,
+    default: Published,
+    published: Mapping[str, Published],
+) -> tuple[str, str, str, Path]:
     """Name, revision and licence for the manifest, and the folder. Raises `UserError`."""
-    checkpoint = checkpoint if checkpoint is not None else MOLMO_7B_D.repository
+    checkpoint = checkpoint if checkpoint is not None else default.repository
     folder = Path(checkpoint)
     if folder.is_dir():
         return folder.resolve().name, "local", "that of the local files", folder
@@ -127,10 +144,10 @@ def _locate(checkpoint: str | None, revision: str | None) -> tuple[str, str, str
         raise UserError(
             f"the pointer's checkpoint {checkpoint!r} is no folder here and no Hub id (owner/name)."
         )
-    known = POINTING_WEIGHTS.get(checkpoint)
+    known = published.get(checkpoint)
     if revision is None and known is None:
         raise UserError(
-            f"{checkpoint!r} is not one of {', '.join(POINTING_WEIGHTS)}: name its commit (revision), so that the "
+            f"{checkpoint!r} is not one of {', '.join(published)}: name its commit (revision), so that the "
             "labels can be made again, or give a local folder."
         )
     wanted = known or Published(checkpoint, str(revision), "that of the repository", 0)

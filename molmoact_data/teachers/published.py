@@ -38,6 +38,8 @@ class Published:
     @property
     def size(self) -> str:
         """For people: `32 GB`, `99 MB`."""
+        if not self.num_bytes:
+            return "size not known"
         if self.num_bytes < 10**9:
             return f"{self.num_bytes / 10**6:.0f} MB"
         return f"{self.num_bytes / 10**9:.3g} GB"
@@ -61,6 +63,15 @@ MOLMO_72B = Published("allenai/Molmo-72B-0924", "main", TONGYI, 293_230_000_000)
 # written into the manifest.
 POINTING_WEIGHTS = {one.repository: one for one in (MOLMO_7B_D, MOLMO_7B_O, MOLMO_72B)}
 
+MOLMO2_4B = Published("allenai/Molmo2-4B", "main", APACHE, 0)
+MOLMO2_WEIGHTS = {
+    one.repository: one
+    for one in (
+        MOLMO2_4B,
+        Published("allenai/Molmo2-8B", "main", APACHE, 0),
+        Published("allenai/Molmo2-VideoPoint-4B", "main", APACHE, 0),
+    )
+}
 _DEPTH_FILES = ("config.json", "model.safetensors")
 DEPTH_WEIGHTS = {
     "vits": Published(

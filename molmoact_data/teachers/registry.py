@@ -28,6 +28,7 @@ SIMULATORS: Mapping[str, str] = {
 }
 GRIPPER_POINTERS: Mapping[str, str] = {
     "molmo": "molmoact_data.teachers.molmo:MolmoPointer",
+    "molmo2": "molmoact_data.teachers.molmo2:Molmo2Pointer",
     "column": "molmoact_data.teachers.column:RecordedPoints",
     "server": "molmoact_data.teachers.server:ServerPointer",
     "projection": "molmoact_data.teachers.projection:ProjectedPoints",
@@ -35,6 +36,7 @@ GRIPPER_POINTERS: Mapping[str, str] = {
 }
 POINTING_MODELS: Mapping[str, str] = {
     "molmo": "molmoact_train.families.molmo.pointing:MolmoPointing.from_folder",
+    "molmo2": "molmoact_train.families.molmo2.pointing:Molmo2Pointing.from_folder",
 }
 
 # `robot_type` of the rendered datasets, the only ones the embedded teachers were trained for.

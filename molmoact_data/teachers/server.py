@@ -3,6 +3,7 @@
     vllm serve allenai/Molmo-7B-D-0924 --trust-remote-code
     molmoact preprocess ... --pointer server --pointer-url http://localhost:8000/v1
 
+A model whose served name holds `molmo2` answers in Molmo2's format, every other in Molmo's.
 Frames go out as PNG, several requests at a time. Transient failures (no connection, time-outs, 408, 409,
 425, 429, 5xx) are retried with growing pauses; anything else the server refuses is the user's to mend.
 The licence of the answers is that of the served model, which the server does not tell.
@@ -14,6 +15,7 @@ import base64
 import logging
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 from molmoact_data.errors import UserError
 from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.teachers.answers import answer_confidence, arms_from_percent, parse_points
+from molmoact_data.teachers.timed_answers import points_of_picture
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +100,7 @@ class ServerPointer:
         self._pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix="pointer")
         self._check_reachable()
         self.model = model if model is not None else self._only_model()
+        self._read = reader_of(self.model)
 
     def describe(self) -> dict[str, str]:
         """The served model; its revision and licence are not told by the protocol."""
@@ -114,7 +118,7 @@ class ServerPointer:
         for row, choice in enumerate(choices):
             text = choice["message"]["content"] or ""
             image_hw = (rgb_NHWC.shape[1], rgb_NHWC.shape[2])
-            xy_NA2[row] = arms_from_percent(parse_points(text), self.num_arms, image_hw)
+            xy_NA2[row] = arms_from_percent(self._read(text), self.num_arms, image_hw)
             confidence_NA[row] = ~np.isnan(xy_NA2[row, :, 0]) * choice_confidence(choice)
         return GripperPoints(xy_NA2, confidence_NA)
 
@@ -178,6 +182,14 @@ class ServerPointer:
             f"tries ({problem}). Is the server running, and does its address end in /v1? What was "
             "labelled so far is kept: run again with --resume."
         )
+
+
+def reader_of(model: str) -> Callable[[str], list[tuple[float, float]]]:
+    """How a served model's points are told: in thousandths where its name says Molmo2, else in per cent.
+
+    By the name and never by the text: the two units do not mix.
+    """
+    return points_of_picture if "molmo2" in model.lower() else parse_points
 
 
 def choice_confidence(choice: dict[str, Any]) -> float:

@@ -101,3 +101,8 @@ def format_timed_points(
         for time, group in groups.items()
     )
     return f'<{tag} coords="{coords}">{label}</{tag}>'
+
+
+def points_of_picture(answer: str, *, streaming: bool = False) -> list[tuple[float, float]]:
+    """The points of an answer about one picture, per cent, as they are told; the twin of `parse_points`."""
+    return [(p.x, p.y) for p in parse_timed_points(answer, streaming=streaming)]

@@ -93,6 +93,8 @@ class Molmo2(nn.Module):
             image_token_ids=config.image_token_ids,
             image_attention="bidirectional",
         )
+        # MolmoAct2's files hold these numbers, which nothing reads; Molmo2's may leave them out.
+        del self.model.transformer.rotary_emb
         self.lm_head = nn.Linear(config.llm.hidden_size, config.llm.vocab_size, bias=False)
 
 
