@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Self
 
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import is_taken, remove_left_overs, write_bytes, write_json
@@ -161,7 +161,7 @@ class MetricsLog:
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
 
-    def __enter__(self) -> MetricsLog:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
