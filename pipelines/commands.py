@@ -40,7 +40,8 @@ PresetOption = Annotated[
 NOT_IN_A_PREVIEW = (
     "arms", "point_every", "line_length", "filter_traces", "process_actions", "action_bins",
     "action_chunk_size", "jpeg_quality", "batch_size", "gripper", "statistics", "frames_per_shard",
-    "max_reject_fraction", "min_coverage", "point_cache", "isolate_decoder", "runner", "workers", "beam_options",
+    "max_reject_fraction", "min_coverage", "point_cache", "dataset_name", "isolate_decoder", "runner", "workers",
+    "beam_options",
 )  # fmt: skip
 """What a few frames do not need."""
 EVALUATED = {

@@ -128,6 +128,8 @@ class PreprocessConfig:
     """Folder or URL for the shards; never overwritten unless asked."""
     revision: str | None = None
     """Hub revision of the dataset."""
+    dataset_name: str | None = None
+    """What the dataset is called in rows, statistics and reports; left out = its folder's name or Hub id."""
     cameras: Mapping[str, str] = option(factory=dict, flag="camera", metavar="ROLE=KEY")
     """Role and feature key of a camera, repeatable; the first is labelled. Left out = guessed and said."""
     episodes: str | None = None
@@ -160,6 +162,8 @@ class PreprocessConfig:
         for name in ("dataset_path", "output_path"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; the current folder is written as .")
+        if self.dataset_name is not None and not self.dataset_name.strip():
+            raise ValueError("dataset_name is empty")
         if self.min_coverage is not None and not 0 <= self.min_coverage <= 1:
             raise ValueError(f"min_coverage is 0..1, got {self.min_coverage}")
         if not 0 <= self.max_reject_fraction <= 1:

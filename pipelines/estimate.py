@@ -52,7 +52,7 @@ def estimate(config: PreprocessConfig) -> Estimate:
     frames = sum(ref.num_frames for ref in episodes)
     rate = measured / seconds
     return Estimate(
-        dataset=source.info.name,
+        dataset=config.dataset_name or source.info.name,
         format=source.info.format,
         cameras=dict(job.cameras),
         teachers={role: dict(card) for role, card in job.teachers.items()},

@@ -129,7 +129,7 @@ def _advice(names: Sequence[str]) -> str:
 def refuse_repeated_episodes(sources: Sequence[Output]) -> None:
     """Raise `UserError` where an episode is in two of the outputs."""
     counts = Counter(
-        (part.name, episode)
+        (part.name, part.revision, episode)
         for source in sources
         for part in source.sources
         for shard in source.shards
@@ -137,10 +137,10 @@ def refuse_repeated_episodes(sources: Sequence[Output]) -> None:
     )
     repeated = [key for key, count in counts.items() if count > 1]
     if repeated:
-        name, episode = repeated[0]
+        name, revision, episode = repeated[0]
         raise UserError(
-            f"episode {episode} of {name} is in more than one of the outputs (and {len(repeated) - 1} "
-            "more): the same demonstration would count twice."
+            f"episode {episode} of {name} at revision {revision[:20]} is in more than one of the outputs (and "
+            f"{len(repeated) - 1} more): the same demonstration would count twice."
         )
 
 

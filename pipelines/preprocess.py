@@ -60,7 +60,7 @@ def preprocess(config: PreprocessConfig, *, resume: bool, overwrite: bool) -> Su
     """Run every stage that is not done yet; `Summary.exceeded` says which limit the result breaks."""
     started = time.monotonic()
     output = Storage(config.output_path)
-    source = open_source(config.dataset_path, revision=config.revision)
+    source = named_source(config)
     episodes = chosen_episodes(config, source)
     cameras = announced_cameras(config, source)
     warn_about_embedded(config.labels, source)
@@ -84,6 +84,14 @@ def preprocess(config: PreprocessConfig, *, resume: bool, overwrite: bool) -> Su
             state.forget(output)
     records = [done[spec.name] for spec in specs]
     return summarise(config, missing, records, time.monotonic() - started)
+
+
+def named_source(config: PreprocessConfig) -> EpisodeSource:
+    """The dataset, under the name that the user gave it."""
+    source = open_source(config.dataset_path, revision=config.revision)
+    if config.dataset_name is not None:
+        source.info = replace(source.info, name=config.dataset_name)
+    return source
 
 
 def chosen_episodes(config: PreprocessConfig, source: EpisodeSource) -> list[EpisodeRef]:

@@ -79,7 +79,7 @@ class RowChecker:
 
     def _keys(self) -> Iterator[Problem]:
         new_T = np.diff(self._episode_T, prepend=-1) != 0
-        new_T |= _changes(self._table[schema.DATASET])
+        new_T |= _changes(self._table[schema.DATASET]) | _changes(self._table[schema.REVISION])
         expected_T = _count_since(new_T)
         yield from self._at(
             Finding.FRAME_MISSING,

@@ -34,7 +34,7 @@ def validate(root: str, *, loss_tokens: LossTokens | None = None) -> Report:
         return report
     report.extend(check_files(output))
     expected = expectation(output)
-    keys: Counter[tuple[str, int]] = Counter()
+    keys: Counter[tuple[str, str, int]] = Counter()
     for shard in output.shards:
         damaged = list(check_shard_bytes(output.storage, shard))
         report.extend(damaged)
@@ -74,7 +74,7 @@ def _check_shard(
     output: Output,
     shard: ShardRecord,
     expected: Expectation,
-    keys: Counter[tuple[str, int]],
+    keys: Counter[tuple[str, str, int]],
     report: Report,
     loss_tokens: LossTokens | None,
 ) -> None:
@@ -128,19 +128,17 @@ def _check_rows(
     shard: ShardRecord,
     file: pq.ParquetFile,
     expected: Expectation,
-    keys: Counter[tuple[str, int]],
+    keys: Counter[tuple[str, str, int]],
     report: Report,
 ) -> None:
     light = [n for n in file.schema_arrow.names if not n.startswith(schema.IMAGE_PREFIX)]
     table = file.read(columns=light)
     report.rows += table.num_rows
     report.extend(RowChecker(table, shard.name, expected).problems())
-    pairs = zip(
-        table[schema.DATASET].to_pylist(), table[schema.EPISODE_INDEX].to_pylist(), strict=True
-    )
-    counts = Counter(pairs)
+    named = (schema.DATASET, schema.REVISION, schema.EPISODE_INDEX)
+    counts = Counter(zip(*(table[name].to_pylist() for name in named), strict=True))
     keys.update(counts.keys())
-    found = sorted((episode, rows) for (_, episode), rows in counts.items())
+    found = sorted((episode, rows) for (_, _, episode), rows in counts.items())
     if found != sorted(shard.episodes):
         detail = f"the rows are of {found[:3]}, the manifest says {sorted(shard.episodes)[:3]}"
         report.extend([Problem(Finding.EPISODES_DIFFER, shard.name, detail)])

@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 from molmoact_data.errors import EpisodeRejected, UserError
+from molmoact_data.sources.cameras import resolve_cameras
 from molmoact_data.sources.opening import open_source
 
 EQUAL, EXPLAINED, REJECTED, REFUSED = "equal", "explained", "rejected", "refused"
@@ -49,9 +50,7 @@ def read_rows(root: Path, number_of: Callable[[Any], Any]) -> tuple[Rows, int]:
     source = open_source(root, threads=1)
     rows: Rows = {}
     rejected = 0
-    if not source.info.cameras:
-        raise UserError("no camera")
-    key = source.info.cameras[0].key
+    key = next(iter(resolve_cameras(source.info, {})[0].values()))
     for ref in source.episodes:
         try:
             columns = source.read_columns(ref)

@@ -248,9 +248,13 @@ def _cameras(
     preferred = [name for name in mapping.cameras if name in features]
     images.sort(key=lambda f: (preferred.index(f.name) if f.name in preferred else 99, f.name))
     return tuple(
-        CameraFeature(f.name, f.shape[0] or 0, f.shape[1] or 0, "image", _is_depth(f))
-        for f in images
+        CameraFeature(f.name, *_height_width(f.shape), "image", _is_depth(f)) for f in images
     )
+
+
+def _height_width(shape: tuple[int | None, ...]) -> tuple[int, int]:
+    """0 where it is not declared."""
+    return (shape[0] or 0, shape[1] or 0) if len(shape) in (2, 3) else (0, 0)
 
 
 def _is_depth(feature: RldsFeature) -> bool:
