@@ -109,9 +109,8 @@ class MolmoAct2Family:
         ]
 
     def shards(self, model: nn.Module) -> list[tuple[nn.Module, bool]]:
-        """Vision, then the embedding; head, norm and the expert's projections stay in the root's group."""
-        body = _of_ours(model).model
-        return [(body.vision_backbone, False), (body.transformer.wte, True)]
+        """The embedding; patch embedding, head, norm and the expert's projections stay in the root's group."""
+        return [(_of_ours(model).model.transformer.wte, True)]
 
     def group(self, parameter: str) -> str:
         return groups.parameter_group(parameter)
