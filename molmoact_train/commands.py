@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -148,6 +148,10 @@ def predict(
         bool,
         typer.Option("--constrained/--unconstrained", help="Valid answers only, or free decoding."),
     ] = True,
+    state: Annotated[
+        str | None, typer.Option(help="MolmoAct2: the robot's state, a JSON list in its units.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="MolmoAct2: of the noise the actions start from.")] = 0,
     output_path: Annotated[
         Path | None, typer.Option(help="Folder for trace.png, depth.png and prediction.json.")
     ] = None,
@@ -181,6 +185,13 @@ def predict(
     check_answer_folder(output_path, overwrite=overwrite)
     pictures = read_images([*images, *(more_images or [])])
     drawn = None if trace is None else parse_trace_flag(trace)
+    if registry.family_name(checkpoint) != registry.DEFAULT:
+        from molmoact_train.asking import ask
+
+        chunk = ask(checkpoint, pictures, instruction, state=state, trace=drawn, seed=seed,
+                    device=device, statistics_key=unnorm_key, statistics=norm_stats)  # fmt: skip
+        emit_json(chunk) if as_json else typer.echo(json.dumps(chunk, indent=1))
+        return
     spoken = None if wording is None else chosen(wording, "--wording", Wording)
     policy = load_policy(
         checkpoint,
@@ -255,8 +266,19 @@ def merge_lora(
 
 def export_hf(
     *,
-    checkpoint: Annotated[str, typer.Option(help="Model folder, Hub id or RUN/stepN.")],
+    checkpoint: Annotated[
+        str, typer.Option(help="Model folder, Hub id, RUN/stepN, or a MolmoAct2 policy of LeRobot.")
+    ],
     output_path: Annotated[Path, typer.Option(help="The complete Hugging Face folder.")],
+    layout: Annotated[
+        str, typer.Option(help="released, or lerobot: LeRobot's own, for a MolmoAct2 checkpoint.")
+    ] = "released",
+    base: Annotated[
+        str | None, typer.Option(help="From LeRobot: the released folder it stands on.")
+    ] = None,
+    unnorm_key: Annotated[
+        str | None, typer.Option(help="To or from LeRobot: the robot's tag.")
+    ] = None,
     norm_stats: Annotated[
         Path | None, typer.Option(help="dataset_statistics.json to add to the checkpoint's.")
     ] = None,
@@ -270,9 +292,17 @@ def export_hf(
     Example: molmoact export-hf --checkpoint RUN/final --output-path my-model --dtype bfloat16
     """
     from molmoact_data.statistics import read_entries
+    from molmoact_train.families.molmoact2.lerobot import convert
     from molmoact_train.folders.export import export_folder, plan
     from molmoact_train.folders.layout import Dtype
 
+    to = chosen(layout, "--layout", Literal["released", "lerobot"])
+    converted = convert(
+        checkpoint, output_path, to, base=base, tag=unnorm_key, overwrite=overwrite, dry_run=dry_run
+    )
+    if converted is not None:
+        report_export(converted, as_json=as_json)
+        return
     if dry_run:
         kept = chosen(dtype, "--dtype", Dtype)
         report_export(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from golden_molmoact2 import FOLDER, TINY, arrays, fresh, needs_molmoact2, tensors, windows
+from PIL import Image
 
 from molmoact_data.errors import UserError
 from molmoact_data.policies import Observation
@@ -354,3 +358,48 @@ def test_statistics_of_another_robot_are_refused(tmp_path: Path) -> None:
     config = debug_config(tmp_path, [data], checkpoint=str(TINY), action_mode="continuous")
     with pytest.raises(UserError, match="this is another robot"):
         train(config, device="cpu")
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """FSDP2 over gloo, both losses, Think, held-out answers: the same numbers as alone."""
+    data = write_debug_dataset(tmp_path / "data", state_dim=3)
+    checkpoint = FAMILY.write_tiny(tmp_path / "tiny")
+    common = f"family: molmoact2\ncheckpoint: {checkpoint}\ndata: [{data}]\nduration: 2\n"
+    common += "device_batch_size: 1\neval_fraction: 0.34\nstyle_depth_action: 1.0\n"
+    numbers = []
+    for processes in (1, 2):
+        run = tmp_path / f"run{processes}"
+        path = tmp_path / f"{processes}.yaml"
+        path.write_text(common + f"save_folder: {run}\n")
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        own = ["-m", "cli", "train", "--stage", "debug", "--config", str(path), "--device", "cpu"]
+        subprocess.run([sys.executable, *start, *own], cwd=ROOT, check=True, capture_output=True)
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        numbers.append({k: v for line in lines for k, v in line.items() if k in COMPARED})
+    assert set(numbers[0]) == set(COMPARED)
+    assert numbers[1] == pytest.approx(numbers[0], rel=1e-5)
+
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPARED = (
+    "train/loss", "train/flow_loss", "train/cross_entropy", "grad_norm/llm", "grad_norm/connector",
+    "grad_norm/expert", "eval/loss", "eval/flow_loss", "eval/action_error",
+)  # fmt: skip
+
+
+def test_predict_knows_the_family_by_the_folder(
+    tmp_path: Path, molmoact: Callable[..., tuple[int, str, str]]
+) -> None:
+    config = debug_config(
+        tmp_path, [write_debug_dataset(tmp_path / "data", state_dim=3)], duration=1
+    )
+    final = train(config, device="cpu").folder
+    Image.new("RGB", (96, 96)).save(tmp_path / "a.png")
+    asked = ["predict", "--checkpoint", final, "--images", tmp_path / "a.png", "--images", tmp_path / "a.png",
+             "--instruction", "move", "--device", "cpu", "--json"]  # fmt: skip
+    code, out, _ = molmoact(*asked, "--state", "[0.1, 0.2, 0.3]")
+    assert code == 0
+    assert np.asarray(json.loads(out)["actions"]).shape == (4, 7)
+    code, _, said = molmoact(*asked)
+    assert code == 2
+    assert "reads the robot's state (3 numbers)" in said

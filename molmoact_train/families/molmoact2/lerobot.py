@@ -7,6 +7,7 @@ points (`checkpoint_path`) at a folder in the released layout for the shapes and
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from molmoact_data.errors import UserError
-from molmoact_data.files.folders import new_folder, write_json
+from molmoact_data.files.folders import check_free, new_folder, write_json
 from molmoact_train.families.molmoact2 import released
 from molmoact_train.families.molmoact2.fast import FAST_FOLDER
 from molmoact_train.families.molmoact2.network import MolmoAct2Config
@@ -46,6 +47,33 @@ def is_lerobot(folder: Path) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(fields, dict) and fields.get("type") == TYPE and "model_type" not in fields
+
+
+def convert(
+    checkpoint: str,
+    output: Path,
+    layout: str,
+    *,
+    base: str | None,
+    tag: str | None,
+    overwrite: bool,
+    dry_run: bool,
+) -> Exported | None:
+    """The conversion that is asked for; None where the checkpoint neither comes from LeRobot nor goes there."""
+    folder = Path(checkpoint)
+    comes = is_lerobot(folder)
+    if comes and layout == "lerobot":
+        raise UserError(f"{folder} is in LeRobot's layout already.")
+    if not comes and layout != "lerobot":
+        return None
+    if dry_run:
+        files = WeightFiles(folder if comes else resolve_model_folder(checkpoint))
+        sizes = [math.prod(files.shape(name)) * files.item_bytes(name) for name in files.names()]
+        check_free(output, overwrite=overwrite, inputs=[files.folder])
+        return Exported(str(output), len(sizes), sum(sizes), "keep")
+    if comes:
+        return from_lerobot(folder, output, base=base, tag=tag, overwrite=overwrite)
+    return to_lerobot(checkpoint, output, tag=tag, overwrite=overwrite)
 
 
 # Ours -> LeRobot's
