@@ -81,6 +81,9 @@ class ServerPointer:
         assert settings.pointer_url is not None
         return cls(settings.pointer_url, settings.pointer_checkpoint, num_arms=settings.arms)
 
+    works_elsewhere = True
+    """Asked about a whole batch at once; see `ServerConfig.concurrency`."""
+
     def __init__(
         self,
         url: str,

@@ -42,6 +42,7 @@ from molmoact_data.sources.base import EpisodeColumns, EpisodeRef, EpisodeSource
 from molmoact_data.sources.opening import open_source
 from molmoact_data.teachers.cached import CachedPointer, EpisodeKey
 from molmoact_data.teachers.choice import Teachers, load_teachers
+from molmoact_data.teachers.pieces import in_pieces
 from pipelines import state
 from pipelines.job import Job
 from pipelines.shards.progress import FrameCounter
@@ -223,7 +224,7 @@ class ShardWorker:
     device: str
     """Where the teachers run."""
     threads: int
-    """Of the numeric libraries; decoding takes two of them at most."""
+    """On which teachers work at once; decoding takes two of them at most. The content depends on none of it."""
     progress_folder: str | None
     """Where frames are counted; None = not counted."""
 
@@ -232,7 +233,7 @@ class ShardWorker:
 
     def open(self) -> ShardWorker:
         """Open the dataset and load the teachers now, not in the middle of the first shard."""
-        limit_threads(self.threads)
+        one_thread_a_call()
         _ = self._source, self._teachers, self._counter
         return self
 
@@ -253,18 +254,22 @@ class ShardWorker:
 
     @cached_property
     def _teachers(self) -> Teachers:
-        return load_teachers(self.job.labels, self.device)
+        from molmoact_data.processes import pick_device
+
+        teachers = load_teachers(self.job.labels, self.device)
+        on_cpu = pick_device(self.device).type == "cpu"
+        return in_pieces(teachers, self.threads) if on_cpu else teachers
 
     @cached_property
     def _counter(self) -> FrameCounter:
         return FrameCounter(Path(self.progress_folder) if self.progress_folder else None)
 
 
-def limit_threads(threads: int) -> None:
-    """Bound the intra-op threads of the numeric libraries in this worker process."""
+def one_thread_a_call() -> None:
+    """One thread for a call of a numeric library in this process: more would change the last bits of a sum."""
     import cv2
 
-    cv2.setNumThreads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch when a teacher imports it
+    cv2.setNumThreads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when a teacher imports it
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
+        sys.modules["torch"].set_num_threads(1)
