@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 
 from molmoact_data import schema
 from molmoact_data.config import content_hash
+from molmoact_data.files.typed import parse_json
+from molmoact_data.labels.quality import QualitySums
 from molmoact_data.sources.base import EpisodeRef
 
 ROWS_PER_ROW_GROUP = 64
@@ -83,6 +85,11 @@ class ShardRecord:
     rejects: tuple[Reject, ...] = ()
     quality: Mapping[str, Any] = field(default_factory=dict)
     """Partial sums of `molmoact_data.labels.quality`, merged over shards for the report."""
+
+    def __post_init__(self) -> None:
+        parse_json(QualitySums, json.dumps(self.quality), "quality")
+        if self.rows != sum(rows for _, rows in self.episodes):
+            raise ValueError(f"{self.rows} rows, but its episodes have other ones")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the inverse of `from_json`."""

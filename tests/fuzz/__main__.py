@@ -8,10 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fuzz import commands, datasets, statistics_files
+from fuzz import checkpoints, commands, datasets, statistics_files
 from fuzz.outcomes import Tally, run_kind, table
 
-KINDS = {**datasets.KINDS, **statistics_files.KINDS, **commands.KINDS}
+KINDS = {**datasets.KINDS, **statistics_files.KINDS, **commands.KINDS, **checkpoints.KINDS}
 SLOW = {"preprocess": 20}
 """A run of the whole command takes as long as so many reads."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import AddedToken
 
-from molmoact_data.errors import UserError
+from molmoact_data.errors import UserError, first_line
 from molmoact_data.files.inputs import is_git_lfs_pointer
 from molmoact_data.text import tokens
 
@@ -29,7 +29,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             )
     if (folder / "tokenizer.json").is_file():
         # As the file says: the class that tokenizer_config.json names would bring its own splitting rules.
-        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        try:
+            return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:
+            # The tokenizers library raises plain Exception for a file that it cannot read.
+            raise UserError(
+                f"{folder} holds a damaged tokenizer ({first_line(error)}); download or export it again."
+            ) from error
     _refuse_code(folder)
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
