@@ -15,8 +15,13 @@ from molmoact_data.label_quality.metrics import (
     trace_distance,
     trace_scores,
 )
-from molmoact_data.label_quality.outlier_injection import KINDS, inject_outliers
-from molmoact_data.label_quality.traces import FilterConfig, TracedEpisode, filter_scores
+from molmoact_data.label_quality.traces import (
+    KINDS,
+    FilterConfig,
+    TracedEpisode,
+    filter_scores,
+    inject_outliers,
+)
 from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.labels.traces import TraceConfig, episode_traces, from_grid
 

@@ -30,7 +30,7 @@ from molmoact_data.files.stores import must_exist, open_filesystem, store_errors
 GATHERED_BYTES = 2**30
 """Up to this much of rows or records is fetched when a dataset is opened, to be looked at."""
 PINNED_FILES = 4
-"""So many files that were asked for last stay, for whoever was given their paths to open them."""
+"""The most recently fetched files stay pinned, so that a caller can still open the path it was given."""
 PARALLEL_DOWNLOADS = 8
 _RESUME = "What is written is safe, and --resume continues."
 _VERSION_KEYS = (
@@ -51,7 +51,7 @@ class StoredFile:
 
     size: int
     version: str
-    """The store's ETag, or what else it has that changes with the content."""
+    """The store's ETag, or another value that changes with the content."""
 
 
 @dataclass

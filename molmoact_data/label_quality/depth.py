@@ -54,13 +54,13 @@ def measure_depth(
     codes_NG = tokenizer.encode(scaled_NHW)
     decoded_Nhw = tokenizer.decode(codes_NG)
     size = decoded_Nhw.shape[1:]
-    told = [
+    codes = [
         _code_errors(codes, decoded, nearest(scaled, size) / 255.0, nearest(true_m, size))
         for codes, decoded, scaled, true_m in zip(
             codes_NG, decoded_Nhw, scaled_NHW, true_m_NHW, strict=True
         )
     ]
-    return list(zip(scores, told, strict=True))
+    return list(zip(scores, codes, strict=True))
 
 
 def _code_errors(
@@ -91,26 +91,26 @@ def summarise_depth(scores: list[DepthScores]) -> dict[str, float]:
     """Means over at least one frame, and the 5th percentile of the rank correlation."""
     correlations = [score.rank_correlation for score in scores]
     edges = [score.edge_f1 for score in scores if score.edge_f1 is not None]
-    told = {
+    means = {
         "frames": float(len(scores)),
         "rank_correlation": float(np.mean(correlations)),
         "rank_correlation_p5": float(np.percentile(correlations, 5)),
         "abs_rel": float(np.mean([score.abs_rel for score in scores])),
         "delta1": float(np.mean([score.delta1 for score in scores])),
     }
-    return {**told, "edge_f1": float(np.mean(edges))} if edges else told
+    return {**means, "edge_f1": float(np.mean(edges))} if edges else means
 
 
-def summarise_codes(told: list[FrameCodes], codebook_size: int) -> CodeScores:
+def summarise_codes(frames: list[FrameCodes], codebook_size: int) -> CodeScores:
     """Over at least one frame."""
-    counts = np.bincount(np.concatenate([t.codes_N for t in told]), minlength=codebook_size)
+    counts = np.bincount(np.concatenate([t.codes_N for t in frames]), minlength=codebook_size)
     share = counts[counts > 0] / counts.sum()
-    squared_error = float(np.mean([t.squared_error for t in told]))
+    squared_error = float(np.mean([t.squared_error for t in frames]))
     return CodeScores(
-        frames=len(told),
-        mean_absolute_error=float(np.mean([t.absolute_error for t in told])),
+        frames=len(frames),
+        mean_absolute_error=float(np.mean([t.absolute_error for t in frames])),
         psnr_db=float(-10 * np.log10(max(squared_error, 1e-12))),
-        rank_correlation_with_truth=float(np.mean([t.rank_correlation for t in told])),
+        rank_correlation_with_truth=float(np.mean([t.rank_correlation for t in frames])),
         codes_used=int((counts > 0).sum()),
         codebook_size=codebook_size,
         perplexity=float(np.exp(-np.sum(share * np.log(share)))),

@@ -44,7 +44,7 @@ class OutlierConfig:
     impossible_ratio: float = 3.0
     """A step this x faster than usual costs the full `switch_cost`, a usual one nothing."""
     straight_frames: int = 5
-    """A gripper keeps its direction for so many frames; longer gaps count as their square root."""
+    """A gripper keeps its direction for this many frames; beyond, distance grows with the square root of the gap."""
     min_speed: float = 0.005
     """No estimated speed is lower, per frame."""
     max_speed: float = 0.15

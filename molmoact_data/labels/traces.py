@@ -88,7 +88,7 @@ class EpisodeTraces:
 
     @property
     def num_arms(self) -> int:
-        """A."""
+        """Arms per frame, A."""
         return self.kept_TA.shape[1]
 
     @property

@@ -41,7 +41,7 @@ class PublishPlan:
 
     @property
     def num_bytes(self) -> int:
-        """In all."""
+        """Size of all files together."""
         return sum(size for _, size in self.files)
 
     def to_json(self) -> dict[str, Any]:

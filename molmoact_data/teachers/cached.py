@@ -126,20 +126,20 @@ class _Line:
 def encode_line(key: FrameKey, entry: Entry) -> bytes:
     """One answer as a line; null = not found. float32 survive exactly."""
     xy_A2, confidence_A = entry
-    told = [None if np.isnan(xy).any() else [float(x) for x in xy] for xy in xy_A2]
-    line = {"frame": key[0], "crc": key[1], "xy": told, "confidence": confidence_A.tolist()}
+    points = [None if np.isnan(xy).any() else [float(x) for x in xy] for xy in xy_A2]
+    line = {"frame": key[0], "crc": key[1], "xy": points, "confidence": confidence_A.tolist()}
     return json.dumps(line).encode() + b"\n"
 
 
 def decode_line(line: bytes) -> tuple[FrameKey, Entry] | None:
     """The inverse; None for a line that a killed process did not finish."""
     try:
-        told = parse_json(_Line, line, "a line of the point cache")
+        read = parse_json(_Line, line, "a line of the point cache")
     except UserError:
         return None
-    xy = [(np.nan, np.nan) if point is None else point for point in told.xy]
-    entry = (np.array(xy, np.float32), np.array(told.confidence, np.float32))
-    return (told.frame, told.crc), entry
+    xy = [(np.nan, np.nan) if point is None else point for point in read.xy]
+    entry = (np.array(xy, np.float32), np.array(read.confidence, np.float32))
+    return (read.frame, read.crc), entry
 
 
 def _entry(points: GripperPoints, row: int) -> Entry:

@@ -50,7 +50,7 @@ FPS_TOLERANCE = 0.02
 
 
 def open_lerobot(folder: Folder, *, threads: int | None = None) -> LeRobotSource:
-    """The dataset in `folder`, checked as far as is cheap. Raises `UserError`."""
+    """The dataset in `folder`, after the checks that need no decoding. Raises `UserError`."""
     metadata = read_metadata(folder)
     row_files = _row_files(folder, metadata)
     rows_are_here = _gather_rows(folder, metadata, row_files)

@@ -72,7 +72,7 @@ class MolmoActSample:
 
     @property
     def num_tokens(self) -> int:
-        """S."""
+        """Tokens of the sample, S."""
         return len(self.input_tokens)
 
 

@@ -61,7 +61,7 @@ class MolmoAct2Sample:
 
     @property
     def num_tokens(self) -> int:
-        """S."""
+        """Tokens of the sample, S."""
         return len(self.input_tokens)
 
     @property

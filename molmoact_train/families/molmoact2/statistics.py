@@ -44,7 +44,7 @@ class TagStatistics:
 
     @property
     def dim(self) -> int:
-        """D."""
+        """Action dimensions, D."""
         return len(self.mask)
 
     @classmethod
