@@ -34,6 +34,7 @@ from molmoact_data.exporters.lerobot_v3 import (
 )
 from molmoact_data.pictures.images import encode_png
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
+from molmoact_data.sources.lerobot.source import LeRobotSource
 
 EpisodeColumnsOf = Callable[[EpisodeRef], Iterator[AdaptiveCodes]]
 CODES = 100
@@ -116,7 +117,6 @@ class _RowStream:
 
 def convert_to_v3(
     source: EpisodeSource,
-    root: Path,
     folder: Path,
     columns_of: EpisodeColumnsOf,
     extra_info: Mapping[str, Any],
@@ -131,7 +131,7 @@ def convert_to_v3(
     writer = LeRobotV3Writer(folder, info)
     for number, ref in enumerate(source.episodes):
         _write_episode(source, ref, columns_of, writer, _stored_images(source, cameras))
-        writer.end_episode(_link_videos(source, root, ref, number, folder))
+        writer.end_episode(_link_videos(source, ref, number, folder))
     writer.close()
     return writer.rows
 
@@ -200,18 +200,14 @@ def _lists(values_TD: Any) -> pa.Array:
 
 
 def _link_videos(
-    source: EpisodeSource, root: Path, ref: EpisodeRef, number: int, folder: Path
+    source: EpisodeSource, ref: EpisodeRef, number: int, folder: Path
 ) -> dict[str, VideoSlice]:
     """A v2.x dataset has one video per episode and camera; each becomes a v3.0 file of one episode."""
     videos = {}
     keys = [c.key for c in source.info.cameras if c.storage == "video" and not c.is_depth]
-    template = json.loads((root / "meta" / "info.json").read_text()) if keys else {}
     for key in keys:
-        original = root / template["video_path"].format(
-            episode_chunk=ref.episode_index // template["chunks_size"],
-            video_key=key,
-            episode_index=ref.episode_index,
-        )
+        assert isinstance(source, LeRobotSource), "no other source keeps videos in files"
+        original = source.video_file(ref, key)
         place = {"chunk_index": number // CHUNK_SIZE, "file_index": number % CHUNK_SIZE}
         link = folder / VIDEO_PATH.format(video_key=key, **place)
         link.parent.mkdir(parents=True, exist_ok=True)

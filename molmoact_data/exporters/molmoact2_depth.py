@@ -50,7 +50,7 @@ def export_depth_companion(output: Output, source_path: str, folder: Path, thres
     if source.info.format == "lerobot-v3.0":
         return extend_v3(Path(source_path), folder, stream.episode, extra)
     cameras = set(output.manifest.cameras.values())
-    return convert_to_v3(source, Path(source_path), folder, stream.episode, extra, cameras)
+    return convert_to_v3(source, folder, stream.episode, extra, cameras)
 
 
 def depth_vae_block(output: Output, camera: str, threshold: float) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,10 @@ class LeRobotSource:
         batch = image_batch([first], key=camera.key, is_depth=camera.is_depth)
         height, width = batch.rgb_NHWC.shape[1:3]
         return height, width
+
+    def video_file(self, ref: EpisodeRef, camera_key: str) -> Path:
+        """The file with this episode's video, inside the dataset's folder and on this machine."""
+        return self.folder.fetch(self.metadata.video_span(ref.episode_index, camera_key).path)
 
     def _iter_video(
         self,
