@@ -19,6 +19,7 @@ from golden_molmoact2 import (
     tensors,
 )
 
+from molmoact_data.exporters.adaptive_codes import AdaptiveBuffer
 from molmoact_data.policies import Observation
 from molmoact_train.families.molmoact2 import policy as policies, think
 from molmoact_train.families.molmoact2.decoding import Decoding
@@ -156,3 +157,24 @@ def test_packed_documents_have_a_gate_each() -> None:
         )  # fmt: skip
         alone = [gate_depth(gate, [v], [v], visible, depth)[1][0] for v in (values, other)]
     assert relative(packed[0], torch.cat(alone, dim=1)) < 1e-6
+
+
+def test_the_companion_columns_equal_the_originals_annotation() -> None:
+    golden = arrays("depth_companion.npz")
+    frames, codes = golden["frames_bgr"], golden["depth_codes"]
+    found = AdaptiveBuffer(threshold=think.THRESHOLD).push(frames, codes)
+    np.testing.assert_array_equal(found.updated_TG, golden["depth_updated_mask"])
+    np.testing.assert_array_equal(found.buffer_TG, golden["buffer_codes"])
+
+
+def test_annotation_and_inference_disagree_as_in_the_original() -> None:
+    """OpenCV's resize against PIL's: on a noisy pair one sees more change than the other."""
+    golden = arrays("depth_companion.npz")
+    before, now = golden["large_previous"], golden["large_current"]
+    annotated = AdaptiveBuffer(threshold=think.THRESHOLD)
+    codes = np.zeros((2, 100), dtype=np.int16)
+    updated = annotated.push(np.stack([before, now]), codes).updated_TG[1]
+    np.testing.assert_array_equal(updated, golden["large_annotation_mask"].reshape(-1))
+    inferred = think.changed_cells(before, now, 100)
+    np.testing.assert_array_equal(inferred, golden["large_inference_mask"].reshape(-1))
+    assert inferred.sum() != updated.sum()
