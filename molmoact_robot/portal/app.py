@@ -24,6 +24,8 @@ Rgb = NDArray[np.uint8]
 SYSTEM_FONT, FIXED_FONT = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
 EVERY_CLICK: Mapping[str, Any] = {"trigger_mode": "multiple", "show_progress": "hidden"}
 """Without both, quick clicks are lost: an event does not fire while it runs, and its veil covers the picture."""
+BUTTONS: Any = ["download", "fullscreen"]
+"""On a picture; Gradio's own choice has one that sends it to another host."""
 CLOCK_JS = "(table, clock) => [table, performance.now()]"
 """Stamps a click where it is made; requests may overtake each other on the way."""
 
@@ -65,6 +67,7 @@ def _pictures(policy: Policy, depth_picture: DepthPicture | None) -> None:
                 label="First view: click up to five points to steer",
                 interactive=False,
                 elem_id="canvas",
+                buttons=BUTTONS,
             )
             points = gr.Textbox(label="Points, 0..255", interactive=False, elem_id="points")
             instruction = gr.Textbox(label="What to do", elem_id="instruction")
@@ -74,10 +77,10 @@ def _pictures(policy: Policy, depth_picture: DepthPicture | None) -> None:
                 anew = gr.Button("Start anew", elem_id="anew")
         with gr.Column():
             with gr.Row():
-                trace = gr.Image(label="Path it plans", interactive=False)
-                depth = gr.Image(label="Depth it writes", interactive=False)
+                trace = gr.Image(label="Path it plans", interactive=False, buttons=BUTTONS)
+                depth = gr.Image(label="Depth it writes", interactive=False, buttons=BUTTONS)
             actions = gr.Dataframe(label="Actions: free, steered, difference", elem_id="actions")
-            talk = gr.Chatbot(label="Conversation", elem_id="talk")
+            talk = gr.Chatbot(label="Conversation", elem_id="talk", buttons=["copy"])
 
     def shown(now: Table) -> tuple[Table, Rgb | None, str]:
         return now, now.drawn(), "  ".join(f"{x},{y}" for x, y in now.points)
@@ -126,7 +129,7 @@ def _live(policy: Policy, scenes: Scenes) -> None:
             1, policy.info.horizon, value=policy.info.horizon, step=1, label="Steps per answer"
         )
         begin = gr.Button("New scene", elem_id="begin")
-    view = gr.Image(label="Front camera", interactive=False, elem_id="live")
+    view = gr.Image(label="Front camera", interactive=False, elem_id="live", buttons=BUTTONS)
     words = gr.Textbox(label="Task", interactive=False, elem_id="task-words")
     state = gr.Textbox(label="State", interactive=False, elem_id="live-state")
     with gr.Row():
