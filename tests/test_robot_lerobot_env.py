@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -82,3 +84,47 @@ def test_in_processes_of_their_own_each_makes_its_own_opengl(plugin, monkeypatch
     assert info["final_info"]["is_success"].tolist() == [False, False]
     assert vector.call("_max_episode_steps") == (3, 3)
     vector.close()
+
+
+@needs_gl
+def test_lerobot_eval_itself_runs_on_it(plugin, tmp_path) -> None:
+    """The program of the name, with a small untrained policy of LeRobot's: it knows the environment by its type."""
+    from lerobot.envs.utils import env_to_policy_features
+    from lerobot.policies.act.configuration_act import ACTConfig
+    from lerobot.policies.act.modeling_act import ACTPolicy
+    from lerobot.policies.factory import make_pre_post_processors
+
+    config = plugin.MolmoactTabletopConfig(task="pick", **SMALL)
+    features = env_to_policy_features(config)
+    act = ACTConfig(
+        input_features={k: f for k, f in features.items() if k != "action"},
+        output_features={"action": features["action"]},
+        pretrained_backbone_weights=None, dim_model=32, n_heads=2, dim_feedforward=32, n_encoder_layers=1,
+        n_vae_encoder_layers=1, chunk_size=4, n_action_steps=4, device="cpu", push_to_hub=False,
+    )  # fmt: skip
+    statistics = {
+        name: {"mean": torch.zeros(f.shape[:1]), "std": torch.ones(f.shape[:1])}
+        for name, f in features.items()
+        if "images" not in name
+    }
+    for name in features:
+        if "images" in name:
+            statistics[name] = {"mean": torch.zeros(3, 1, 1), "std": torch.ones(3, 1, 1)}
+    ACTPolicy(act).save_pretrained(tmp_path / "policy")
+    for pipeline in make_pre_post_processors(act, dataset_stats=statistics):
+        pipeline.save_pretrained(tmp_path / "policy")
+    arguments = [
+        f"--policy.path={tmp_path / 'policy'}", "--env.type=molmoact_tabletop",
+        "--env.discover_packages_path=lerobot_env_molmoact_tabletop", "--env.task=pick,turn",
+        "--env.quality=flat", "--env.image_size=64", "--env.max_steps=4", "--eval.n_episodes=1",
+        "--eval.batch_size=1", f"--output_dir={tmp_path / 'out'}", "--policy.device=cpu",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{PLUGIN}", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "lerobot.scripts.lerobot_eval", *arguments],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "out/eval_info.json").read_text())
+    assert found["overall"]["n_episodes"] == 2
+    assert len(found["per_task"]) == 2
