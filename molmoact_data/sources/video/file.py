@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,8 +62,14 @@ class OpenVideo:
     def _decoded(self, wanted: list[int]) -> Iterator[VideoFrame]:
         """From the keyframe that the first wanted frame needs; nothing is decoded beyond the last."""
         not_read = set(wanted)
-        self.container.seek(self.index.start_for(wanted[0]), stream=self.stream)
-        for packet in self.container.demux(self.stream):
+        key_tick, before = self.index.start_for(wanted[0])
+        self.container.seek(key_tick, stream=self.stream)  # arrives there, but for some containers
+        packets = self.container.demux(self.stream)
+        first = next(packets, None)
+        if first is None or self.index.is_behind(first.pts, key_tick):
+            self.container.seek(before, stream=self.stream)
+            packets, first = self.container.demux(self.stream), None
+        for packet in chain([] if first is None else [first], packets):
             not_read.discard(packet.pts)
             yield from self.stream.codec_context.decode(packet)
             if not not_read:  # a frame never refers to one that is stored after it
@@ -89,6 +96,9 @@ class OpenVideo:
 
     def check(self, frame: VideoFrame, shape_HW: tuple[int, ...]) -> None:
         """Every frame is as large as the first, and turned as it is. Raises `EpisodeRejected`."""
+        upright = self.index.orientation == UPRIGHT
+        if upright and not frame.rotation and (frame.height, frame.width) == shape_HW:
+            return  # without a look at the side data of every frame
         found_hw = (frame.height, frame.width)
         if found_hw[:: -1 if self.index.orientation.swap else 1] != shape_HW:
             expected, found = "x".join(map(str, shape_HW)), "x".join(map(str, found_hw))

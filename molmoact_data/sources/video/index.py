@@ -63,7 +63,7 @@ class VideoIndex:
     key_positions: NDArray[np.int64]
     """[K] places of the keyframes in `decode_order`."""
     key_seek: NDArray[np.int64]
-    """[K] decoding times of the keyframes: what a seek is given to arrive at them."""
+    """[K] the earlier of the keyframes' two times: a seek there never arrives behind them."""
     orientation: Orientation
     """How a player turns the decoded pictures."""
 
@@ -82,18 +82,29 @@ class VideoIndex:
         """True where the header promises more than there is."""
         return self.promised > self.stored
 
-    def start_for(self, tick: int) -> int:
-        """The seek time of the last keyframe from which the frame shown at `tick` can be decoded.
+    def start_for(self, tick: int) -> tuple[int, int]:
+        """Presentation time of the last keyframe from which the frame shown at `tick` can be decoded, and a
+        seek time that is never behind it.
 
         The keyframe is stored before the frame and shown no later than it: a frame that is shown before
         the keyframe that precedes it in the file (an open group, MPEG-4 with B-frames) also needs the group
         before.
         """
-        position = int(np.flatnonzero(self.decode_order == tick)[0])
-        key = int(np.searchsorted(self.key_positions, position, side="right")) - 1
+        key = int(np.searchsorted(self.key_positions, self._position(tick), side="right")) - 1
         while key > 0 and self.decode_order[self.key_positions[key]] > tick:
             key -= 1
-        return int(self.key_seek[max(key, 0)]) if len(self.key_seek) else 0
+        if not len(self.key_seek):
+            return tick, 0
+        key = max(key, 0)
+        return int(self.decode_order[self.key_positions[key]]), int(self.key_seek[key])
+
+    def is_behind(self, tick: int | None, key_tick: int) -> bool:
+        """True where the packet shown at `tick` is stored behind this keyframe, or is none."""
+        return tick is None or self._position(tick) > self._position(key_tick)
+
+    def _position(self, tick: int) -> int:
+        found = np.flatnonzero(self.decode_order == tick)
+        return int(found[0]) if len(found) else len(self.decode_order)
 
 
 _KEPT: OrderedDict[tuple[str, int, int], VideoIndex] = OrderedDict()
