@@ -81,7 +81,7 @@ def command_lines(document: Path) -> list[list[str]]:
         plain = re.sub(r"^torchrun .*? -m cli ", "molmoact ", line)
         if re.match(r"molmoact [a-z]", plain):
             for name, value in variables.items():
-                plain = plain.replace(f"${{{name}[@]}}", value)
+                plain = plain.replace(f'"${{{name}[@]}}"', value)
             found.append(shlex.split(plain, comments=True)[1:])
     return found
 
