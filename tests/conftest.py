@@ -15,10 +15,26 @@ if find_library("EGL"):
 import huggingface_hub.constants  # noqa: F401 - read the environment before a test changes it
 import pytest
 from huggingface_hub.utils import close_session
+from hypothesis import HealthCheck, settings
 from made_commands import Molmoact
 from made_hub import Hub, RunningHub
 
 import cli
+
+# A property is true or not; how long an example takes says something about the machine.
+settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any-machine")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests that `slow.txt` names their marker."""
+    lines = (Path(__file__).parent / "slow.txt").read_text().splitlines()
+    slow = {line for line in lines if not line.startswith("#")}
+    for item in items:
+        if item.nodeid.partition("[")[0].removeprefix("tests/") in slow:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -234,3 +234,10 @@ def test_an_install_with_extras_has_everything_that_is_imported() -> None:
     }
     assert not missing
     assert "lerobot" not in imported | declared
+
+
+def test_the_slow_tests_that_are_named_exist() -> None:
+    lines = (ROOT / "tests" / "slow.txt").read_text().splitlines()
+    for name in (line for line in lines if not line.startswith("#")):
+        path, _, function = name.partition("::")
+        assert f"def {function}(" in (ROOT / "tests" / path).read_text(), name

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden import GOLDEN, needs_golden
+from golden import foreign, needs_golden
 from made_commands import Molmoact
 
 from molmoact_data.text.prompts import answer
@@ -27,7 +27,7 @@ def text_of(bins: list[list[int]]) -> str:
 
 @needs_golden
 def test_real_generations(molmoact: Molmoact) -> None:
-    folder = GOLDEN / "generations"
+    folder = foreign("generations")
     source = folder / "molmoact_libero_spatial.jsonl"
     code, stdout, _ = molmoact(
         "parse", source, "--norm-stats", folder / "norm_stats.json", "--json"

@@ -22,6 +22,12 @@ from molmoact_data.teachers.depth_anything import (
 from molmoact_data.teachers.depth_anything_weights import convert_name, infer_config
 
 
+def stored_cases() -> list[str]:
+    """The pictures that this set of answers has."""
+    with np.load(GOLDEN / "depth_anything" / "io.npz") as file:
+        return sorted(name[4:] for name in file.files if name.startswith("rgb_"))
+
+
 @pytest.fixture(scope="module")
 def tiny() -> DepthAnythingV2:
     checkpoint = GOLDEN / "depth_anything" / "depth_anything_v2_tiny.pth"
@@ -36,7 +42,7 @@ def golden() -> dict[str, np.ndarray]:
 
 @needs_golden
 @pytest.mark.parametrize(
-    ("case", "scaled_by"), [("a", "opencv"), ("b", "opencv"), ("c", "opencv"), ("b", "torch")]
+    ("case", "scaled_by"), [*((case, "opencv") for case in stored_cases()), ("b", "torch")]
 )
 def test_depth_equals_the_original(
     tiny: DepthAnythingV2,

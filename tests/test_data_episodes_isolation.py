@@ -118,10 +118,8 @@ def test_an_abandoned_episode_leaves_no_process(source: IsolatedSource) -> None:
     assert source._child is not None
     pid = source._child._process.pid
     source._child = None
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+    while Path(f"/proc/{pid}").exists():  # a child that stays is ended by pytest's own limit
         time.sleep(0.05)
-    assert not Path(f"/proc/{pid}").exists()
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"real input is not at {DATA}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden import GOLDEN, needs_golden
+from golden import GOLDEN, foreign, needs_golden
 
 from molmoact_data.errors import UserError
 from molmoact_data.labels.actions import bin_centers, unnormalize_reference
@@ -49,8 +49,8 @@ def test_question_and_answer_equal_the_training_samples(case: dict[str, Any]) ->
 
 @needs_golden
 def test_real_generations_parse_as_the_reference_parses_them() -> None:
-    rows = jsonl(GOLDEN / "generations" / "molmoact_libero_spatial.jsonl")
-    stats = json.loads((GOLDEN / "generations" / "norm_stats.json").read_text())["libero_spatial"][
+    rows = jsonl(foreign("generations") / "molmoact_libero_spatial.jsonl")
+    stats = json.loads((foreign("generations") / "norm_stats.json").read_text())["libero_spatial"][
         "action"
     ]
     named = {}
@@ -72,7 +72,7 @@ def test_real_generations_parse_as_the_reference_parses_them() -> None:
 
 @needs_golden
 def test_real_generations_are_what_we_would_render() -> None:
-    for row in jsonl(GOLDEN / "generations" / "molmoact_libero_spatial.jsonl"):
+    for row in jsonl(foreign("generations") / "molmoact_libero_spatial.jsonl"):
         parsed = parse(row["text"], action_dim=7)
         if not parsed.problems:
             rendered = answer(

@@ -7,7 +7,7 @@ import sys
 import unicodedata
 
 import pytest
-from golden import GOLDEN, ROOT, needs_golden
+from golden import GOLDEN, ROOT, foreign, needs_golden
 
 from molmoact_data.errors import UserError
 from molmoact_data.text import tokens
@@ -151,7 +151,7 @@ def test_codes_are_tokens_or_plain_integers() -> None:
 
 @needs_golden
 def test_every_qwen_token_is_classified_as_its_id_says() -> None:
-    vocabulary = json.loads((GOLDEN / "qwen2.5-tokenizer" / "vocab.json").read_text())
+    vocabulary = json.loads((foreign("qwen2.5-tokenizer") / "vocab.json").read_text())
     for token, token_id in list(vocabulary.items())[::37]:
         expected = "action" if token_id >= tokens.QWEN2_VOCAB_SIZE - 256 else "out_of_range"
         assert tokens.classify_action_token(token) == expected, token

@@ -80,10 +80,8 @@ def test_a_client_that_hangs_is_ended_with_all_it_started(tmp_path: Path) -> Non
     with pytest.raises(NoAnswer, match=r"sh said nothing for 0\.5 s"):
         run_client(hangs, cwd=tmp_path, total_s=60, silence_s=0.5)
     grandchild = int((tmp_path / "child").read_text())
-    deadline = time.monotonic() + 10
-    while is_alive(grandchild) and time.monotonic() < deadline:
+    while is_alive(grandchild):  # one that stays is ended by pytest's own limit
         time.sleep(0.05)
-    assert not is_alive(grandchild)
     talks = ["/bin/sh", "-c", "while :; do echo still here; sleep 0.1; done"]
     with pytest.raises(NoAnswer, match=r"sh was not done in 1 s"):
         run_client(talks, cwd=tmp_path, total_s=1, silence_s=60)

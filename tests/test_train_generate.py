@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden import GOLDEN, needs_golden
+from golden import foreign, needs_golden
 from PIL import Image
 
 from molmoact_data.errors import UserError
@@ -67,9 +67,9 @@ def picture(seed: int = 0) -> np.ndarray:
 @needs_golden
 def test_accepts_real_generations_exactly_where_they_are_well_formed() -> None:
     """80 outputs of a released model, in its own tokens; a few have a bad token or a malformed trace."""
-    qwen = MolmoActProcessor.from_pretrained(GOLDEN / "qwen2.5-tokenizer")
+    qwen = MolmoActProcessor.from_pretrained(foreign("qwen2.5-tokenizer"))
     grammar = build_grammar(AnswerShape(action_dim=7), qwen.encode_many, qwen.eos_id)
-    lines = (GOLDEN / "generations" / "molmoact_libero_spatial.jsonl").read_text().splitlines()
+    lines = (foreign("generations") / "molmoact_libero_spatial.jsonl").read_text().splitlines()
     longest, refused = 0, 0
     for line in lines:
         text = json.loads(line)["text"]

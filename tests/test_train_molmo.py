@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden import GOLDEN, ROOT
+from golden import GOLDEN, ROOT, foreign
 from made_molmo import SAID, config_fields, write_molmo
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -120,7 +120,7 @@ def test_image_features_equal_and_the_masks_matter() -> None:
 
 @pytest.fixture(scope="module")
 def real_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_molmo(tmp_path_factory.mktemp("hub") / "molmo", qwen2=GOLDEN / "qwen2.5-tokenizer")
+    return write_molmo(tmp_path_factory.mktemp("hub") / "molmo", qwen2=foreign("qwen2.5-tokenizer"))
 
 
 @needs_molmo

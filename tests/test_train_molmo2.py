@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden import GOLDEN
+from golden import GOLDEN, foreign
 from PIL import Image
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -102,8 +102,8 @@ def video_question(ids: np.ndarray, processor: Molmo2Processor) -> str:
 def processor(tmp_path_factory: pytest.TempPathFactory) -> Molmo2Processor:
     """Qwen's real vocabulary with the image tokens of the release, from 151936 on."""
     folder = tmp_path_factory.mktemp("molmo2")
-    vocab = json.loads((GOLDEN / "qwen2.5-tokenizer" / "vocab.json").read_text())
-    lines = (GOLDEN / "qwen2.5-tokenizer" / "merges.txt").read_text().splitlines()
+    vocab = json.loads((foreign("qwen2.5-tokenizer") / "vocab.json").read_text())
+    lines = (foreign("qwen2.5-tokenizer") / "merges.txt").read_text().splitlines()
     merges = [tuple(line.split(" ")) for line in lines if not line.startswith("#version")]
     tokenizer = Tokenizer(models.BPE(vocab, merges))
     split = (

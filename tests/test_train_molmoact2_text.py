@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden import GOLDEN
+from golden import foreign
 from golden_molmoact2 import FOLDER, TINY, arrays, needs_molmoact2
 from transformers import AutoTokenizer
 
@@ -195,7 +195,7 @@ def test_a_state_outside_the_training_range_is_named() -> None:
 
 @cache
 def real_processor() -> MolmoAct2Processor:
-    tokenizer = AutoTokenizer.from_pretrained(str(GOLDEN / "qwen2.5-tokenizer")).backend_tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(str(foreign("qwen2.5-tokenizer"))).backend_tokenizer
     tokenizer.add_tokens(["<tool_response>", "</tool_response>", "<think>", "</think>"])
     assert vocabulary.extend(tokenizer) == answers("processor.json")["vocabulary"]["<im_start>"]
     end = tokenizer.token_to_id(prompts.TURN_END)

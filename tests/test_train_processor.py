@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden import GOLDEN, needs_golden
+from golden import GOLDEN, foreign, needs_golden
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -26,7 +26,7 @@ SAMPLE_CASES = ["reasoning_one", "reasoning_two", "trajectory_one", "trajectory_
 
 @pytest.fixture(scope="module")
 def processor() -> MolmoActProcessor:
-    return MolmoActProcessor.from_pretrained(GOLDEN / "qwen2.5-tokenizer")
+    return MolmoActProcessor.from_pretrained(foreign("qwen2.5-tokenizer"))
 
 
 def golden(

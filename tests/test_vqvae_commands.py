@@ -60,7 +60,7 @@ def test_encode_equals_the_reference(tmp_path: Path, flag: list[str], value_rang
         "encode", "--checkpoint", GOLDEN / "vqvae" / "vae-final.pt", "--input", tmp_path / "depth.npy",
         "--output", tmp_path / "codes.npy", *flag,
     )  # fmt: skip
-    codes = np.load(tmp_path / "codes.npy").reshape(12, 10, 10)
+    codes = np.load(tmp_path / "codes.npy").reshape(-1, 10, 10)
     decided = golden[f"margin_{value_range}"] > 1e-3
     np.testing.assert_array_equal(codes[decided], golden[f"codes_{value_range}"][decided])
 
