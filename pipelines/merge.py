@@ -154,12 +154,14 @@ def merged_header(sources: Sequence[Output]) -> Manifest:
     revision = content_hash([asdict(part) for part in parts])
     fingerprint = {**first.fingerprint, "source": {"name": name, "revision": revision}}
     rates = {output.manifest.dataset.fps for output in sources}
+    robots = {output.manifest.dataset.robot_type for output in sources}
     dataset = replace(
         first.dataset,
         name=name,
         revision=revision,
         format="merged",
         fps=rates.pop() if len(rates) == 1 else None,
+        robot_type=robots.pop() if len(robots) == 1 else None,
         warnings=tuple(w for output in sources for w in output.manifest.dataset.warnings),
         sources=parts,
     )

@@ -53,7 +53,7 @@ def check_report(page: str, rows: pa.Table) -> None:
     )
     assert len(captions) >= 20
     assert {(int(e), int(f)) for e, f in captions} <= set(keys)
-    for heading in ("Coverage", "Trace quality", "Good frames", "Depth codes", "Actions"):
+    for heading in ("Coverage", "Trace quality", "The surest frames", "Depth codes", "Actions"):
         assert f"<h2>{heading}" in page
 
 

@@ -24,6 +24,7 @@ from molmoact_data.outputs.columns import label_columns
 from molmoact_data.outputs.shards import ShardWriter
 from molmoact_data.pictures.images import encode_jpeg
 from molmoact_data.report.data import FRAME_DISTANCE, NUM_WORST, read_report_data
+from molmoact_data.report.findings import findings, overall
 from molmoact_data.report.page import render, write_report
 from molmoact_data.schema import RecordLayout
 from molmoact_data.sources.base import EpisodeColumns
@@ -188,9 +189,9 @@ def rows_of(storage: Storage) -> list[dict[str, Any]]:
 def test_the_worst_frames_are_the_least_sure_that_keep_their_distance(output: Storage) -> None:
     rows = [r for r in rows_of(output) if r["trace_reject_reason"] is None]
     data = read_report_data(output)
-    best = {(r.episode, r.frame) for r in data.best}
+    surest = {(r.episode, r.frame) for r in data.surest}
     left = sorted(
-        (r for r in rows if (r["episode_index"], r["frame_index"]) not in best),
+        (r for r in rows if (r["episode_index"], r["frame_index"]) not in surest),
         key=lambda r: r["trace_quality"],
     )
     expected: list[float] = []
@@ -257,3 +258,88 @@ def test_rendering_does_not_depend_on_row_groups(
 def test_an_unfinished_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"manifest\.json.*--resume"):
         write_report(tmp_path)
+
+
+def judged(output: Storage, teachers: dict[str, Any] | None = None, **changes: Any) -> Any:
+    """The findings and the overall verdict of the same output with other numbers, and nothing else wrong."""
+    data = read_report_data(output)
+    good = {"trace_coverage": 0.94, "jump_rate": 0.01, "forward_backward_agreement": None}
+    good |= {"code_perplexity": 100.0, "code_change_rate": 0.2}
+    data.manifest = replace(
+        data.manifest,
+        quality={**data.manifest.quality, **good, **changes},
+        counts=replace(data.manifest.counts, rejected_episodes=0),
+        dataset=replace(data.manifest.dataset, warnings=()),
+        teachers=teachers or {},
+    )
+    found = findings(data)
+    return found, overall(found)
+
+
+def verdict_of(found: Any, words: str) -> str:
+    (verdict,) = (f.verdict for f in found if words in f.headline)
+    return verdict
+
+
+def test_where_all_is_green_the_overall_verdict_is_green_and_asks_for_nothing(
+    output: Storage,
+) -> None:
+    found, whole = judged(output)
+    assert {f.verdict for f in found} == {"good"}
+    assert (whole.verdict, whole.next_steps) == ("good", ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubt"),
+    [
+        ({"jump_rate": 0.30}, "steps jump"),
+        ({"forward_backward_agreement": 0.3}, "agree both ways"),
+    ],
+)
+def test_coverage_is_not_green_while_what_it_rests_on_is_red(
+    output: Storage, changes: dict[str, float], doubt: str
+) -> None:
+    found, whole = judged(output, **changes)
+    assert verdict_of(found, doubt) == "bad"
+    assert verdict_of(found, "usable trace") == "warn"
+    (coverage,) = (f for f in found if "usable trace" in f.headline)
+    assert doubt in coverage.meaning
+    assert whole.verdict == "bad"
+    assert doubt in found[0].headline
+    assert whole.next_steps[0] == found[0].next_step != ""
+
+
+@pytest.mark.parametrize(("rate", "coverage"), [(0.05, "good"), (0.10, "good"), (0.101, "warn")])
+def test_only_red_jumps_take_the_green_from_coverage(
+    output: Storage, rate: float, coverage: str
+) -> None:
+    found, _ = judged(output, jump_rate=rate)
+    assert verdict_of(found, "usable trace") == coverage
+
+
+def test_a_pointer_that_does_not_know_the_pictures_makes_no_coverage_green(output: Storage) -> None:
+    found, whole = judged(output, teachers={"gripper_pointer": {"name": "embedded"}})
+    assert verdict_of(found, "usable trace") == "warn"
+    assert found[0].headline == "Demo teachers made these labels (gripper pointer)"
+    assert "--pointer molmo" in whole.next_steps[0]
+
+
+def test_one_yellow_finding_makes_the_whole_yellow(output: Storage) -> None:
+    _, whole = judged(output, code_change_rate=0.6)
+    assert (whole.verdict, len(whole.next_steps)) == ("warn", 1)
+    assert "1 yellow of" in whole.meaning
+
+
+def test_whatever_is_not_green_says_what_to_do(output: Storage) -> None:
+    found = findings(read_report_data(output))
+    assert {f.headline for f in found if f.verdict != "good" and not f.next_step} == set()
+    assert [f.headline for f in found if f.verdict == "good" and f.next_step] == []
+
+
+def test_the_page_opens_with_the_overall_verdict_and_calls_nothing_best(page: str) -> None:
+    assert page.count('<div class="verdict bad">') == 1
+    assert page.index('<div class="verdict') < page.index('<ul class="findings">')
+    assert "What to do next" in page
+    assert "The surest frames" in page
+    text = re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)
+    assert re.findall(r"(?i)\b(?:best|good) frames", text) == []

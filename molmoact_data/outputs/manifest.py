@@ -34,6 +34,7 @@ class DatasetFacts:
     fps: float | None
     """Frames per second; None = unknown, or several in a merged output."""
     robot_type: str | None
+    """None = not named, or several in a merged output."""
     warnings: tuple[str, ...] = ()
     """Where the dataset's own metadata were wrong, in words."""
     sources: tuple[SourceName, ...] = ()

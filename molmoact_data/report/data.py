@@ -28,7 +28,7 @@ HISTOGRAM_BINS = 48
 HEAT_CELLS = 32
 STRIP_COLUMNS = 120
 MAX_STRIPS = 40
-NUM_BEST, NUM_WORST, NUM_PER_REASON = 10, 20, 5
+NUM_SUREST, NUM_WORST, NUM_PER_REASON = 10, 20, 5
 # Neighbouring frames look alike, so pictures of one kind keep this distance within an episode.
 FRAME_DISTANCE = 10
 CANDIDATES = 400
@@ -66,7 +66,7 @@ class ReportData:
     """Points per cell of the frame."""
     strips: dict[EpisodeKey, NDArray[np.float32]] = field(default_factory=dict)
     """Episode -> mean trace quality over `STRIP_COLUMNS` equal parts of its time."""
-    best: list[FrameRef] = field(default_factory=list)
+    surest: list[FrameRef] = field(default_factory=list)
     worst: list[FrameRef] = field(default_factory=list)
     rejected: dict[str, list[FrameRef]] = field(default_factory=dict)
     plain: list[FrameRef] = field(default_factory=list)
@@ -109,7 +109,7 @@ class _Collector:
         self._data = data
         self._strip_episodes = strip_episodes
         self._strip_rows: dict[EpisodeKey, list[NDArray[np.float32]]] = {}
-        self._best = _Smallest(CANDIDATES)
+        self._surest = _Smallest(CANDIDATES)
         self._worst = _Smallest(CANDIDATES)
         self._plain = _Smallest(CANDIDATES)
         self._by_reason: dict[str, _Smallest] = {}
@@ -137,15 +137,15 @@ class _Collector:
         if data.clipped_D is not None:
             data.clipped_D = data.clipped_D / max(self._values, 1)
         data.strips = {e: _strip(np.concatenate(q)) for e, q in self._strip_rows.items()}
-        data.best = spread_out(self._best.sorted(), NUM_BEST, per_episode=2)
-        chosen = {(r.shard, r.episode, r.frame) for r in data.best}
+        data.surest = spread_out(self._surest.sorted(), NUM_SUREST, per_episode=2)
+        chosen = {(r.shard, r.episode, r.frame) for r in data.surest}
         worst = [r for r in self._worst.sorted() if (r.shard, r.episode, r.frame) not in chosen]
         data.worst = spread_out(worst, NUM_WORST, per_episode=NUM_WORST)
         data.rejected = {
             reason: spread_out(refs.sorted(), NUM_PER_REASON, per_episode=2)
             for reason, refs in sorted(self._by_reason.items())
         }
-        data.plain = spread_out(self._plain.sorted(), NUM_BEST, per_episode=2)
+        data.plain = spread_out(self._plain.sorted(), NUM_SUREST, per_episode=2)
 
     def _add_actions(self, action_ND: NDArray[np.float32], statistics: DatasetStatistics) -> None:
         limits = statistics.action
@@ -184,7 +184,7 @@ class _Collector:
         kept = np.flatnonzero(usable)
         # Equal qualities are broken by the draw, so that pictures come from the whole dataset.
         self._offer(self._worst, kept, quality + draw * 1e-6, shard, group, table)
-        self._offer(self._best, kept, draw * 1e-3 - quality.round(2), shard, group, table)
+        self._offer(self._surest, kept, draw * 1e-3 - quality.round(2), shard, group, table)
         for reason in sorted(set(reasons[~usable])):
             place = self._by_reason.setdefault(reason, _Smallest(CANDIDATES))
             self._offer(place, np.flatnonzero(reasons == reason), draw, shard, group, table)

@@ -19,7 +19,7 @@ from molmoact_data.outputs.output import open_parquet
 from molmoact_data.pictures.images import decode_image
 from molmoact_data.report.charts import bar_chart, stacked_bar
 from molmoact_data.report.data import FrameRef, ReportData, read_report_data
-from molmoact_data.report.findings import findings, percent
+from molmoact_data.report.findings import findings, overall, percent
 from molmoact_data.report.pictures import Picture, heat_picture, read_pictures, strips_picture
 from molmoact_data.report.tables import actions, codes, configuration, rejects, section, teachers
 
@@ -47,7 +47,7 @@ def render(storage: Storage, manifest: Manifest | None = None) -> str:
     """The page as text; equal outputs give equal text."""
     data = read_report_data(storage, manifest)
     camera = data.manifest.labelled_camera
-    refs = {*data.best, *data.worst, *data.plain, *(r for g in data.rejected.values() for r in g)}
+    refs = {*data.surest, *data.worst, *data.plain, *(r for g in data.rejected.values() for r in g)}
     pictures = read_pictures(storage, sorted(refs), camera)
     sums = merge(QualitySums.from_json(s.quality) for s in data.manifest.shards)
     sections = [
@@ -119,11 +119,19 @@ def _cards(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _findings(data: ReportData) -> str:
+    found = findings(data)
     items = "".join(
         f'<li class="{f.verdict}"><b>{escape(f.headline)}:</b> {escape(f.meaning)}</li>'
-        for f in findings(data)
+        for f in found
     )
-    return f'<ul class="findings">{items}</ul>'
+    verdict = overall(found)
+    steps = "".join(f"<li>{escape(step)}</li>" for step in verdict.next_steps)
+    then = f"<p>What to do next</p><ol>{steps}</ol>" if steps else ""
+    return (
+        f'<div class="verdict {verdict.verdict}"><b>{escape(verdict.headline)}</b> '
+        f'<span class="label">{escape(verdict.meaning)}</span>{then}</div>'
+        f'<ul class="findings">{items}</ul>'
+    )
 
 
 def _coverage(data: ReportData, sums: QualitySums, heat: str) -> str:
@@ -216,7 +224,7 @@ def _trace_quality(data: ReportData) -> str:
 
 
 def _heat(data: ReportData, storage: Storage, camera: str) -> str:
-    refs = data.best or data.worst or [r for group in data.rejected.values() for r in group]
+    refs = data.surest or data.worst or [r for group in data.rejected.values() for r in group]
     if data.heat_YX is None or not data.heat_YX.any() or not refs:
         return ""
     picture = heat_picture(data.heat_YX, _first_frame(storage, refs[0], camera))
@@ -237,13 +245,13 @@ def _frames(data: ReportData, pictures: Mapping[FrameRef, Picture]) -> str:
     parts = []
     if data.plain:
         parts.append(section("Frames", "A sample.", _gallery(data.plain, pictures)))
-    if data.best:
+    if data.surest:
         note = (
             "The cyan line is what the model is asked to predict and what is drawn in trajectory-conditioned "
             "samples. The red dot is where the pointer sees the gripper now. Under a picture: episode · frame, and "
-            "the trace's quality."
+            "the trace's quality: how sure it is, not whether it is right."
         )
-        parts.append(section("Good frames", note, _gallery(data.best, pictures)))
+        parts.append(section("The surest frames", note, _gallery(data.surest, pictures)))
     if data.worst:
         note = "Traces of the lowest quality that are still in the output, lowest first."
         title = f"The {len(data.worst)} least sure frames"
