@@ -106,6 +106,22 @@ def _text_or_none(value: pa.Scalar) -> str | None:
         return None
 
 
+def without_views(table: pa.Table) -> pa.Table:
+    """The table with Arrow's string and binary views, which it cannot yet filter or sort, as plain ones."""
+    fields = [field.with_type(_without_view(field.type)) for field in table.schema]
+    return table.cast(pa.schema(fields, table.schema.metadata))
+
+
+def _without_view(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_list(kind):
+        return pa.list_(_without_view(kind.value_type))
+    return kind
+
+
 def is_text(kind: pa.DataType) -> bool:
     """True for strings, categorical ones included."""
     if pa.types.is_dictionary(kind):

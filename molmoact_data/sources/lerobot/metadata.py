@@ -29,7 +29,12 @@ from molmoact_data.sources.lerobot.info import (
     path_template,
     read_info,
 )
-from molmoact_data.sources.lerobot.instructions import is_text, text_values, usable_text
+from molmoact_data.sources.lerobot.instructions import (
+    is_text,
+    text_values,
+    usable_text,
+    without_views,
+)
 from molmoact_data.sources.video.spans import SharedFile
 
 _V2_DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
@@ -134,7 +139,7 @@ class LeRobotMetadata:
     def episode_tasks(self, episode_index: int) -> tuple[str, ...]:
         """Task texts that the episode's own metadata lists, without blanks."""
         texts = self._value(episode_index, "tasks") or ()
-        texts = (texts,) if isinstance(texts, str) else texts
+        texts = texts if isinstance(texts, list) else [texts]
         return tuple(text for text in texts if usable_text(text))
 
     def _v2_names(self, episode_index: int) -> dict[str, int]:
@@ -293,7 +298,9 @@ def _read_table(path: Path, skip: str = "stats/") -> pa.Table:
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UserError(f"metadata file {path}: several columns are named {twice!r}")
-        return pq.read_table(path, columns=[n for n in names if not n.startswith(skip)])
+        return without_views(
+            pq.read_table(path, columns=[n for n in names if not n.startswith(skip)])
+        )
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"metadata file {path} cannot be read as Parquet: {first_line(error)}"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, RejectReason
 from molmoact_data.files.inputs import Folder, is_git_lfs_pointer
+from molmoact_data.sources.lerobot.instructions import without_views
 from molmoact_data.sources.lerobot.metadata import LeRobotMetadata
 from molmoact_data.sources.lerobot.places import EPISODE_INDEX
 
@@ -208,7 +209,8 @@ def _footer(path: Path) -> tuple[pq.FileMetaData, pa.Schema]:
 def _read(path: Path, groups: Sequence[int], columns: list[str]) -> pa.Table:
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
-            return file.read_row_groups(list(groups), columns=columns, use_threads=False)
+            table = file.read_row_groups(list(groups), columns=columns, use_threads=False)
+        return without_views(table)
     except (pa.ArrowException, OSError) as error:
         raise EpisodeRejected(RejectReason.ROWS_UNREADABLE, f"{path}: {error}") from error
 
