@@ -209,6 +209,7 @@ def evaluate_labels(
     from molmoact_data.sources.opening import open_source
     from molmoact_data.sources.selection import select_episodes
     from molmoact_data.teachers.choice import load_teachers
+    from molmoact_data.teachers.knowledge import warn_of_strange_choices
 
     labels = build(TeacherConfig, {**EVALUATED, **flags})
     settings = build(
@@ -230,6 +231,7 @@ def evaluate_labels(
     source = open_source(dataset_path)
     chosen = select_episodes(episodes, source.episodes)
     check_truth(source, settings.truth, with_depth=labels.depth != NONE)
+    warn_of_strange_choices(labels, source.info)
     teachers = load_teachers(labels, device)
     teachers.check_source(source.info)
     prepare_folder(output_path, overwrite=overwrite)

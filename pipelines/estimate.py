@@ -9,9 +9,10 @@ from molmoact_data.outputs.shards import plan_shards
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 from molmoact_data.sources.opening import open_source
 from molmoact_data.teachers.choice import Teachers, downloads, load_teachers
+from molmoact_data.teachers.knowledge import warn_of_strange_choices
 from pipelines.config import PreprocessConfig
 from pipelines.job import Job
-from pipelines.preprocess import announced_cameras, chosen_episodes, make_job, warn_about_embedded
+from pipelines.preprocess import announced_cameras, chosen_episodes, make_job
 from pipelines.shards.build import DepthLabels, follow_points
 from pipelines.shards.reading import read_frames
 
@@ -44,7 +45,7 @@ def estimate(config: PreprocessConfig) -> Estimate:
     source = open_source(config.dataset_path, revision=config.revision)
     episodes = chosen_episodes(config, source)
     cameras = announced_cameras(config, source)
-    warn_about_embedded(config.labels, source)
+    warn_of_strange_choices(config.labels, source.info)
     teachers = load_teachers(config.labels, config.device)
     teachers.check_source(source.info)
     job = make_job(config, source, cameras, teachers, None)

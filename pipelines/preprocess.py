@@ -24,10 +24,10 @@ from molmoact_data.sources.cameras import resolve_cameras
 from molmoact_data.sources.opening import open_source
 from molmoact_data.sources.selection import select_episodes
 from molmoact_data.statistics import DatasetStatistics, read_statistics
-from molmoact_data.teachers import registry
-from molmoact_data.teachers.choice import EMBEDDED, Teachers, load_teachers
+from molmoact_data.teachers.choice import Teachers, load_teachers
+from molmoact_data.teachers.knowledge import warn_of_strange_choices
 from pipelines import state
-from pipelines.config import LabelConfig, PreprocessConfig
+from pipelines.config import PreprocessConfig
 from pipelines.engine.stages import build_missing_shards, compute_statistics
 from pipelines.job import Job
 from pipelines.shards import manifest
@@ -63,7 +63,7 @@ def preprocess(config: PreprocessConfig, *, resume: bool, overwrite: bool) -> Su
     source = named_source(config)
     episodes = chosen_episodes(config, source)
     cameras = announced_cameras(config, source)
-    warn_about_embedded(config.labels, source)
+    warn_of_strange_choices(config.labels, source.info)
     # Here too, although workers load their own: what is missing is missed before any work.
     teachers = load_teachers(config.labels, config.device)
     teachers.check_source(source.info)
@@ -194,18 +194,6 @@ def point_cache(config: PreprocessConfig) -> str | None:
     if config.point_cache is None and Storage(config.output_path).is_remote:
         return None
     return config.point_cache or str(Path(config.output_path) / state.POINTS_DIR)
-
-
-def warn_about_embedded(labels: LabelConfig, source: EpisodeSource) -> None:
-    """The small teachers know rendered scenes only; say so on anything else."""
-    embedded = EMBEDDED in (labels.depth, labels.pointer, labels.vqvae)
-    if embedded and source.info.robot_type != registry.SIMULATED_ROBOT:
-        logger.warning(
-            "the embedded teachers were trained on rendered table-top scenes only; on %s their labels "
-            "show that the pipeline works and are not worth training on. Use --depth-encoder, --vqvae "
-            "and --pointer for real labels.",
-            source.info.name,
-        )
 
 
 def complete_records(output: Storage, specs: Sequence[ShardSpec]) -> dict[str, ShardRecord]:

@@ -29,6 +29,7 @@ from molmoact_data.pictures.overlay import draw_labels
 from molmoact_data.sources.base import EpisodeColumns, EpisodeRef, EpisodeSource
 from molmoact_data.sources.opening import open_source
 from molmoact_data.teachers.choice import Teachers, load_teachers
+from molmoact_data.teachers.knowledge import warn_of_strange_choices
 from pipelines.config import PreprocessConfig
 from pipelines.preprocess import announced_cameras, chosen_episodes
 
@@ -53,6 +54,7 @@ def preview(config: PreprocessConfig, *, frames: int, columns: int = 2) -> Previ
     """Label about `frames` frames, evenly spread over the chosen episodes, and lay them out."""
     source = open_source(config.dataset_path, revision=config.revision)
     cameras = announced_cameras(config, source)
+    warn_of_strange_choices(config.labels, source.info)
     teachers = load_teachers(config.labels, config.device)
     teachers.check_source(source.info)
     tiles: list[Rgb] = []

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from molmoact_data.errors import UserError, unknown_name
 from molmoact_data.files.folders import new_folder
 from molmoact_data.outputs.output import Output
+from molmoact_data.teachers.knowledge import warn_of_strange_labels
 
 Format = Literal["reference", "conversations", "lerobot", "molmoact2-depth"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -45,6 +46,7 @@ def export(
     if format_name not in FORMATS:
         raise unknown_name("export format", format_name, FORMATS)
     output = Output.open(root)
+    warn_of_strange_labels(output.manifest)
     inputs = [] if output.storage.is_remote else [Path(root)]
     with new_folder(target, overwrite=overwrite, inputs=inputs) as folder:
         match format_name:

@@ -22,6 +22,7 @@ from molmoact_data.pictures.images import decode_image
 from molmoact_data.pictures.overlay import draw_labels
 from molmoact_data.teachers import registry
 from molmoact_data.teachers.codebook import codebook_path
+from molmoact_data.teachers.knowledge import warn_of_strange_labels
 from molmoact_data.text.tokens import codes_in
 
 Rgb = NDArray[np.uint8]
@@ -202,6 +203,8 @@ def show_episode(
 ) -> None:
     """Write one episode of an output: every frame as a film, or some on a contact sheet."""
     opened = Output.open(output)
+    shown = {} if tokenizer is None else {"codebook_shown": tokenizer.describe()}
+    warn_of_strange_labels(opened.manifest, shown)
     if path.suffix.lower() == VIDEO_SUFFIX:
         fps = opened.manifest.dataset.fps
         if fps is None:

@@ -14,9 +14,8 @@ from molmoact_data.outputs.manifest import Manifest
 from molmoact_data.outputs.output import Output
 from molmoact_data.pictures.images import decode_image, encode_jpeg
 from molmoact_data.pictures.overlay import draw_trace
-from molmoact_data.teachers.registry import SIMULATED_ROBOT
+from molmoact_data.teachers.knowledge import strange_teachers, strange_words
 
-EMBEDDED = "embedded"
 CARD_MARK = "<!-- written by molmoact publish -->"
 SIZES = (
     *((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M")),
@@ -141,18 +140,10 @@ def _teachers(manifest: Manifest) -> str:
             "not the labels made with it. Depth-Anything-V2 Small is Apache-2.0, Base and larger are "
             "CC-BY-NC-4.0.\n"
         )
-    if out_of_place(manifest):
-        text += (
-            "\n**Not for training:** the embedded teachers were trained on rendered table-top scenes, and "
-            "this is something else. Their labels only show that the pipeline works.\n"
-        )
+    strange = strange_teachers(cards, manifest.dataset.robot_type)
+    if strange:
+        text += f"\n**Not for training:** {strange_words(strange, 'this data')}.\n"
     return text
-
-
-def out_of_place(manifest: Manifest) -> bool:
-    """True where the small teachers of the demo labelled other data than rendered scenes."""
-    names = [card["name"] for card in manifest.teachers.values()]
-    return EMBEDDED in names and manifest.dataset.robot_type != SIMULATED_ROBOT
 
 
 def _rest(card: Mapping[str, str], shown: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from molmoact_data.files.folders import TEMPORARY_MARK
 from molmoact_data.files.hub import hub_errors
 from molmoact_data.outputs.output import Output
 from molmoact_data.publishing import card
+from molmoact_data.teachers.knowledge import warn_of_strange_labels
 
 CARD_FILE, PICTURE_FILE = "README.md", "example.jpg"
 NOT_PUBLISHED = ("_state", ".cache", ".git")
@@ -64,6 +65,7 @@ def plan_publish(root: Path, repo_id: str, *, private: bool) -> PublishPlan:
     output = Output.open(root)
     if output.storage.is_remote:
         raise UserError(f"{root} is not a local folder; copy it here first.")
+    warn_of_strange_labels(output.manifest)
     picture = card.example_picture(output)
     text = _card_text(root, output, has_picture=picture is not None)
     sizes = {path: (root / path).stat().st_size for path in _files(root)}

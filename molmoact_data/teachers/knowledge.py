@@ -10,7 +10,10 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 
+from molmoact_data.outputs.manifest import Manifest
+from molmoact_data.sources.base import SourceInfo
 from molmoact_data.teachers.choice import NONE, TeacherConfig
 from molmoact_data.teachers.codebook import EMBEDDED
 from molmoact_data.teachers.registry import EMBEDDED_VQVAE, SIMULATED_ROBOT
@@ -48,8 +51,20 @@ def strange_words(roles: tuple[str, ...], dataset: str) -> str:
     )
 
 
-def warn_of_strange(roles: tuple[str, ...], dataset: str) -> None:
-    """Say it on the terminal, where there is something to say."""
+def warn_of_strange_labels(
+    manifest: Manifest, shown: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+) -> None:
+    """For what shows or ships labels that exist; `shown` = cards of teachers that this command adds."""
+    dataset = manifest.dataset
+    _warn(strange_teachers({**manifest.teachers, **shown}, dataset.robot_type), dataset.name)
+
+
+def warn_of_strange_choices(config: TeacherConfig, source: SourceInfo) -> None:
+    """For what is about to make labels."""
+    _warn(strange_choices(config, source.robot_type), source.name)
+
+
+def _warn(roles: tuple[str, ...], dataset: str) -> None:
     if roles:
         logger.warning("%s", strange_words(roles, dataset))
 
