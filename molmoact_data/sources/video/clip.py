@@ -2,8 +2,8 @@
 
 The presentation times of a file are read first, without decoding (`VideoIndex`), so every row is matched
 to its frame, and a video that is too short, too long or out of step is rejected, before the first pixel
-is computed. Random access (`LeRobotDataset[i]`: open, seek, decode, close per frame) lost by a factor of
-30 and more; see docs/sources.md.
+is computed. What random access and
+other readers take is measured in docs/sources.md.
 """
 
 from __future__ import annotations
