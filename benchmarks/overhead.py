@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from molmoact_data.teachers.choice import load_teachers
-from pipelines import reading
+from molmoact_data.teachers import pieces
+from pipelines.shards import reading
 from pipelines.commands import DEMO_DATASET
 from pipelines.config import preprocess_config
 from pipelines.preprocess import preprocess
@@ -95,13 +95,12 @@ def measured_run(output: Path) -> Run:
         "dataset_path": str(DEMO_DATASET), "output_path": str(output), "preset": "embedded"
     }  # fmt: skip
     config = preprocess_config(flags, None)
-    teachers = load_teachers(config.labels, config.device)
     SECONDS.clear()
     with ExitStack() as stack:
         for name, owner, method in (
-            ("depth network", teachers.depth, "estimate"),
-            ("depth codes", teachers.tokenizer, "encode"),
-            ("pointing network", teachers.pointer, "point"),
+            ("depth network", pieces.DepthInPieces, "estimate"),
+            ("depth codes", pieces.TokenizerInPieces, "encode"),
+            ("pointing network", pieces.PointerInPieces, "point"),
         ):
             replacement = timed_teacher(name, getattr(owner, method))
             stack.enter_context(mock.patch.object(owner, method, replacement))
