@@ -22,10 +22,10 @@ from typing import Any
 from unittest import mock
 
 from molmoact_data.teachers import pieces
-from pipelines.shards import reading
 from pipelines.commands import DEMO_DATASET
 from pipelines.config import preprocess_config
 from pipelines.preprocess import preprocess
+from pipelines.shards import reading
 
 JPEG_ALONE = "JPEG encoding, alone"
 SECONDS: dict[str, float] = defaultdict(float)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -126,3 +127,12 @@ def no_credentials(bucket: str, tmp_path: Path) -> Iterator[None]:
         nobody.setenv("AWS_EC2_METADATA_DISABLED", "true")
         s3fs.S3FileSystem.clear_instance_cache()
         yield
+
+
+@pytest.fixture(autouse=True)
+def our_log_is_heard() -> None:
+    """Libraries that configure logging when they are imported switch off the loggers that exist by then."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] in cli.OURS:
+            logger.disabled = False
+            logger.propagate = True

@@ -80,7 +80,6 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(base: Path) -> None:
         (["--data", "/nowhere"], "no such folder"),
         (["--lora", "--ft-embedding", "all"], "no effect with LoRA"),
         (["--resume", "--overwrite"], "one of them"),
-        (["--resume"], "holds no complete checkpoint"),
         (["--checkpoint", "/no/such/dir"], "not a Hub id"),
     ],
 )

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from made_commands import Molmoact
 from made_web import PictureServer, picture, sha, table, write_everything
 from PIL import Image
 
@@ -108,6 +109,19 @@ def test_a_set_in_its_authors_layout_becomes_rows(
         assert style is None or {a.style for a in told} == {style}
         Image.open(io.BytesIO(row["image"]["bytes"])).load()  # type: ignore[index]
         assert len(row["conversations"]["value"]) >= 2 * len(told)  # type: ignore[index]
+
+
+def test_the_command_plans_and_runs(
+    raw: Path, server: PictureServer, molmoact: Molmoact, tmp_path: Path
+) -> None:
+    where = ["--input-path", raw, "--output-path", tmp_path / "dv", "--private-hosts", server.host]
+    code, out, err = molmoact("preprocess-web", "dv_qa", *where, "--dry-run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["examples"] == 1
+    assert not (tmp_path / "dv").exists()
+    code, out, err = molmoact("preprocess-web", "dv_qa", *where, "--json")
+    assert code == 0, err
+    assert json.loads(out)["rows"] == 1
 
 
 def test_ai2d_draws_its_letters_twice_and_holds_pictures_out(

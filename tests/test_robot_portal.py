@@ -105,6 +105,21 @@ def test_the_arm_follows_the_finger_in_a_live_scene() -> None:
     scenes.close()
 
 
+def test_the_command_opens_a_page_over_the_policy(molmoact, monkeypatch, tmp_path) -> None:
+    pytest.importorskip("gradio", reason="needs gradio")
+    (tmp_path / "config.json").write_text('{"model_type": "molmoact"}')
+    policy = Steerable(num_cameras=2)
+    monkeypatch.setattr("molmoact_data.policies.load_policy", lambda *_, **__: policy)
+    opened = {}
+    monkeypatch.setattr(
+        "molmoact_robot.portal.app.serve", lambda app, **where: opened.update(where, app=app)
+    )
+    code, _, err = molmoact("portal", "--checkpoint", tmp_path, "--port", 7999)
+    assert code == 0, err
+    assert (opened["host"], opened["port"]) == ("127.0.0.1", 7999)
+    assert "open http://127.0.0.1:7999" in err
+
+
 # --- in a browser ---------------------------------------------------------------------------------
 
 
