@@ -58,7 +58,7 @@ def findings(data: ReportData) -> list[Finding]:
 
 def overall(found: Sequence[Finding]) -> Overall:
     """As bad as the worst finding: good numbers do not outweigh a bad one. `found` is sorted worst first."""
-    worst = min((f.verdict for f in found), key=RANK.__getitem__, default="good")
+    worst: Verdict = min((f.verdict for f in found), key=RANK.__getitem__, default="good")
     if worst == "good":
         return Overall(
             worst, "Nothing here speaks against training on it", "every check is green", ()
