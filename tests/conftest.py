@@ -131,7 +131,13 @@ def no_credentials(bucket: str, tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def our_log_is_heard() -> None:
-    """Libraries that configure logging when they are imported switch off the loggers that exist by then."""
+    """Every test hears what a command would print, whatever ran before it in the same process.
+
+    Libraries that configure logging when they are imported switch off the loggers that exist by then,
+    and the level of ours is set by whichever command ran first.
+    """
+    for package in cli.OURS:
+        logging.getLogger(package).setLevel(logging.INFO)
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and name.partition(".")[0] in cli.OURS:
             logger.disabled = False
