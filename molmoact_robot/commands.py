@@ -82,7 +82,7 @@ def eval_(
     """
     from molmoact_data.config import build
     from molmoact_robot.environments.base import parse_settings
-    from molmoact_robot.evaluate import PAGE, EvalConfig, evaluate, one_line, summary
+    from molmoact_robot.evaluation.evaluate import PAGE, EvalConfig, evaluate, one_line, summary
 
     options = {"device": device, "statistics_key": unnorm_key}
     config = build(
@@ -205,7 +205,7 @@ def portal(
     Example: molmoact portal --checkpoint embedded
     """
     from molmoact_data.policies import load_policy
-    from molmoact_robot.player import PlayerConfig, check_checkpoint, depth_picture
+    from molmoact_robot.evaluation.player import PlayerConfig, check_checkpoint, depth_picture
 
     config = PlayerConfig(env="tabletop", checkpoint=checkpoint, vqvae=vqvae)
     check_checkpoint(config)

@@ -49,9 +49,9 @@ from molmoact_data.files.typed import read_typed
 from molmoact_data.processes import World
 from molmoact_data.runs import CONFIG_FILE
 from molmoact_train.config import TrainConfig, changes_on_resume, from_json, to_json
-from molmoact_train.metrics import PLOT_FILE
-from molmoact_train.progress import LOG_FILE
-from molmoact_train.run_page import PAGE_FILE
+from molmoact_train.monitoring.metrics import PLOT_FILE
+from molmoact_train.monitoring.page import PAGE_FILE
+from molmoact_train.monitoring.progress import LOG_FILE
 from molmoact_train.weights import hub_commit, resolve_model_folder
 
 TRAINER_FILE, FILES_FILE = "trainer.json", "files.json"

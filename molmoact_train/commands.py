@@ -186,7 +186,7 @@ def predict(
     pictures = read_images([*images, *(more_images or [])])
     drawn = None if trace is None else parse_trace_flag(trace)
     if registry.family_name(checkpoint) != registry.DEFAULT:
-        from molmoact_train.asking import ask
+        from molmoact_train.evaluation.asking import ask
 
         chunk = ask(checkpoint, pictures, instruction, state=state, trace=drawn, seed=seed,
                     device=device, statistics_key=unnorm_key, statistics=norm_stats)  # fmt: skip

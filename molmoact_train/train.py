@@ -21,15 +21,17 @@ from molmoact_data import runs, schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import write_json
 from molmoact_data.processes import World, join_world
-from molmoact_train import checkpoint, evaluate
+from molmoact_train import checkpoint
 from molmoact_train.checkpoint import TrainerState
 from molmoact_train.config import TrainConfig
 from molmoact_train.data.collate import StepBatch, check_batch_arithmetic, step_batches
 from molmoact_train.data.dataset import TrainingData, open_eval_data, open_training_data
+from molmoact_train.evaluation import evaluate
 from molmoact_train.families.base import Family
 from molmoact_train.families.registry import family_for
 from molmoact_train.folders import final_export, statistics as norm_stats
-from molmoact_train.metrics import MetricsLog
+from molmoact_train.monitoring.metrics import MetricsLog
+from molmoact_train.monitoring.progress import log_file, show_progress
 from molmoact_train.optim import (
     Schedule,
     build_optimizer,
@@ -38,7 +40,6 @@ from molmoact_train.optim import (
     trained_parameters,
 )
 from molmoact_train.parallel import autocast, build_model
-from molmoact_train.progress import log_file, show_progress
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from made_gl import needs_gl
 
 from molmoact_data import policies
 from molmoact_data.errors import UserError
-from molmoact_robot.evaluate import EvalConfig, evaluate
-from molmoact_robot.player import PlayerConfig
+from molmoact_robot.evaluation.evaluate import EvalConfig, evaluate
+from molmoact_robot.evaluation.player import PlayerConfig
+from molmoact_robot.evaluation.workers import Workers
 from molmoact_robot.rollout import Trial
-from molmoact_robot.workers import Workers
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = "made_worlds:LineEnv"

@@ -16,8 +16,8 @@ from molmoact_robot.environments.base import (
     parse_settings,
     to_libero,
 )
-from molmoact_robot.film import film_frames
-from molmoact_robot.results import TrialResult, summarize, wilson_interval
+from molmoact_robot.evaluation.film import film_frames
+from molmoact_robot.evaluation.results import TrialResult, summarize, wilson_interval
 from molmoact_robot.rollout import RolloutConfig, Trial, run_episode
 
 

@@ -10,10 +10,10 @@ import torch
 from made_training import open_eval_data, open_training_data
 
 from molmoact_data.processes import World
-from molmoact_train import evaluate
 from molmoact_train.config import resolve
 from molmoact_train.debug.data import write_debug_dataset
 from molmoact_train.debug.tiny import TinySize, tiny_config, tiny_processor
+from molmoact_train.evaluation import evaluate
 from molmoact_train.families.measures import (
     AnswerErrors,
     action_error,

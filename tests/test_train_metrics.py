@@ -12,7 +12,7 @@ from PIL import Image
 
 from molmoact_data.runs import read_metrics
 from molmoact_train.config import TrainConfig, resolve
-from molmoact_train.metrics import MetricsLog, panels, plot_metrics
+from molmoact_train.monitoring.metrics import MetricsLog, panels, plot_metrics
 
 
 def config(**changes: Any) -> TrainConfig:

@@ -16,7 +16,7 @@ from made_commands import Molmoact
 
 from molmoact_data.report.charts import line_chart
 from molmoact_train.debug.data import write_debug_dataset
-from molmoact_train.run_page import render_run_page
+from molmoact_train.monitoring.page import render_run_page
 
 ROOT = Path(__file__).resolve().parents[1]
 LINES = [

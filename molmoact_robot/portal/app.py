@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from molmoact_data.errors import UserError
 from molmoact_data.pictures.overlay import draw_trace
 from molmoact_data.policies import ActionChunk, Policy, PredictionFailed
-from molmoact_robot.film import DepthPicture
+from molmoact_robot.evaluation.film import DepthPicture
 from molmoact_robot.portal.conversation import Answers, Table, ask
 from molmoact_robot.portal.live import Scenes
 from molmoact_robot.tabletop.tasks import FAMILIES

@@ -22,6 +22,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from molmoact_data.errors import UserError
 from molmoact_data.policies import ActionChunk, Observation, Policy, PredictionFailed
+from molmoact_robot.evaluation.versions import package_version
 from molmoact_robot.serving import fields
 from molmoact_robot.serving.config import ServeConfig
 from molmoact_robot.serving.metrics import Metrics
@@ -35,7 +36,6 @@ from molmoact_robot.serving.protocol import (
     unpack,
 )
 from molmoact_robot.serving.scheduler import BUSY, WAITING_PER_CLIENT, Scheduler
-from molmoact_robot.versions import package_version
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from molmoact_data.errors import UserError
 from molmoact_data.policies import load_policy
 from molmoact_robot.baselines import BASELINES
-from molmoact_robot.player import Facts, Player, PlayerConfig, check_checkpoint
-from molmoact_robot.results import TrialResult
+from molmoact_robot.evaluation.player import Facts, Player, PlayerConfig, check_checkpoint
+from molmoact_robot.evaluation.results import TrialResult
+from molmoact_robot.evaluation.workers import Workers
 from molmoact_robot.rollout import Trial
-from molmoact_robot.workers import Workers
 
 OWN_PYTHON: Mapping[str, tuple[str, str]] = {
     "libero": ("MOLMOACT_LIBERO_PYTHON", ".venv-libero/bin/python"),

@@ -17,13 +17,13 @@ from molmoact_data.config import as_dict
 from molmoact_data.errors import LimitExceeded, UserError, unknown_name
 from molmoact_data.files.folders import MARK, check_free
 from molmoact_data.files.storage import Storage
-from molmoact_robot.film import ENDED_IN_WORDS
-from molmoact_robot.page import percent, render_page
-from molmoact_robot.player import Facts, PlayerConfig, read_results
-from molmoact_robot.results import TrialResult, summarize
+from molmoact_robot.evaluation.film import ENDED_IN_WORDS
+from molmoact_robot.evaluation.page import percent, render_page
+from molmoact_robot.evaluation.player import Facts, PlayerConfig, read_results
+from molmoact_robot.evaluation.results import TrialResult, summarize
+from molmoact_robot.evaluation.sessions import open_session
+from molmoact_robot.evaluation.versions import installed_versions
 from molmoact_robot.rollout import Trial
-from molmoact_robot.sessions import open_session
-from molmoact_robot.versions import installed_versions
 
 PLAN, RESULTS, PAGE = "plan.json", "results.json", "eval.html"
 PACKAGES = ("molmoact", "numpy", "torch", "transformers")

@@ -18,11 +18,11 @@ from typing import Any
 
 from molmoact_data.config import build
 from molmoact_data.errors import UserError
-from molmoact_robot.player import Facts, Player, PlayerConfig
-from molmoact_robot.results import TrialResult
+from molmoact_robot.evaluation.player import Facts, Player, PlayerConfig
+from molmoact_robot.evaluation.results import TrialResult
 from molmoact_robot.rollout import Trial
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Workers:
@@ -72,7 +72,7 @@ class Workers:
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         try:
             process = subprocess.Popen(
-                [self._python, "-m", "molmoact_robot.workers"],
+                [self._python, "-m", "molmoact_robot.evaluation.workers"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

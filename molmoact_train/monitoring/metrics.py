@@ -12,7 +12,7 @@ from molmoact_data import runs
 from molmoact_data.redaction import redacted
 from molmoact_data.runs import Wandb, read_metrics
 from molmoact_train.config import TrainConfig, to_json
-from molmoact_train.run_page import write_run_page
+from molmoact_train.monitoring.page import write_run_page
 
 PLOT_FILE = "metrics.png"
 PANELS = {

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from molmoact_robot.film import ENDED_IN_WORDS
+from molmoact_robot.evaluation.film import ENDED_IN_WORDS
 
 MAX_SHOWN = 24
 """Episodes shown of each kind, failed and successful."""

@@ -24,8 +24,8 @@ from molmoact_data.policies import (
 from molmoact_robot.baselines import BASELINES
 from molmoact_robot.client import API_KEY_VARIABLE, RemotePolicy
 from molmoact_robot.environments.base import World, open_world
-from molmoact_robot.film import DepthPicture, depth_painter, start_picture, write_film
-from molmoact_robot.results import TrialResult
+from molmoact_robot.evaluation.film import DepthPicture, depth_painter, start_picture, write_film
+from molmoact_robot.evaluation.results import TrialResult
 from molmoact_robot.rollout import RolloutConfig, Trial, run_episode
 
 EPISODES, TRIALS = "episodes", "trials"

@@ -1,0 +1,1 @@
+"""Many episodes of a policy in a simulator, and the numbers."""
