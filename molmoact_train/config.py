@@ -106,11 +106,11 @@ class TrainConfig:
     eval_data: tuple[str, ...] = ()
     """Held-out folders; empty = only `eval_fraction`."""
     eval_fraction: float = 0.0
-    """Share of every data folder's episodes that is held out of training."""
+    """Share of every data folder's episodes (of its rows, where it has no episodes) that is held out of training."""
     eval_interval: int = 1000
     """Steps between evaluations."""
     eval_samples: int = 64
-    """Held-out samples whose loss is taken at each evaluation."""
+    """Held-out samples whose loss is taken at each evaluation; every group of data gets the same share of them."""
     eval_generate: int = 4
     """Samples answered in full (constrained) at each evaluation, for errors in robot units. 0 = none."""
     wandb_project: str | None = None

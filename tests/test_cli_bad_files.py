@@ -172,7 +172,8 @@ def test_training_data_without_actions_do_not_blame_the_traces(
     molmoact: Molmoact, dataset: Path, tmp_path: Path
 ) -> None:
     from molmoact_train.data.rendering import KIND_NEEDS
-    from molmoact_train.data.sources import SourceOptions, open_source
+    from molmoact_train.data.sources import open_source
+    from molmoact_train.data.split import SourceOptions
 
     out = tmp_path / "out"
     points = ("--pointer", "column", "--pointer-column", "gripper_xy", "--pointer-units", "pixels")

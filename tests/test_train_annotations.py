@@ -15,6 +15,7 @@ from molmoact_data.text.annotations import Annotation
 from molmoact_train.data.base import ConversationRow
 from molmoact_train.data.conversations import ConversationSource
 from molmoact_train.data.rendering import RenderSettings
+from molmoact_train.data.split import SourceOptions
 from molmoact_train.families.molmoact.encoder import MolmoActEncoder
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 from molmoact_train.families.molmoact.processor import MolmoActProcessor
@@ -151,12 +152,12 @@ def test_shards_of_a_general_set_are_training_rows(
         EVERYTHING[name](tmp_path / "raw")
     for name in ("coco_2014_vqa_multi", "chart_qa_weighted"):
         preprocess_web(WebConfig(name, str(tmp_path / "raw"), str(tmp_path / name)))
-    source = ConversationSource(tmp_path / "coco_2014_vqa_multi", max_images=1)
+    source = ConversationSource(tmp_path / "coco_2014_vqa_multi", SourceOptions(needs={}))
     row = source.row(0)
     assert [a.question for a in row.annotations] == ["is it 1?", "is it 2?"]
     sample = encoder(processor).sample(0, row, np.random.default_rng(0))
     assert sample.branch_ids is not None
     assert set(sample.branch_ids) == {0, 1, 2}
-    weighted = ConversationSource(tmp_path / "chart_qa_weighted", max_images=1)
+    weighted = ConversationSource(tmp_path / "chart_qa_weighted", SourceOptions(needs={}))
     sample = encoder(processor).sample(0, weighted.row(0), np.random.default_rng(0))
     assert sample.loss_weights.max() == pytest.approx(2 * 20901 / 28299)

@@ -23,7 +23,8 @@ from molmoact_train.data.base import RobotRow, TooLong
 from molmoact_train.data.dataset import TrainingData
 from molmoact_train.data.mixture import sample_rng
 from molmoact_train.data.rendering import KIND_NEEDS, RenderSettings, kinds_of, render, shrink
-from molmoact_train.data.sources import ShardSource, SourceOptions, open_source
+from molmoact_train.data.sources import ShardSource, open_source
+from molmoact_train.data.split import SourceOptions
 from molmoact_train.debug.data import write_debug_dataset
 from molmoact_train.debug.tiny import tiny_processor
 from molmoact_train.families.molmoact.processor import MolmoActProcessor

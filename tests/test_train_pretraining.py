@@ -16,7 +16,8 @@ from molmoact_data.errors import UserError
 from molmoact_data.web.catalogue import WEB_SETS
 from molmoact_data.web.pictures import FetchConfig
 from molmoact_train.config import resolve
-from molmoact_train.data.published import published_mixture
+from molmoact_train.data.published import group_of, published_mixture
+from molmoact_train.data.split import SourceOptions, chosen_rows
 from molmoact_train.families.molmoact.tiny import write_tiny_checkpoint
 from pipelines.web.config import WebConfig
 from pipelines.web.run import preprocess_web
@@ -160,3 +161,51 @@ def test_the_plan_shows_the_table_and_a_few_steps_run(
     code, out, err = molmoact("train", *flags, "--json")
     assert code == 0, err
     assert json.loads(out)["step"] == 3
+
+
+def test_every_group_has_a_held_out_loss_of_its_own(
+    root: Path, molmoact: Molmoact, tmp_path: Path
+) -> None:
+    tiny = write_tiny_checkpoint(tmp_path / "tiny")
+    run = tmp_path / "run"
+    code, _, err = molmoact(
+        "train", "--stage", "pretrain", "--mixture", root, "--checkpoint", tiny, "--save-folder", run,
+        "--duration", "2", "--warmup", "1", "--global-batch-size", "2", "--device-batch-size", "2",
+        "--device", "cpu", "--num-workers", "0", "--eval-fraction", "0.25", "--eval-samples", "10",
+    )  # fmt: skip
+    assert code == 0, err
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    groups = {n: v for n, v in last.items() if n.startswith("eval/group/")}
+    named = {name.split("/")[2] for name in groups}
+    assert named == set(published_mixture("pretrain", root).shares)
+    losses = [value for name, value in groups.items() if name.endswith("/loss")]
+    assert min(losses) <= last["eval/loss"] <= max(losses)
+    assert "Held-out loss by group" in (run / "run.html").read_text()
+
+
+def test_rows_are_trained_on_or_held_out_in_stretches() -> None:
+    def part(size: int, *, held_out: bool) -> list[int]:
+        options = SourceOptions({}, held_out_fraction=0.1, held_out=held_out, seed=3)
+        return list(chosen_rows(size, options))
+
+    for size in (1, 2, 4, 10, 1000, 12_345):
+        trained, held = part(size, held_out=False), part(size, held_out=True)
+        assert sorted(trained + held) == list(range(size))
+        assert trained
+        assert len(held) == pytest.approx(0.1 * size, abs=0.6)
+    held = part(1000, held_out=True)
+    assert all(row // 10 * 10 in held for row in held)
+    assert list(chosen_rows(5, SourceOptions({}))) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("pixmo_points_train", "pointing"),
+        ("bc_z", "bc_z"),
+        ("lvis", "bbox"),
+        ("my_cups", "my_cups"),
+    ],
+)
+def test_the_group_of_a_folder(name: str, group: str) -> None:
+    assert group_of(name) == group

@@ -19,6 +19,7 @@ from molmoact_data.outputs.rows import ParquetRows
 from molmoact_data.text.annotations import Annotation, load
 from molmoact_data.web import rows
 from molmoact_train.data.base import ConversationRow
+from molmoact_train.data.split import SourceOptions, chosen_rows
 
 _KNOWN_CAMERAS = ("image", "primary", "secondary", "wrist", "wrist_image")
 CONVERSATIONS, ANNOTATION, IMAGES = "conversations", "annotation", "images"
@@ -30,22 +31,21 @@ class ConversationSource:
     action_dim = None
     statistics = None
 
-    def __init__(self, folder: Path, *, max_images: int, max_samples: int | None = None) -> None:
+    def __init__(self, folder: Path, options: SourceOptions) -> None:
         self.folder = folder
         self.name = folder.name
         self.left_out: Mapping[str, int] = {}
         self._saved = (folder / "state.json").exists()
         self._groups = ParquetRows()
         if self._saved:
-            table_schema, self._size = self._open_saved()
+            table_schema, size = self._open_saved()
         else:
             paths = sorted(folder.rglob("*.parquet"))
             for path in paths:
                 self._groups.add_file(Storage(str(folder)), path.relative_to(folder).as_posix())
-            table_schema, self._size = pq.read_schema(paths[0]), self._groups.rows
-        if max_samples is not None:
-            self._size = min(self._size, max_samples)
-        self.cameras = _conversation_cameras(folder, table_schema)[:max_images]
+            table_schema, size = pq.read_schema(paths[0]), self._groups.rows
+        self.rows = chosen_rows(size, options)[: options.max_samples]
+        self.cameras = _conversation_cameras(folder, table_schema)[: options.max_images]
         self._nested = IMAGES in table_schema.names
         optional = (ANNOTATION, rows.ANNOTATIONS, rows.WEIGHT)
         self._extra = [name for name in optional if name in table_schema.names]
@@ -61,13 +61,15 @@ class ConversationSource:
 
     @property
     def size(self) -> int:
-        return self._size
+        """Rows of the part that is read."""
+        return len(self.rows)
 
     def row(self, index: int) -> ConversationRow:
-        """Row number `index`."""
-        values = self._values(index)
+        """Row number `index` of that part."""
+        number = int(self.rows[index])
+        values = self._values(number)
         images = values[IMAGES] if self._nested else values
-        where = f"{self.folder}: row {index}"
+        where = f"{self.folder}: row {number}"
         return ConversationRow(
             where=where,
             images=tuple(_encoded(images[camera], where, camera) for camera in self.cameras),
@@ -77,13 +79,13 @@ class ConversationSource:
             weight=float(values.get(rows.WEIGHT, 1.0)),
         )
 
-    def _values(self, index: int) -> dict[str, Any]:
+    def _values(self, number: int) -> dict[str, Any]:
         if self._saved:
             if not hasattr(self, "_table"):
                 self._table = self._load_saved().with_format("arrow")
-            return self._table[index].to_pylist()[0]
+            return self._table[number].to_pylist()[0]
         columns = [IMAGES] if self._nested else list(self.cameras)
-        return self._groups.read(index, [*columns, CONVERSATIONS, *self._extra])
+        return self._groups.read(number, [*columns, CONVERSATIONS, *self._extra])
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_table"}

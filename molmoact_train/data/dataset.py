@@ -14,7 +14,9 @@ from molmoact_train.data.mixture import (
     sample_rng,
     sampling_rates,
 )
-from molmoact_train.data.sources import ShardSource, Source, SourceOptions, open_source
+from molmoact_train.data.published import group_of
+from molmoact_train.data.sources import ShardSource, Source, open_source
+from molmoact_train.data.split import SourceOptions
 
 
 class Reader(Protocol):
@@ -106,7 +108,7 @@ def open_eval_data(config: TrainConfig, family: Reader, encoder: Encoder) -> Tra
         )
         for text in config.data:
             source = open_source(parse_data_argument(text).path, held_out)
-            if isinstance(source, ShardSource) and source.size:
+            if source.size:
                 sources.append(source)
     if not sources:
         return None
@@ -129,6 +131,21 @@ def _mixed(
     sizes = [source.size for source in sources]
     mixture = Mixture(sizes, sampling_rates(sizes, weights), config.data_seed)
     return TrainingData(sources, mixture, encoder, seq_len=config.seq_len, seed=config.data_seed)
+
+
+def by_group(data: TrainingData) -> dict[str, TrainingData]:
+    """The sources of each group of the published mixture (one's own data by their names), drawn as `data` draws."""
+    members: dict[str, list[Source]] = {}
+    for source in data.sources:
+        members.setdefault(group_of(source.name), []).append(source)
+    parts = {}
+    for group, sources in members.items():
+        sizes = [source.size for source in sources]
+        mixture = Mixture(sizes, sampling_rates(sizes, [None] * len(sizes)), data.seed)
+        parts[group] = TrainingData(
+            sources, mixture, data.encoder, seq_len=data.seq_len, seed=data.seed
+        )
+    return parts
 
 
 def refuse_empty(sources: Sequence[Source], kinds: Sequence[str]) -> None:

@@ -68,6 +68,16 @@ class PublishedMixture:
         return tuple(f"{entry.folder}:{self.rate(entry):.10g}" for entry in self.sets)
 
 
+def group_of(name: str) -> str:
+    """The group of a published set by the name of its folder; any other name is a group of its own."""
+    if name in WEB_SETS:
+        return WEB_SETS[name].group
+    groups = (
+        group for stage in _ROBOTS.values() for group, (_, sets) in stage.items() if name in sets
+    )
+    return next(groups, name)
+
+
 def published_mixture(stage: str, root: Path, without: Sequence[str] = ()) -> PublishedMixture:
     """The mixture of a stage below `root`. `without` names groups or sets to leave out; the rest is scaled up.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +26,7 @@ from molmoact_data.outputs.rows import ParquetRows, padded_chunk, readable
 from molmoact_data.statistics import DatasetStatistics
 from molmoact_train.data.base import Part, RobotRow
 from molmoact_train.data.conversations import CONVERSATIONS, ConversationSource
-
-_HELD_OUT_STREAM = 4
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """Which rows and cameras of a folder are used."""
-
-    needs: Mapping[str, frozenset[Part]]
-    """What training asks, and the labels each question needs; rows that allow none are left out and counted."""
-    max_images: int = 1
-    """Cameras per row, in the record's order."""
-    held_out_fraction: float = 0.0
-    """Share of the episodes that is set aside, whole."""
-    held_out: bool = False
-    """True = read those that were set aside, False = the others."""
-    seed: int = 0
-    """Decides alone which episodes are set aside."""
-    max_samples: int | None = None
-    """Use only the first so many usable rows."""
+from molmoact_train.data.split import SourceOptions, chosen_episodes
 
 
 class ShardSource:
@@ -63,7 +44,7 @@ class ShardSource:
         self.cameras = self.layout.cameras[: options.max_images]
         labels = _label_table(self.output, self.layout)
         episodes = _column(labels, schema.EPISODE_INDEX)
-        self.episodes = _choose_episodes(np.unique(episodes), options)
+        self.episodes = chosen_episodes(np.unique(episodes), options)
         in_part = np.isin(episodes, self.episodes)
         usable = _usable(labels, self.layout, options.needs)
         self.rows = np.flatnonzero(in_part & usable)[: options.max_samples]
@@ -249,14 +230,6 @@ def _reasons(
     return [reason or f"fewer than {MIN_USABLE_POINTS} trace points" for reason in reasons]
 
 
-def _choose_episodes(episodes: NDArray[np.int64], options: SourceOptions) -> NDArray[np.int64]:
-    """A fixed share of the episodes, chosen by seed alone; never all of them."""
-    count = min(round(options.held_out_fraction * len(episodes)), len(episodes) - 1)
-    stream = np.random.SeedSequence([options.seed, _HELD_OUT_STREAM])
-    order = np.random.Generator(np.random.Philox(stream)).permutation(episodes)
-    return np.sort(order[:count] if options.held_out else order[count:])
-
-
 Source = ShardSource | ConversationSource
 
 
@@ -275,9 +248,7 @@ def open_source(path: str, options: SourceOptions) -> Source:
         raise UserError(
             f"--data {path}: the folder holds neither a manifest nor Parquet or Arrow rows."
         )
-    return ConversationSource(
-        folder, max_images=options.max_images, max_samples=options.max_samples
-    )
+    return ConversationSource(folder, options)
 
 
 def _has_conversations(folder: Path) -> bool:

@@ -15,6 +15,7 @@ from molmoact_data.report.charts import line_chart
 PAGE_FILE = "run.html"
 PANELS: Mapping[str, tuple[str, str]] = {
     "Loss": (r"(train|eval)/(\w+_)?(loss|cross_entropy)$|eval/loss", "nats per token"),
+    "Held-out loss by group": (r"eval/group/", "nats per token"),
     "Accuracy": (r"(train|eval)/.*accuracy", "share of tokens or codes, 0 to 1"),
     "Held-out traces": (r"eval/trace_.*error", "grid units, 0 to 255"),
     "Held-out actions": (r"eval/.*action_error", "the robot's units"),
