@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from molmoact_data.sources.rlds.tfrecord import encode_example, encode_record
+from molmoact_data.web.layouts.pixmo import is_held_out
 
 
 def picture(size: tuple[int, int] = (40, 30), colour: str = "red", kind: str = "PNG") -> bytes:
@@ -25,6 +26,9 @@ def picture(size: tuple[int, int] = (40, 30), colour: str = "red", kind: str = "
     encoded = io.BytesIO()
     Image.new("RGB", size, colour).save(encoded, kind)
     return encoded.getvalue()
+
+
+PICTURES = 3
 
 
 class PictureServer:
@@ -43,7 +47,14 @@ class PictureServer:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._listen(Handler)
+        # An address decides its split, and the port is part of it: one with a held-out picture is given back.
+        while any(is_held_out(f"{self.url}/p{i}.png") for i in range(PICTURES)):
+            self._server.server_close()
+            self._listen(Handler)
+
+    def _listen(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.host = f"127.0.0.1:{self._server.server_address[1]}"
         self.url = f"http://{self.host}"
 
@@ -116,7 +127,7 @@ def sha(content: bytes) -> str:
 
 def pixmo(root: Path, server: PictureServer) -> None:
     """The five PixMo repositories, three pictures each."""
-    addresses = urls(server, 3)
+    addresses = urls(server, PICTURES)
     hashes = [sha(server.pictures[url.removeprefix(server.url)]) for url in addresses]
     both = list(zip(addresses, hashes, strict=True))
     table(

@@ -145,7 +145,7 @@ def _grouped(
     by_url: dict[str, tuple[Picture, list[Annotation]]] = {}
     for row in parquet_rows(root, "train"):
         picture = _picture(row)
-        if (_hash_share(picture.url) < HELD_OUT) == (split == "validation"):
+        if is_held_out(picture.url) == (split == "validation"):
             known, told = by_url.setdefault(picture.url, (picture, []))
             if known.sha256 != picture.sha256:
                 raise UserError(
@@ -163,8 +163,10 @@ def _picture(row: Row) -> Picture:
     )
 
 
-def _hash_share(url: str) -> float:
-    return int.from_bytes(hashlib.sha256(f"split {url}".encode()).digest()[:6], "big") / 2**48
+def is_held_out(url: str) -> bool:
+    """Whether the picture at an address belongs to `validation`: the address alone decides."""
+    hashed = int.from_bytes(hashlib.sha256(f"split {url}".encode()).digest()[:6], "big")
+    return hashed / 2**48 < HELD_OUT
 
 
 def _count_points(value: Any) -> Points:
