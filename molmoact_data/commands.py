@@ -251,6 +251,9 @@ def download(
         typer.Option(help="URL below which other servers' files lie as HOST/PATH."),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Files fetched at a time.")] = 8,
+    mbit_per_s: Annotated[
+        float, typer.Option(min=0.001, help="Your line, for the hours that --dry-run tells.")
+    ] = 100.0,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -258,7 +261,13 @@ def download(
 
     Example: molmoact download libero_goal --output-path data --dry-run
     """
-    from molmoact_data.publishing.download import choose, fetch, is_offline, plan_download
+    from molmoact_data.publishing.download import (
+        choose,
+        fetch,
+        is_offline,
+        plan_download,
+        transfer_hours,
+    )
     from molmoact_data.web.download import Servers, fetch_set, plan_set
 
     wanted = choose(names)
@@ -267,8 +276,11 @@ def download(
     for repository in wanted.repositories:
         if dry_run:
             plan = plan_download(repository, revision=revision, endpoint=endpoint)
-            results.append(plan.to_json())
-            say(f"{plan.repo_id}: {len(plan.files)} files, {results[-1]['bytes']:,} bytes")
+            hours = transfer_hours(plan.num_bytes, mbit_per_s)
+            results.append(plan.to_json() | {"hours": hours})
+            say(
+                f"{plan.repo_id}: {len(plan.files)} files, {plan.num_bytes:,} bytes, {hours:.1f} h; {plan.licence}"
+            )
         else:
             folder = fetch(
                 repository, output_path, revision=revision, endpoint=endpoint, workers=workers
@@ -279,8 +291,10 @@ def download(
     for entry in wanted.web:
         if dry_run:
             found = plan_set(entry, servers)
-            results.append(found.to_json())
-            size = "size unknown" if found.num_bytes is None else f"{found.num_bytes:,} bytes"
+            known = found.num_bytes
+            needed = None if known is None else transfer_hours(known, mbit_per_s)
+            results.append(found.to_json() | {"hours": needed})
+            size = "size unknown" if known is None else f"{known:,} bytes, {needed:.1f} h"
             say(f"{found.name}: {found.files} files, {size}; {found.licence}")
             by_hand += found.by_hand
         else:

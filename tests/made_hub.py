@@ -32,6 +32,8 @@ class Hub:
     """Bytes of a download after which nothing more is sent; None = all of it is."""
     token: str | None = None
     """The only token that may write; None = any."""
+    card: dict[str, str] = field(default_factory=dict)
+    """What the head of the README says."""
     url: str = ""
     busy: set[int] = field(default_factory=set)
     """Threads that are answering a request now."""
@@ -146,7 +148,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def info(self) -> None:
         siblings = [{"rfilename": k, "size": len(v)} for k, v in self.hub.files.items()]
-        self.reply(200, {"id": "u/n", "sha": COMMIT, "siblings": siblings, "private": False})
+        told = {"id": "u/n", "sha": COMMIT, "siblings": siblings, "private": False}
+        self.reply(200, told | ({"cardData": self.hub.card} if self.hub.card else {}))
 
     def tree(self) -> None:
         files = [

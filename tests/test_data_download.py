@@ -24,6 +24,7 @@ from molmoact_data.publishing.download import (
     drop_leftovers,
     fetch,
     plan_download,
+    transfer_hours,
 )
 from molmoact_data.web.catalogue import WEB_SETS
 
@@ -212,6 +213,19 @@ def test_the_plan_counts_bytes_before_anything_is_fetched(hub):
 
     assert plan.to_json()["bytes"] == 2000 + 2000 + 6
     assert not any("/resolve/" in path for _, path in hub.log)
+
+
+def test_the_plan_names_the_licence_that_the_card_names(hub):
+    assert plan_download(GOAL, endpoint=hub.url).licence == "not named on its card"
+    hub.card["license"] = "odc-by"
+    assert plan_download(GOAL, endpoint=hub.url).licence == "odc-by"
+    hub.card |= {"license": "other", "license_name": "our-lab-terms"}
+    assert plan_download(GOAL, endpoint=hub.url).to_json()["licence"] == "our-lab-terms"
+
+
+def test_hours_on_a_line():
+    # A gigabyte is 8,000 megabits: 80 s at 100 Mbit/s.
+    assert transfer_hours(10**9, 100) == pytest.approx(80 / 3600)
 
 
 def test_a_repository_without_the_configuration_says_what_it_has(hub):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import tarfile
 import threading
@@ -189,8 +190,12 @@ def test_the_command_plans_fetches_and_goes_on_past_what_needs_hands(
     serve_figure_qa(mirror)
     hub.files["data/train-00000-of-00001.parquet"] = b"rows"
     where = ["--output-path", tmp_path, "--endpoint", hub.url, "--mirror", mirror.url]
-    code, _, err = molmoact("download", "InfoQa", "FigureQa", "ChartQa", *where, "--dry-run")
+    dry = ["--dry-run", "--mbit-per-s", "0.001", "--json"]
+    code, out, err = molmoact("download", "InfoQa", "FigureQa", "ChartQa", *where, *dry)
     assert code == 0, err
+    planned = {entry["name"]: entry for entry in json.loads(out)}
+    figures = planned["figure_qa"]
+    assert figures["hours"] == pytest.approx(figures["num_bytes"] * 8 / 1000 / 3600)
     assert "figure_qa: 2 files" in err
     assert "Microsoft Research Data Licence" in err
     assert "by hand: info_qa: register at" in err

@@ -27,7 +27,7 @@ from molmoact_data.web.examples import Picture
 from molmoact_data.web.pictures import FetchConfig, PictureFetcher, PictureRejected
 from molmoact_data.web.reading import read_picture
 from pipelines.web.config import WebConfig
-from pipelines.web.run import preprocess_web
+from pipelines.web.run import SECONDS_PER_PICTURE, plan_web, preprocess_web
 
 # (examples, style) of every set as `made_web` writes it.
 EXPECTED = {
@@ -122,6 +122,16 @@ def test_the_command_plans_and_runs(
     code, out, err = molmoact("preprocess-web", "dv_qa", *where, "--json")
     assert code == 0, err
     assert json.loads(out)["rows"] == 1
+
+
+def test_a_plan_reckons_with_the_busiest_host(raw: Path, server: PictureServer) -> None:
+    made = config("pixmo_cap", raw, server, threads=16)
+    plan = plan_web(made)
+    assert (plan["addresses"], plan["busiest_host"]) == (3, "127.0.0.1")
+    # Three pictures of one host, four at a time at most: the host decides, not the threads.
+    assert plan["hours"] == pytest.approx(SECONDS_PER_PICTURE * 3 / made.fetch.per_host / 3600)
+    slow = plan_web(config("pixmo_cap", raw, server, threads=1))
+    assert slow["hours"] == pytest.approx(SECONDS_PER_PICTURE * 3 / 3600)
 
 
 def test_ai2d_draws_its_letters_twice_and_holds_pictures_out(

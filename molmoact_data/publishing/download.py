@@ -95,6 +95,12 @@ class DownloadPlan:
     revision: str
     files: tuple[tuple[str, int], ...]
     """(path, bytes)."""
+    licence: str
+    """As the repository's own card says."""
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(size for _, size in self.files)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -102,7 +108,8 @@ class DownloadPlan:
             "repo_id": self.repo_id,
             "revision": self.revision,
             "files": len(self.files),
-            "bytes": sum(size for _, size in self.files),
+            "bytes": self.num_bytes,
+            "licence": self.licence,
         }
 
 
@@ -179,7 +186,14 @@ def plan_download(
         raise UserError(
             f"{download.repo_id} has no files of {', '.join(download.configs)}; it has: {', '.join(folders)}."
         )
-    return DownloadPlan(download.repo_id, str(info.sha), tuple(sorted(files)))
+    card = info.card_data.to_dict() if info.card_data else {}
+    licence = str(card.get("license_name") or card.get("license") or "not named on its card")
+    return DownloadPlan(download.repo_id, str(info.sha), tuple(sorted(files)), licence)
+
+
+def transfer_hours(num_bytes: int, mbit_per_s: float) -> float:
+    """How long so many bytes take on a line of so many megabits per second that does nothing else."""
+    return num_bytes * 8 / (mbit_per_s * 1e6) / 3600
 
 
 def fetch(

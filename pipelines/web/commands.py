@@ -28,7 +28,7 @@ def preprocess_web(
     """
     from molmoact_data.web.catalogue import web_set
     from pipelines.web.config import web_config
-    from pipelines.web.run import plan_web, preprocess_web as run
+    from pipelines.web.run import SECONDS_PER_PICTURE, plan_web, preprocess_web as run
 
     entry = web_set(name)
     config = web_config({**settings, "name": name})
@@ -36,7 +36,8 @@ def preprocess_web(
         plan = plan_web(config)
         say(
             f"{name}: {plan['examples']:,} examples, {plan['addresses']:,} pictures to fetch from "
-            f"{plan['hosts']:,} hosts; licence: {entry.licence}"
+            f"{plan['hosts']:,} hosts, about {plan['hours']:.1f} h at {SECONDS_PER_PICTURE} s a picture; "
+            f"licence: {entry.licence}"
         )
         if as_json:
             emit_json(plan)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     import apache_beam as beam
 
 logger = logging.getLogger(__name__)
+SECONDS_PER_PICTURE = 0.5
+"""What a plan reckons for one request over the open network; an assumption, said where it is used."""
 
 
 @dataclass(frozen=True)
@@ -153,17 +155,25 @@ def _by_host(rejects: Iterable[WebReject]) -> list[tuple[str, int]]:
 def plan_web(config: WebConfig) -> dict[str, Any]:
     """What a run would do, from the raw files alone; nothing is fetched or written."""
     entry = web_set(config.name)
-    examples = addresses = 0
-    hosts: set[str] = set()
+    examples = 0
+    hosts: Counter[str] = Counter()
     for example in islice(entry.examples(Path(config.input_path), config.split), config.limit):
         examples += 1
         if example.picture.url:
-            addresses += 1
-            hosts.add(urlsplit(example.picture.url).hostname or "")
+            hosts[urlsplit(example.picture.url).hostname or ""] += 1
     return {
         "set": entry.name,
         "licence": entry.licence,
         "examples": examples,
-        "addresses": addresses,
+        "addresses": hosts.total(),
         "hosts": len(hosts),
+        "busiest_host": hosts.most_common(1)[0][0] if hosts else None,
+        "hours": _fetching_hours(hosts, config),
     }
+
+
+def _fetching_hours(hosts: Mapping[str, int], config: WebConfig) -> float:
+    """At `SECONDS_PER_PICTURE` a picture: one host answers `per_host` at a time, one worker asks `threads`."""
+    most_at_one = max(hosts.values(), default=0) / config.fetch.per_host
+    at_all = sum(hosts.values()) / (config.threads * config.runner.workers)
+    return SECONDS_PER_PICTURE * max(most_at_one, at_all) / 3600
