@@ -186,8 +186,12 @@ def export(
         bool, typer.Option("--single-action", help="conversations: one action, not the chunk.")
     ] = False,
     cosine_threshold: Annotated[
-        float, typer.Option(help="molmoact2-depth: below this similarity a patch is new.")
-    ] = 0.996,
+        float | None,
+        typer.Option(
+            help="molmoact2-depth: compare frames anew, a cell below this similarity is new. Left out = the "
+            "output's own buffer (`preprocess --depth-buffer`), else 0.996."
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -11,6 +11,8 @@ rebuilds a dataset.
 | `instruction` | string | never empty |
 | `image_<role>` | struct<bytes: binary, path: string> | encoded RGB (JPEG or PNG), path null; Hugging Face `Image` feature |
 | `depth_codes` | uint8[G] (int16 above 256 codes) | codebook ids, row-major, 0 <= id < codebook size |
+| `buffer_codes` | as `depth_codes` | codes that follow only where the picture changed (`--depth-buffer`) |
+| `depth_updated_mask` | bool[G] | which cells of this frame's picture changed; all of them in an episode's first frame |
 | `depth_range` | float32[2] | raw min and max of the depth map before per-image scaling |
 | `gripper_points` | list over arms of float32[2] | unit coordinates 0..1, x right, y down; null = not found |
 | `gripper_confidence` | list over arms of float32 | 0..1; 0 where the point is null |
@@ -36,7 +38,9 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
+READABLE_VERSIONS = ("1.0", SCHEMA_VERSION)
+"""1.1 added `buffer_codes` and `depth_updated_mask`, which 1.0 does not have."""
 
 DATASET = "dataset"
 REVISION = "revision"
@@ -47,6 +51,8 @@ INSTRUCTION = "instruction"
 IMAGE_PREFIX = "image_"
 DEPTH_CODES = "depth_codes"
 DEPTH_RANGE = "depth_range"
+BUFFER_CODES = "buffer_codes"
+DEPTH_UPDATED_MASK = "depth_updated_mask"
 GRIPPER_POINTS = "gripper_points"
 GRIPPER_CONFIDENCE = "gripper_confidence"
 TRACE = "trace"
@@ -94,6 +100,8 @@ class RecordLayout:
     depth_codes: int | None = DEPTH_GRID_CODES
     """Codes per frame; None = no depth."""
     codebook_size: int = 128
+    depth_buffer: bool = False
+    """Whether there are `buffer_codes` and their mask."""
     num_arms: int | None = 1
     """None = no pointer, hence no points and no traces."""
 
@@ -102,6 +110,8 @@ class RecordLayout:
             raise ValueError("a record needs at least one camera role")
         if len(set(self.cameras)) != len(self.cameras):
             raise ValueError(f"camera roles repeat: {self.cameras}")
+        if self.depth_buffer and self.depth_codes is None:
+            raise ValueError("a buffer of depth codes needs depth codes")
 
     def arrow_schema(self, metadata: dict[bytes, bytes] | None = None) -> pa.Schema:
         """The schema of a shard, with Hugging Face features so that images decode on load."""
@@ -127,10 +137,16 @@ class RecordLayout:
         if self.depth_codes is None:
             return []
         code = pa.uint8() if self.codebook_size <= 256 else pa.int16()
-        return [
+        fields = [
             pa.field(DEPTH_CODES, pa.list_(code, self.depth_codes)),
             pa.field(DEPTH_RANGE, pa.list_(pa.float32(), 2)),
         ]
+        if self.depth_buffer:
+            fields += [
+                pa.field(BUFFER_CODES, pa.list_(code, self.depth_codes)),
+                pa.field(DEPTH_UPDATED_MASK, pa.list_(pa.bool_(), self.depth_codes)),
+            ]
+        return fields
 
     def _trace_fields(self) -> list[pa.Field]:
         if self.num_arms is None:
@@ -174,6 +190,7 @@ class RecordLayout:
             action_chunk_size=size(ACTION_BINS) or cls.action_chunk_size,
             depth_codes=size(DEPTH_CODES),
             codebook_size=2**15 if code == pa.int16() else cls.codebook_size,
+            depth_buffer=BUFFER_CODES in schema.names,
             num_arms=1 if TRACE in schema.names else None,
         )
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from molmoact_data import schema
 from molmoact_data.config import build, load_yaml, option
 from molmoact_data.errors import UserError, unknown_name
-from molmoact_data.teachers.choice import EMBEDDED, TeacherConfig
+from molmoact_data.teachers.choice import EMBEDDED, NONE, TeacherConfig
 
 Gripper = Literal["keep", "invert", "scale", "none"]
 LOCAL = "local"
@@ -26,6 +26,9 @@ class LabelConfig(TeacherConfig):
     Workers, devices and progress are elsewhere, so that the hash of this names the shards.
     """
 
+    depth_buffer: Literal["none", "consistent", "original"] = option("none", panel="Depth")
+    """For MolmoAct2's Think, also codes that follow only where the picture changed: compared as its policy compares
+    (consistent), or as its published annotation did (original)."""
     point_every: int = option(1, panel="Traces")
     """Ask the pointer on every K-th frame and track with optical flow in between."""
     line_length: int = schema.TRACE_MAX_POINTS
@@ -48,6 +51,8 @@ class LabelConfig(TeacherConfig):
         for name in ("point_every", "line_length", "action_chunk_size", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.depth_buffer != "none" and self.depth == NONE:
+            raise ValueError("depth_buffer needs depth codes, and depth is none")
         if self.line_length > schema.TRACE_MAX_POINTS:
             raise ValueError(f"line_length is at most {schema.TRACE_MAX_POINTS}")
         if self.action_chunk_size > 127:
@@ -63,7 +68,13 @@ def embedded_labels() -> dict[str, Any]:
 
 def debug_labels() -> dict[str, Any]:
     """The quickest thing that still makes every column."""
-    return {**embedded_labels(), "point_every": 8, "batch_size": 8, "jpeg_quality": 75}
+    return {
+        **embedded_labels(),
+        "depth_buffer": "consistent",
+        "point_every": 8,
+        "batch_size": 8,
+        "jpeg_quality": 75,
+    }
 
 
 PRESETS = {"embedded": embedded_labels, "debug": debug_labels}

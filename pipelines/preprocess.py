@@ -165,6 +165,10 @@ def make_job(
 ) -> Job:
     """What every worker is told."""
     labels, tokenizer, pointer = config.labels, teachers.tokenizer, teachers.pointer
+    if tokenizer and labels.depth_buffer != "none" and len(set(tokenizer.grid_hw)) != 1:
+        raise UserError(
+            f"--depth-buffer needs a square grid of codes, this codebook's is {tokenizer.grid_hw}."
+        )
     layout = schema.RecordLayout(
         cameras=tuple(cameras),
         action_dim=source.info.action_dim if labels.process_actions else None,
@@ -172,6 +176,7 @@ def make_job(
         action_chunk_size=labels.action_chunk_size,
         depth_codes=tokenizer.grid_hw[0] * tokenizer.grid_hw[1] if tokenizer else None,
         codebook_size=tokenizer.codebook_size if tokenizer else 128,
+        depth_buffer=tokenizer is not None and labels.depth_buffer != "none",
         num_arms=pointer.num_arms if pointer else None,
     )
     return Job(

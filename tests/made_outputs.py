@@ -149,7 +149,11 @@ def write_output(
         labels=LabelConfig(vqvae="fake", batch_size=8, **labels),
         statistics=statistics,
         layout=schema.RecordLayout(
-            tuple(CAMERAS), 7, 3, action_chunk_size=labels.get("action_chunk_size", 8)
+            tuple(CAMERAS),
+            7,
+            3,
+            action_chunk_size=labels.get("action_chunk_size", 8),
+            depth_buffer=labels.get("depth_buffer", "none") != "none",
         ),
         output=Storage(str(root)),
         teachers=teachers.describe(),

@@ -224,6 +224,14 @@ PLANTED: dict[str, tuple[Plant, Finding]] = {
         set_value(schema.DEPTH_RANGE, 0, [9.0, 1.0]),
         Finding.DEPTH_RANGE_INVALID,
     ),
+    "a kept code that is new": (
+        set_value(schema.BUFFER_CODES, 5, lambda v: replaced(v, 3, (v[3] + 1) % 128)),
+        Finding.DEPTH_BUFFER_DIFFERS,
+    ),
+    "an episode that keeps another's codes": (
+        set_value(schema.DEPTH_UPDATED_MASK, 0, lambda v: [*v[:99], False]),
+        Finding.DEPTH_BUFFER_DIFFERS,
+    ),
     "half a point": (set_value(schema.GRIPPER_POINTS, 2, [[0.5]]), Finding.POINT_INVALID),
     "confidence 3": (
         set_value(schema.GRIPPER_CONFIDENCE, 2, [3.0]),
@@ -277,7 +285,7 @@ PLANTED: dict[str, tuple[Plant, Finding]] = {
 
 
 def test_a_good_output_has_no_finding_and_everything_was_looked_at(make_output):
-    report = validate(str(make_output()))
+    report = validate(str(make_output(depth_buffer="consistent")))
 
     assert report.to_json()["findings"] == {}
     assert report.passed
@@ -287,7 +295,7 @@ def test_a_good_output_has_no_finding_and_everything_was_looked_at(make_output):
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_defect_is_found_by_name(name, make_output):
     plant, finding = PLANTED[name]
-    out = make_output()
+    out = make_output(depth_buffer="consistent")
     plant(out)
 
     report = validate(str(out))

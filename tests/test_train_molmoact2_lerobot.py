@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from golden_molmoact2 import FOLDER, RELATIVE, TINY, arrays, needs_molmoact2
+from made_outputs import DotSource, write_output
 
 from molmoact_data.errors import UserError
+from molmoact_data.outputs.columns import fixed_array
 from molmoact_data.policies import Observation
 from molmoact_train.config import resolve
 from molmoact_train.debug.data import write_debug_dataset
@@ -158,6 +162,67 @@ def test_the_released_layout_acts_the_same_in_lerobots_policy(tmp_path: Path) ->
     again = MolmoAct2Policy.from_folder(final, statistics_key="libero", device="cpu").tag
     kept = MolmoAct2Policy.from_folder(TINY, statistics_key="libero", device="cpu").tag
     np.testing.assert_array_equal(again.action.values["q99"], kept.action.values["q99"])
+
+
+def test_lerobots_code_trains_on_the_companion_with_exact_quantiles(
+    tmp_path: Path, molmoact: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Preprocessed and exported by command; read by LeRobotDataset, normalised and trained on by its MolmoAct2."""
+    from lerobot.configs.types import FeatureType, PolicyFeature
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    from lerobot.policies.molmoact2.configuration_molmoact2 import MolmoAct2Config as PeerConfig
+    from lerobot.policies.molmoact2.modeling_molmoact2 import MolmoAct2Policy as Peer
+    from lerobot.policies.molmoact2.processor_molmoact2 import make_molmoact2_pre_post_processors
+
+    write_output(tmp_path / "dots", DotSource(lengths=(12, 9, 11)))
+    dataset, out, companion = tmp_path / "d", tmp_path / "out", tmp_path / "d_depth"
+    assert (
+        molmoact("export", tmp_path / "dots", "--format", "lerobot", "--output-path", dataset)[0]
+        == 0
+    )
+    spoil_quantiles(dataset / "meta" / "stats.json")
+    made = ["--preset", "debug", "--output-path", out]
+    assert molmoact("preprocess", "--dataset-path", dataset, *made)[0] == 0
+    form = ["--format", "molmoact2-depth", "--dataset-path", dataset, "--output-path", companion]
+    assert molmoact("export", out, *form)[0] == 0
+
+    loaded = LeRobotDataset(
+        "local/d_depth", root=companion, delta_timestamps={"action": [n / 10 for n in range(8)]}
+    )
+    rows = pq.read_table(companion / "data")
+    every = fixed_array(rows["action"]).astype(np.float64)
+    for name, share in (("q01", 0.01), ("q10", 0.1), ("q50", 0.5), ("q90", 0.9), ("q99", 0.99)):
+        exact = np.quantile(every, share, axis=0)
+        np.testing.assert_allclose(loaded.meta.stats["action"][name], exact, rtol=1e-12)
+    stored = pq.read_table(out / "data", columns=["buffer_codes", "depth_updated_mask"])
+    keys = [k for k in loaded.meta.features if k.startswith("observation.images.")]
+    visual = {k: PolicyFeature(FeatureType.VISUAL, (3, 48, 64)) for k in keys}
+    state = {"observation.state": PolicyFeature(FeatureType.STATE, (3,))}
+    config = PeerConfig(
+        checkpoint_path=str(TINY), model_dtype="float32", device="cpu", action_mode="both", chunk_size=8,
+        n_action_steps=8, num_flow_timesteps=2, enable_inference_cuda_graph=False, image_keys=keys,
+        setup_type="a robot", control_mode="deltas", discrete_action_tokenizer=str(FOLDER / "fast"),
+        normalize_gripper=True, input_features={**visual, **state},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (7,))},
+    )  # fmt: skip
+    before, _ = make_molmoact2_pre_post_processors(config, loaded.meta.stats, loaded.meta)
+    batch = next(iter(torch.utils.data.DataLoader(loaded, batch_size=2)))
+    for name in ("buffer_codes", "depth_updated_mask"):
+        assert batch[name].tolist() == stored[name].to_pylist()[:2]
+    low, high = np.quantile(every, 0.01, axis=0), np.quantile(every, 0.99, axis=0)
+    normalised = np.clip(2 * (batch["action"].numpy() - low) / (high - low) - 1, -1, 1)
+    given = before(batch)
+    np.testing.assert_allclose(given["action"][:, :8, :7].numpy(), normalised, atol=1e-5)
+    loss, _ = Peer(config).train().forward(given)
+    loss.backward()
+    assert torch.isfinite(loss)
+
+
+def spoil_quantiles(path: Path) -> None:
+    """A source whose statistics are estimates."""
+    statistics = json.loads(path.read_text())
+    statistics["action"]["q99"] = [9.0] * 7
+    path.write_text(json.dumps(statistics))
 
 
 def use_golden_tokenizer(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from golden_molmoact2 import (
     tensors,
 )
 
-from molmoact_data.exporters.adaptive_codes import AdaptiveBuffer
+from molmoact_data.labels.depth_memory import DepthMemory, buffered, changed_cells
 from molmoact_data.policies import Observation
 from molmoact_train.families.molmoact2 import policy as policies, think
 from molmoact_train.families.molmoact2.decoding import Decoding
@@ -29,11 +30,12 @@ from molmoact_train.families.molmoact2.policy import MolmoAct2Policy
 pytestmark = needs_molmoact2
 
 
-def thinking(**options: bool) -> MolmoAct2Policy:
+def thinking(change_rule: Literal["consistent", "original"] = "consistent") -> MolmoAct2Policy:
     """The golden model asked about one camera; its tag names two."""
-    policy = MolmoAct2Policy.from_folder(THINK, statistics_key="libero", num_steps=3, device="cpu")
+    policy = MolmoAct2Policy.from_folder(
+        THINK, statistics_key="libero", num_steps=3, device="cpu", change_rule=change_rule
+    )
     policy.tag = dataclasses.replace(policy.tag, camera_keys=())
-    policy.options = dataclasses.replace(policy.options, **options)
     return policy
 
 
@@ -46,7 +48,7 @@ def frame(number: int, **changes: object) -> Observation:
 
 def test_four_calls_equal_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
     """A first frame, one that changed in places, one that changed by a constant, a black one."""
-    golden, policy = arrays("think.npz"), thinking(keep_through_black=True)
+    golden, policy = arrays("think.npz"), thinking(change_rule="original")
     updated = []
     for number in range(4):
         noise = torch.from_numpy(golden[f"noise_{number}"])
@@ -63,8 +65,8 @@ def test_four_calls_equal_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_changed_cells_equal_the_original() -> None:
     golden = arrays("think.npz")
     for number, cells in enumerate((100, 100, 16)):
-        found = think.changed_cells(
-            golden[f"pair_{number}_previous"], golden[f"pair_{number}_current"], cells
+        found = changed_cells(
+            golden[f"pair_{number}_previous"], golden[f"pair_{number}_current"], cells, "pil"
         )
         np.testing.assert_array_equal(found, golden[f"pair_{number}_mask"])
 
@@ -162,7 +164,7 @@ def test_packed_documents_have_a_gate_each() -> None:
 def test_the_companion_columns_equal_the_originals_annotation() -> None:
     golden = arrays("depth_companion.npz")
     frames, codes = golden["frames_bgr"], golden["depth_codes"]
-    found = AdaptiveBuffer(threshold=think.THRESHOLD).push(frames, codes)
+    found = buffered(DepthMemory("opencv", black_forgets=False), frames, codes)
     np.testing.assert_array_equal(found.updated_TG, golden["depth_updated_mask"])
     np.testing.assert_array_equal(found.buffer_TG, golden["buffer_codes"])
 
@@ -171,10 +173,8 @@ def test_annotation_and_inference_disagree_as_in_the_original() -> None:
     """OpenCV's resize against PIL's: on a noisy pair one sees more change than the other."""
     golden = arrays("depth_companion.npz")
     before, now = golden["large_previous"], golden["large_current"]
-    annotated = AdaptiveBuffer(threshold=think.THRESHOLD)
-    codes = np.zeros((2, 100), dtype=np.int16)
-    updated = annotated.push(np.stack([before, now]), codes).updated_TG[1]
+    updated = changed_cells(before, now, 100, "opencv")
     np.testing.assert_array_equal(updated, golden["large_annotation_mask"].reshape(-1))
-    inferred = think.changed_cells(before, now, 100)
+    inferred = changed_cells(before, now, 100, "pil")
     np.testing.assert_array_equal(inferred, golden["large_inference_mask"].reshape(-1))
     assert inferred.sum() != updated.sum()

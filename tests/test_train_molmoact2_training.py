@@ -20,6 +20,7 @@ from PIL import Image
 from molmoact_data.errors import UserError
 from molmoact_data.policies import Observation
 from molmoact_train.config import TrainConfig, resolve
+from molmoact_train.data.sources import ShardSource, SourceOptions
 from molmoact_train.debug.data import write_debug_dataset
 from molmoact_train.families.molmoact.network.attention import (
     positions_from_documents,
@@ -255,7 +256,7 @@ def losses_of(run: Path) -> list[float]:
 def test_a_killed_run_resumes_with_equal_losses_and_acts(tmp_path: Path) -> None:
     """Both losses, packed, with depth; from the checkpoint of step 3 on, every number is the same."""
     config = debug_config(
-        tmp_path, [write_debug_dataset(tmp_path / "data")], packing=True, style_depth_action=1.0,
+        tmp_path, [write_debug_dataset(tmp_path / "data", depth_buffer=True)], packing=True, style_depth_action=1.0,
         depth_input_noise=0.1, residual_dropout=0.1, eval_fraction=0.34,
     )  # fmt: skip
     done = train(config, device="cpu")
@@ -276,6 +277,31 @@ def test_a_killed_run_resumes_with_equal_losses_and_acts(tmp_path: Path) -> None
     assert found.actions_HD.shape == (4, 7)
     assert found.depth_codes is not None
     assert len(found.depth_codes) == 100
+
+
+def test_the_buffered_codes_are_what_is_learned(tmp_path: Path) -> None:
+    """A still camera: most cells keep the first frame's code, and the answer spells these."""
+    data = write_debug_dataset(tmp_path / "data", depth_buffer=True)
+    answers = {}
+    for target in ("auto", "buffer_codes", "depth_codes"):
+        config = debug_config(
+            tmp_path / target, [data], style_action=0.0, style_depth=1.0, depth_target=target
+        )
+        encoder = FAMILY.encoder(Path(config.checkpoint), config, training=True)
+        source = ShardSource(data, SourceOptions(needs=FAMILY.needs(config), max_images=2))
+        row = source.row(5)
+        answers[target] = encoder.describe(row, np.random.default_rng(0))["answer"]
+        assert row.buffer_codes is not None
+        assert row.buffer_codes != row.depth_codes
+        wanted = row.depth_codes if target == "depth_codes" else row.buffer_codes
+        assert prompts.answer(depth_codes=wanted, action_ids=None) in answers[target]
+    assert answers["auto"] == answers["buffer_codes"] != answers["depth_codes"]
+    plain = write_debug_dataset(tmp_path / "plain")
+    with pytest.raises(UserError, match="--depth-buffer consistent"):
+        train(
+            debug_config(tmp_path, [plain], style_depth=1.0, depth_target="buffer_codes"),
+            device="cpu",
+        )
 
 
 def test_several_robots_and_horizons_train_in_one_run(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ class ExportOptions:
     """Dataset that the output was made from; `molmoact2-depth` compares its frames and links its videos."""
     single_action: bool = False
     """`conversations`: the first action instead of the chunk, as in the pre-training rows."""
-    cosine_threshold: float = 0.996
-    """`molmoact2-depth`: a patch less similar than this to the frame before gets new codes."""
+    cosine_threshold: float | None = None
+    """`molmoact2-depth`: compare the frames anew, with new codes for a cell less similar than this to the frame
+    before. None = the buffer that the output has, else 0.996."""
 
 
 @dataclass(frozen=True)

@@ -9,65 +9,94 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
-from molmoact_data.exporters.adaptive_codes import (
-    BUFFER_CODES,
-    FRAMES_PER_BATCH,
-    UPDATED_MASK,
-    AdaptiveCodes,
-)
 from molmoact_data.exporters.lerobot_v3 import (
     CHUNK_SIZE,
     EPISODE_INDEX,
     VIDEO_PATH,
     DatasetDescription,
+    FeatureStatistics,
     LeRobotV3Writer,
     VideoSlice,
     feature,
 )
+from molmoact_data.labels.depth_memory import BufferedCodes
 from molmoact_data.pictures.images import encode_png
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 from molmoact_data.sources.lerobot.source import LeRobotSource
 
-EpisodeColumnsOf = Callable[[EpisodeRef], Iterator[AdaptiveCodes]]
 CODES = 100
+FRAMES_PER_BATCH = 64
 STATE_KEY = "observation.state"
+
+
+@dataclass(frozen=True)
+class CompanionColumns:
+    """The three columns of some consecutive frames."""
+
+    codes_TG: NDArray[np.integer]
+    buffered: BufferedCodes
+
+    def columns(self) -> dict[str, pa.Array]:
+        """As Arrow lists."""
+        codes, mask = pa.list_(pa.int16(), CODES), pa.list_(pa.bool_(), CODES)
+        return {
+            schema.DEPTH_CODES: pa.array(self.codes_TG.tolist(), codes),
+            schema.BUFFER_CODES: pa.array(self.buffered.buffer_TG.tolist(), codes),
+            schema.DEPTH_UPDATED_MASK: pa.array(self.buffered.updated_TG.tolist(), mask),
+        }
+
+
+EpisodeColumnsOf = Callable[[EpisodeRef], Iterator[CompanionColumns]]
 
 
 def companion_features() -> dict[str, Any]:
     """The three more features of `info.json`."""
     return {
         schema.DEPTH_CODES: feature("int16", [CODES]),
-        BUFFER_CODES: feature("int16", [CODES]),
-        UPDATED_MASK: feature("bool", [CODES]),
+        schema.BUFFER_CODES: feature("int16", [CODES]),
+        schema.DEPTH_UPDATED_MASK: feature("bool", [CODES]),
     }
 
 
 def extend_v3(
     root: Path, folder: Path, columns_of: EpisodeColumnsOf, extra_info: Mapping[str, Any]
 ) -> int:
-    """Copy `meta/` and `data/` with three more columns; link `videos/`."""
+    """Copy `meta/` and `data/` with three more columns; link `videos/`. Numbers get exact quantiles."""
     shutil.copytree(root / "meta", folder / "meta")
     if (root / "videos").is_dir():
         os.symlink((root / "videos").resolve(), folder / "videos", target_is_directory=True)
     info = json.loads((root / "meta" / "info.json").read_text())
-    rows = 0
-    for path in sorted((root / "data").rglob("*.parquet")):
-        rows += _extend_file(path, folder / path.relative_to(root), columns_of)
     info["features"] |= companion_features()
     info |= extra_info
+    numeric = {k: v for k, v in info["features"].items() if v["dtype"] not in ("image", "video")}
+    statistics, rows = FeatureStatistics(numeric), 0
+    for path in sorted((root / "data").rglob("*.parquet")):
+        rows += _extend_file(path, folder / path.relative_to(root), columns_of, statistics)
+    _replace_statistics(folder / "meta" / "stats.json", statistics)
     (folder / "meta" / "info.json").write_text(json.dumps(info, indent=4))
     return rows
 
 
-def _extend_file(path: Path, target: Path, columns_of: EpisodeColumnsOf) -> int:
+def _replace_statistics(path: Path, exact: FeatureStatistics) -> None:
+    """Exact numbers over those of the source, which may be estimates; what it says of pictures stays."""
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(known | exact.to_json(), indent=4))
+
+
+def _extend_file(
+    path: Path, target: Path, columns_of: EpisodeColumnsOf, statistics: FeatureStatistics
+) -> int:
     """One data file, row group by row group; its episodes are consecutive."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with pq.ParquetFile(path) as file:
@@ -87,6 +116,7 @@ def _extend_file(path: Path, target: Path, columns_of: EpisodeColumnsOf) -> int:
                 table = table.append_column(name, array)
             writer = writer or pq.ParquetWriter(target, table.schema)
             writer.write_table(table)
+            statistics.add(table)
         if writer is not None:
             writer.close()
     return len(episodes)

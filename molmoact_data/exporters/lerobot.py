@@ -80,6 +80,9 @@ def lerobot_features(layout: RecordLayout, first: Mapping[str, Any]) -> dict[str
     if layout.depth_codes is not None:
         features[schema.DEPTH_CODES] = feature("int16", [layout.depth_codes])
         features[schema.DEPTH_RANGE] = feature("float32", [2])
+        if layout.depth_buffer:
+            features[schema.BUFFER_CODES] = feature("int16", [layout.depth_codes])
+            features[schema.DEPTH_UPDATED_MASK] = feature("bool", [layout.depth_codes])
     if layout.num_arms is not None:
         arms, points = layout.num_arms, schema.TRACE_MAX_POINTS
         features[schema.TRACE] = feature("int16", (arms, points * 2))
@@ -105,6 +108,9 @@ def lerobot_columns(batch: pa.RecordBatch, layout: RecordLayout) -> dict[str, pa
     if layout.depth_codes is not None:
         columns[schema.DEPTH_CODES] = batch.column(schema.DEPTH_CODES)
         columns[schema.DEPTH_RANGE] = batch.column(schema.DEPTH_RANGE)
+    if layout.depth_buffer:
+        for name in (schema.BUFFER_CODES, schema.DEPTH_UPDATED_MASK):
+            columns[name] = batch.column(name)
     if layout.num_arms is not None:
         columns |= _trace_columns(batch, layout.num_arms)
     return columns

@@ -95,7 +95,7 @@ class LeRobotV3Writer:
         self._schema = pa.schema([(name, arrow_type(entry)) for name, entry in stored.items()])
         self._tasks: dict[str, int] = {}
         self._episodes: list[dict[str, Any]] = []
-        self._statistics = _Statistics(self.features)
+        self._statistics = FeatureStatistics(self.features)
         self._rows = 0
         self._file_index = -1
         self._writer: pq.ParquetWriter | None = None
@@ -231,7 +231,7 @@ def _pandas_column(name: str, kind: str) -> dict[str, Any]:
     }
 
 
-class _Statistics:
+class FeatureStatistics:
     """Numbers are kept (4 to 8 bytes each) because quantiles need them; images only as running sums."""
 
     def __init__(self, features: Mapping[str, Mapping[str, Any]]) -> None:
@@ -241,6 +241,7 @@ class _Statistics:
         self._seen = 0
 
     def add(self, table: pa.Table) -> None:
+        """The next rows."""
         for name, parts in self._values.items():
             rows = _as_rows(table[name])
             # NaN means "not found": a quantile over the rest is what a normaliser wants.
@@ -253,6 +254,7 @@ class _Statistics:
         self._seen += table.num_rows
 
     def to_json(self) -> dict[str, Any]:
+        """The content of `meta/stats.json`."""
         values = {name: np.concatenate(parts) for name, parts in self._values.items()}
         numeric = {name: lerobot_statistics(rows) for name, rows in values.items() if len(rows)}
         return numeric | {name: sums.to_json() for name, sums in self._images.items()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from molmoact_data.labels.depth_memory import BufferedCodes
 from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.labels.traces import EpisodeTraces
 
@@ -19,6 +20,7 @@ class EpisodeLabels:
     """[T, G]"""
     depth_range: NDArray[np.float32] | None = None
     """[T, 2] raw minimum and maximum"""
+    depth_buffer: BufferedCodes | None = None
     points: GripperPoints | None = None
     traces: EpisodeTraces | None = None
     action_bins: NDArray[np.int16] | None = None

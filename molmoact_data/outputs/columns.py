@@ -45,6 +45,12 @@ def label_columns(
     if layout.depth_codes is not None:
         arrays[schema.DEPTH_CODES] = fixed_size_lists(labels.depth_codes, types[schema.DEPTH_CODES])
         arrays[schema.DEPTH_RANGE] = fixed_size_lists(labels.depth_range, types[schema.DEPTH_RANGE])
+    if layout.depth_buffer:
+        if labels.depth_buffer is None:
+            raise ValueError("the layout has a buffer of depth codes, but it is missing")
+        buffer, mask = schema.BUFFER_CODES, schema.DEPTH_UPDATED_MASK
+        arrays[buffer] = fixed_size_lists(labels.depth_buffer.buffer_TG, types[buffer])
+        arrays[mask] = fixed_size_lists(labels.depth_buffer.updated_TG, types[mask])
     if layout.num_arms is not None:
         arrays.update(_trace_columns(labels, types))
     if layout.action_dim is not None:

@@ -28,6 +28,7 @@ class FrameDataset(Dataset):
 
     Keys, each only where the output has the column:
     `image_<role>` uint8 [3, height, width]; `instruction` str; `depth_codes` int64 [100];
+    `buffer_codes` int64 [100] and `depth_updated_mask` bool [100];
     `trace` int64 [A, P, 2] on 0..255, x right and y down, with `trace_points` int64 [A] of them real (0 = no usable
     trace); `action` float32 [H, D] as recorded from this frame on, `action_is_pad` bool [H] true behind the episode's
     end; `action_bins` int64 [H, D] 1..256; `state` float32 [S]; `episode_index`, `frame_index` int.
@@ -68,6 +69,9 @@ class FrameDataset(Dataset):
             item[column] = _decoded(values[column]["bytes"])
         if self.layout.depth_codes is not None:
             item[schema.DEPTH_CODES] = torch.tensor(values[schema.DEPTH_CODES])
+        if self.layout.depth_buffer:
+            for name in (schema.BUFFER_CODES, schema.DEPTH_UPDATED_MASK):
+                item[name] = torch.tensor(values[name])
         if self.layout.num_arms is not None:
             item |= _trace(values)
         if self.layout.action_dim is not None:

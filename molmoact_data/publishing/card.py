@@ -31,6 +31,8 @@ MEANINGS: Mapping[str, str] = {
     schema.INSTRUCTION: "the task in words",
     schema.DEPTH_CODES: "VQ-VAE ids, row-major 10x10 grid",
     schema.DEPTH_RANGE: "raw minimum and maximum of the depth map",
+    schema.BUFFER_CODES: "codes that follow only where the picture changed",
+    schema.DEPTH_UPDATED_MASK: "which cells of the picture changed",
     schema.GRIPPER_POINTS: "per arm, unit coordinates 0..1; null = not found",
     schema.GRIPPER_CONFIDENCE: "per arm, 0..1",
     schema.TRACE: "per arm, up to 5 points x right, y down, 0..255; the first is now",

@@ -31,8 +31,10 @@ def check_files(output: Output) -> Iterator[Problem]:
 def _manifest(manifest: Manifest) -> Iterator[Problem]:
     where = schema.MANIFEST_FILE
     version = manifest.schema_version
-    if version != schema.SCHEMA_VERSION:
-        detail = f"schema version {version}, this program writes {schema.SCHEMA_VERSION}"
+    if version not in schema.READABLE_VERSIONS:
+        detail = (
+            f"schema version {version}, this program reads {', '.join(schema.READABLE_VERSIONS)}"
+        )
         yield Problem(Finding.SCHEMA_VERSION_DIFFERS, where, detail)
     if content_hash(manifest.fingerprint) != manifest.config_hash:
         detail = "config_hash is not the hash of the fingerprint"

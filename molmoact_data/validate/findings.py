@@ -40,6 +40,7 @@ class Finding(enum.StrEnum):
     IMAGE_SIZE_CHANGES = "image_size_changes"
     DEPTH_CODE_OUT_OF_RANGE = "depth_code_out_of_range"
     DEPTH_RANGE_INVALID = "depth_range_invalid"
+    DEPTH_BUFFER_DIFFERS = "depth_buffer_differs"
     POINT_INVALID = "point_invalid"
     CONFIDENCE_INVALID = "confidence_invalid"
     TRACE_TOO_LONG = "trace_too_long"

@@ -118,6 +118,23 @@ class RowChecker:
         yield from self._at(
             Finding.DEPTH_RANGE_INVALID, wrong_T, "depth_range is not a finite (min, max)"
         )
+        yield from self._depth_buffer(codes_TG)
+
+    def _depth_buffer(self, codes_TG: NDArray[np.integer]) -> Iterator[Problem]:
+        if not self._has(schema.BUFFER_CODES):
+            return
+        names = (schema.BUFFER_CODES, schema.DEPTH_UPDATED_MASK)
+        buffer_TG, updated_TG = (fixed_array(self._table[name]) for name in names)
+        first_T = self._frame_T == 0
+        yield from self._at(
+            Finding.DEPTH_BUFFER_DIFFERS,
+            first_T & ~updated_TG.all(axis=1),
+            "an episode's first frame keeps codes of a frame before it",
+        )
+        kept_TG = np.concatenate([buffer_TG[:1], buffer_TG[:-1]])
+        wrong_T = (buffer_TG != np.where(updated_TG, codes_TG, kept_TG)).any(axis=1)
+        detail = "buffer_codes are not the updated cells' codes and the frame before's buffer"
+        yield from self._at(Finding.DEPTH_BUFFER_DIFFERS, wrong_T, detail)
 
     def _traces(self) -> Iterator[Problem]:
         if not self._has(schema.TRACE):

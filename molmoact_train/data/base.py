@@ -41,6 +41,8 @@ class RobotRow:
     """Steps of the chunk that lie within the episode, 1..H."""
     state: NDArray[np.float32] | None = None
     """[S] as recorded."""
+    buffer_codes: tuple[int, ...] | None = None
+    """As `depth_codes`, but a cell whose picture did not change keeps its code."""
     statistics: DatasetStatistics | None = None
     """Of the row's dataset; actions and state are in its units."""
 

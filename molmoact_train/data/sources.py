@@ -87,8 +87,8 @@ class ShardSource:
 
 
 _LABELS = (
-    schema.DEPTH_CODES, schema.TRACE, schema.TRACE_REJECT_REASON, schema.ACTION_BINS, schema.ACTION,
-    schema.NUM_VALID_ACTIONS, schema.STATE,
+    schema.DEPTH_CODES, schema.BUFFER_CODES, schema.TRACE, schema.TRACE_REJECT_REASON, schema.ACTION_BINS,
+    schema.ACTION, schema.NUM_VALID_ACTIONS, schema.STATE,
 )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def robot_row(
         chunk = padded_chunk(following, len(bins_HD))
     arms = values.get(schema.TRACE)
     usable = is_usable(arms, values.get(schema.TRACE_REJECT_REASON))
-    codes = values.get(schema.DEPTH_CODES)
+    codes, buffer = values.get(schema.DEPTH_CODES), values.get(schema.BUFFER_CODES)
     return RobotRow(
         where=f"{where}{': ' if where else ''}episode {values[schema.EPISODE_INDEX]} "
         f"frame {values[schema.FRAME_INDEX]}",
@@ -124,6 +124,7 @@ def robot_row(
         actions_HD=chunk,
         num_valid=0 if following is None else len(following),
         state=None if state is None else np.asarray(state, dtype=np.float32),
+        buffer_codes=None if buffer is None else tuple(buffer),
         statistics=statistics,
     )
 

@@ -18,6 +18,7 @@ from PIL import Image
 from molmoact_data import schema
 from molmoact_data.config import content_hash
 from molmoact_data.labels import actions
+from molmoact_data.labels.depth_memory import DepthMemory, buffered
 from molmoact_data.labels.labels import EpisodeLabels
 from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.labels.traces import TraceConfig, episode_traces
@@ -47,6 +48,7 @@ def write_debug_dataset(
     state_dim: int | None = None,
     name: str = NAME,
     num_bins: int = DEFAULT_NUM_BINS,
+    depth_buffer: bool = False,
     seed: int = 0,
 ) -> Path:
     """Write one shard of `episodes` x `frames` rows, with statistics and manifest; returns the folder."""
@@ -70,6 +72,7 @@ def write_debug_dataset(
         action_dim=action_dim,
         state_dim=state_dim,
         action_chunk_size=chunk_size,
+        depth_buffer=depth_buffer,
     )
     shard = f"{schema.DATA_DIR}/episodes-{0:06d}-{episodes - 1:06d}.parquet"
     (folder / schema.DATA_DIR).mkdir(parents=True, exist_ok=True)
@@ -143,9 +146,14 @@ def _rows(
         action=move_TD,
         state=state_TS,
     )
+    codes_TG = np.stack([_codes(xy, layout.depth_codes or 0) for xy in path_T2])
+    memory = DepthMemory("pil", black_forgets=True)
     labels = EpisodeLabels(
-        depth_codes=np.stack([_codes(xy, layout.depth_codes or 0) for xy in path_T2]),
+        depth_codes=codes_TG,
         depth_range=np.tile(np.array([0, 1], dtype=np.float32), (num, 1)),
+        depth_buffer=buffered(
+            memory, np.stack([_picture(xy, size, 0) for xy in path_T2]), codes_TG
+        ),
         points=points,
         traces=episode_traces(points, TraceConfig(filter=False)),
         action_bins=bins_THD,
@@ -174,11 +182,16 @@ def _codes(xy: NDArray[np.float32], count: int) -> NDArray[np.int16]:
     return np.clip(127 - 90 * distance, 0, 127).astype(np.int16)
 
 
-def _png(xy: NDArray[np.float32], size: int, shift: int) -> bytes:
+def _picture(xy: NDArray[np.float32], size: int, shift: int) -> NDArray[np.uint8]:
+    """RGB [size, size, 3]: a dark picture with a white square at `xy`."""
     picture = np.full((size, size, 3), 20 + 40 * shift, dtype=np.uint8)
     x, y = np.rint(xy * (size - 1)).astype(int)
     half = size // 12
     picture[max(0, y - half) : y + half, max(0, x - half) : x + half] = 255
+    return picture
+
+
+def _png(xy: NDArray[np.float32], size: int, shift: int) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(picture).save(out, format="PNG")
+    Image.fromarray(_picture(xy, size, shift)).save(out, format="PNG")
     return out.getvalue()

@@ -25,6 +25,7 @@ from molmoact_data.errors import EpisodeRejected, RejectReason
 from molmoact_data.labels import quality
 from molmoact_data.labels.actions import bin_actions, chunk, normalize
 from molmoact_data.labels.depth import scale_to_u8
+from molmoact_data.labels.depth_memory import CHANGE_RULES, BufferedCodes, DepthMemory, buffered
 from molmoact_data.labels.labels import EpisodeLabels
 from molmoact_data.labels.pointing import ColumnPointer, GripperPointer
 from molmoact_data.labels.traces import TraceConfig, episode_traces
@@ -105,7 +106,7 @@ def _label_episode(
     """All rows of one episode, written only once the whole episode has proved good."""
     columns = next(events).columns()
     points = follow_points(teachers.pointer, job, columns)
-    depth = DepthLabels()
+    depth = DepthLabels(depth_memory(job))
     with EpisodeSpool(image_schema(job.layout)) as spool:
         for batch in map(Event.frames, events):
             spool.append(batch.images)
@@ -140,12 +141,22 @@ def follow_points(
     return PointTracker(asked, job.labels.pointer_prompt, job.labels.point_every)
 
 
+def depth_memory(job: Job) -> DepthMemory | None:
+    """An empty memory for one episode; None where no buffer of codes is asked for."""
+    if not job.layout.depth_buffer or job.layout.depth_codes is None:
+        return None
+    rule = CHANGE_RULES[job.labels.depth_buffer]
+    return DepthMemory(rule.labels_resize, rule.black_forgets, job.layout.depth_codes)
+
+
 @dataclass
 class DepthLabels:
     """Codes and raw ranges of one episode, batch by batch; stays empty without a depth teacher."""
 
+    memory: DepthMemory | None = None
     codes: list[NDArray[np.int64]] = field(default_factory=list)
     ranges: list[NDArray[np.float32]] = field(default_factory=list)
+    buffers: list[BufferedCodes] = field(default_factory=list)
 
     def add(self, ref: EpisodeRef, rgb_NHWC: NDArray[np.uint8], teachers: Teachers) -> None:
         """Estimate, scale and tokenise the next frames."""
@@ -160,6 +171,17 @@ class DepthLabels:
         depth_u8_NHW, range_N2 = scale_to_u8(depth_NHW)
         self.codes.append(teachers.tokenizer.encode(depth_u8_NHW))
         self.ranges.append(range_N2)
+        if self.memory is not None:
+            self.buffers.append(buffered(self.memory, rgb_NHWC, self.codes[-1]))
+
+    def buffer(self) -> BufferedCodes | None:
+        """Of the whole episode."""
+        if not self.buffers:
+            return None
+        return BufferedCodes(
+            np.concatenate([part.buffer_TG for part in self.buffers]),
+            np.concatenate([part.updated_TG for part in self.buffers]),
+        )
 
 
 def episode_labels(
@@ -177,6 +199,7 @@ def episode_labels(
     return EpisodeLabels(
         depth_codes=np.concatenate(depth.codes) if depth.codes else None,
         depth_range=np.concatenate(depth.ranges) if depth.ranges else None,
+        depth_buffer=depth.buffer(),
         points=collected.points if collected else None,
         traces=traces,
         action_bins=bins_THD,

@@ -134,6 +134,12 @@ class MolmoAct2Encoder:
         assert row.actions_HD is not None, "checked by tag()"
         return tag.action.normalise(row.actions_HD[: tag.action_horizon], self.processor.stats.mode)
 
+    def depth_target(self, row: RobotRow) -> tuple[int, ...] | None:
+        """The codes that the answer spells."""
+        if self.settings.depth_target == "depth_codes" or row.buffer_codes is None:
+            return row.depth_codes
+        return row.buffer_codes
+
     def _style(self, row: RobotRow, rng: np.random.Generator) -> Style:
         styles = [
             (style, weight)
@@ -160,7 +166,7 @@ class MolmoAct2Encoder:
 
     def _answer(self, row: RobotRow, style: Style, tag: Tag) -> list[int]:
         """Depth and action tokens, then EOS unless the expert goes on from here."""
-        codes = row.depth_codes if "depth" in style else None
+        codes = self.depth_target(row) if "depth" in style else None
         ids = None
         if self.fast is not None and style != "robot_depth":
             ids = self.fast.encode(self.normalised(row, tag))

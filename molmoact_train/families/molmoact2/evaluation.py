@@ -109,7 +109,7 @@ def _errors(
     recorded = row.actions_HD[: min(row.num_valid, tag.action_horizon)]
     codes = None if done.depth_codes is None else done.depth_codes.tolist()
     return AnswerErrors(
-        code_accuracy=compare_codes(codes, row.depth_codes),
+        code_accuracy=compare_codes(codes, encoder.depth_target(row)),
         trace_distance=None,
         action_error_D=action_error(done.actions_HD, recorded),
     )

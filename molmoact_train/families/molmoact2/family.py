@@ -48,6 +48,12 @@ class MolmoAct2Family:
                 f"{source.folder} has a codebook of {layout.codebook_size}, MolmoAct2 has 128 depth tokens. Run "
                 "`molmoact preprocess` with a codebook of that size, or train without depth."
             )
+        wanted = config.settings.thinks and config.settings.depth_target == "buffer_codes"
+        if wanted and not layout.depth_buffer:
+            raise UserError(
+                f"{source.folder} has no buffer_codes: run `molmoact preprocess` with --depth-buffer consistent, or "
+                "train with --depth-target depth_codes."
+            )
 
     def encoder(self, folder: Path, config: TrainConfig, *, training: bool) -> MolmoAct2Encoder:
         encoder = MolmoAct2Encoder.of_run(folder, config, training=training)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from molmoact_data.errors import UserError
+from molmoact_data.labels.depth_memory import CHANGE_RULES, DepthMemory
 from molmoact_data.policies import ActionChunk, Observation, PolicyInfo, PredictionFailed
 from molmoact_data.processes import pick_device
 from molmoact_train.families.molmoact2 import think
@@ -47,8 +48,8 @@ class ActOptions:
     think: bool = False
     adaptive: bool = True
     """Keep the codes of unchanged cells."""
-    keep_through_black: bool = False
-    """The original's rule: a black picture changed nothing. Ours: it makes the policy forget."""
+    change_rule: Literal["consistent", "original"] = "consistent"
+    """Of `CHANGE_RULES`: what a black picture does to the memory; `original` = nothing."""
     num_steps: int | None = None
     """Euler steps; None = the checkpoint's."""
     constrained: bool = True
@@ -63,11 +64,12 @@ class Episode:
 
     name: str | None = None
     generator: torch.Generator = field(default_factory=torch.Generator)
-    memory: think.DepthMemory | None = None
     warned: bool = False
 
-    def forget(self, name: str) -> None:
-        self.name, self.memory, self.warned = name, None, False
+    def start(self, name: str, memory: DepthMemory) -> None:
+        """Another episode, of which nothing is known."""
+        self.name, self.warned = name, False
+        memory.forget()
 
 
 def rollout_seed(eval_seed: int, first_rollout: int, batch: int) -> int:
@@ -96,7 +98,10 @@ class MolmoAct2Policy:
         actions = model.config.action_tokens
         if options.mode == "discrete" and fast is not None and actions is not None:
             self._grammar = ActionGrammar.of(fast, actions.count)
-        self.episode = Episode()
+        rule = CHANGE_RULES[options.change_rule]
+        self.memory = DepthMemory(
+            rule.acting_resize, rule.black_forgets, model.config.num_depth_codes
+        )
         self.updated_cells, self.asked_cells = 0, 0
         self._names = (checkpoint, sha256)
         self.reset()
@@ -113,6 +118,7 @@ class MolmoAct2Policy:
         mode: Mode = "auto",
         think: bool | None = None,
         adaptive: bool = True,
+        change_rule: Literal["consistent", "original"] = "consistent",
         num_steps: int | None = None,
         constrained: bool = True,
         action_tokenizer: str | Path | None = None,
@@ -135,6 +141,7 @@ class MolmoAct2Policy:
             mode=mode,
             think=config.enable_depth_reasoning if think is None else think,
             adaptive=adaptive,
+            change_rule=change_rule,
             num_steps=num_steps,
             constrained=constrained,
         )
@@ -177,6 +184,7 @@ class MolmoAct2Policy:
     def reset(self, seed: int | None = None) -> None:
         """A new episode: depth is forgotten, and the noise starts from `seed` (None = from the system)."""
         self.episode = Episode()
+        self.memory.forget()
         if seed is None:
             self.episode.generator.seed()
         else:
@@ -191,7 +199,7 @@ class MolmoAct2Policy:
                 "MolmoAct2 cannot be steered by a trace: it was never trained to follow one."
             )
         if self.episode.name != observation.episode:
-            self.episode.forget(observation.episode)
+            self.episode.start(observation.episode, self.memory)
         clock = _Clock()
         prompt = self._prompt(observation)
         clock.lap("prepare")
@@ -262,18 +270,15 @@ class MolmoAct2Policy:
         if not options.think:
             return None, []
         assert config.depth_tokens is not None, "checked in the constructor"
-        memory = self.episode.memory if options.adaptive else None
-        keep = options.keep_through_black
-        updates = think.cells_to_update(
-            memory, main_rgb, config.num_depth_codes, keep_through_black=keep
-        )
-        kept = memory.codes_G if memory is not None else np.zeros(len(updates), dtype=np.int64)
+        if not options.adaptive:
+            self.memory.forget()
+        updates = self.memory.look(main_rgb)
+        kept = self.memory.codes_G
         answers, pending = think.write_depth(
             decoding, config.depth_tokens, updates[None], kept[None],
             last_fed=options.mode == "continuous",
         )  # fmt: skip
-        forgets = think.is_black(main_rgb) and not keep
-        self.episode.memory = None if forgets else think.DepthMemory(main_rgb, answers[0].codes_G)
+        self.memory.remember(answers[0].codes_G)
         self.updated_cells += answers[0].num_updated
         self.asked_cells += len(updates)
         return answers[0], pending[0]

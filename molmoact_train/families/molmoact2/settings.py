@@ -55,6 +55,10 @@ class Settings:
     depth_input_noise: float = 0.0
     """Share of the depth codes that the model reads replaced by random ones; what it is to say stays."""
 
+    depth_target: Literal["auto", "depth_codes", "buffer_codes"] = "auto"
+    """Which codes are learned: those of every frame, or those that follow only where the picture changed (auto =
+    these, where the data have them)."""
+
     tags: tuple[str, ...] = ()
     """`DATASET=TAG`, repeatable: the robot of a data set by its tag; without one the data set's own name is it."""
     setup_type: str | None = None

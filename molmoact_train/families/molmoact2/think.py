@@ -1,34 +1,20 @@
 """Think: 100 depth codes before the action; cells of the main image that did not change keep their code.
 
+Which cells those are is decided by the same `labels.depth_memory` that made the training's labels.
+
 Legend: B rows, G cells of the grid, row-major.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from molmoact_train.families.molmoact2.decoding import Decoding
 from molmoact_train.families.molmoact2.network.config import TokenRange
-
-CELL = 32
-"""Pixels of a cell's side once the image is scaled."""
-THRESHOLD = 0.996
-"""Cosine similarity below which a cell counts as changed."""
-_MIN_NORM = 1e-8
-
-
-@dataclass(frozen=True)
-class DepthMemory:
-    """The previous answer: its main image and its codes."""
-
-    rgb_HWC: NDArray[np.uint8]
-    codes_G: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -42,49 +28,6 @@ class DepthAnswer:
     @property
     def num_updated(self) -> int:
         return int(self.updated_G.sum())
-
-
-def is_black(rgb_HWC: NDArray[np.uint8]) -> bool:
-    """A camera that dropped out: its picture says nothing about what changed."""
-    return not rgb_HWC.any()
-
-
-def changed_cells(
-    previous_HWC: NDArray[np.uint8], current_HWC: NDArray[np.uint8], num_cells: int
-) -> NDArray[np.bool_]:
-    """bool [G]: cosine similarity of each cell of the two pictures below the threshold.
-
-    Both are scaled with PIL's bilinear filter, as in the released inference. A cell that is black in either picture
-    counts as unchanged.
-    """
-    before, now = (_cells(rgb, num_cells) for rgb in (previous_HWC, current_HWC))
-    norms = np.linalg.norm(before, axis=1) * np.linalg.norm(now, axis=1)
-    similarity = (before * now).sum(axis=1) / (norms + 1e-12)
-    return np.where(norms < _MIN_NORM, 1.0, similarity) < THRESHOLD
-
-
-def _cells(rgb_HWC: NDArray[np.uint8], num_cells: int) -> NDArray[np.float64]:
-    """[G, cell * cell * 3]."""
-    side = math.isqrt(num_cells)
-    if side * side != num_cells:
-        raise ValueError(f"{num_cells} depth codes are no square grid")
-    size = (side * CELL, side * CELL)
-    scaled = np.asarray(Image.fromarray(rgb_HWC).resize(size, Image.Resampling.BILINEAR))
-    cells = scaled.reshape(side, CELL, side, CELL, 3).transpose(0, 2, 1, 3, 4)
-    return cells.reshape(num_cells, -1).astype(np.float64)
-
-
-def cells_to_update(
-    memory: DepthMemory | None,
-    rgb_HWC: NDArray[np.uint8],
-    num_cells: int,
-    *,
-    keep_through_black: bool = False,
-) -> NDArray[np.bool_]:
-    """bool [G]; all of them without a memory, or at a black picture (which the original takes for unchanged)."""
-    if memory is None or (is_black(rgb_HWC) and not keep_through_black):
-        return np.ones(num_cells, dtype=bool)
-    return changed_cells(memory.rgb_HWC, rgb_HWC, num_cells)
 
 
 def write_depth(
