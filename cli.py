@@ -10,7 +10,6 @@ Ctrl-C; 143 stopped by SIGTERM.
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import signal
 import sys
@@ -22,6 +21,7 @@ import typer
 
 from molmoact_data import commands as data
 from molmoact_data.console import say
+from molmoact_data.console.command import OURS, Command, VerboseOption, set_up_log, with_verbose
 from molmoact_data.errors import LimitExceeded, UserError, refused_by_system
 from molmoact_data.redaction import redact
 from molmoact_robot import commands as robots
@@ -32,7 +32,6 @@ from vqvae import commands as codebooks
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and after SIGTERM, as shells count them: 128 + the signal."""
-OURS = ("molmoact_data", "molmoact_train", "molmoact_robot", "vqvae", "pipelines")
 EXTRAS = (
     "'molmoact[data]' for datasets and labels, 'molmoact[train]' for models, 'molmoact[all]' for "
     "everything"
@@ -44,10 +43,15 @@ def version() -> None:
 
     Example: molmoact version
     """
+    typer.echo(installed_version())
+
+
+def installed_version() -> str:
+    """As pip knows it."""
     from importlib import metadata
 
     try:
-        typer.echo(metadata.version("molmoact"))
+        return metadata.version("molmoact")
     except metadata.PackageNotFoundError as error:
         raise UserError(
             "molmoact is not installed, only run from its folder, so it has no version. "
@@ -94,28 +98,25 @@ VQVAE_COMMANDS: Mapping[str, Callable[..., None]] = {
 }
 
 
+def say_version(asked: bool) -> None:  # noqa: FBT001 - Typer passes the flag's value
+    """`--version`: the version and nothing else."""
+    if asked:
+        typer.echo(installed_version())
+        raise typer.Exit
+
+
 def configure(
-    *, verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log debug output.")] = False
+    *,
+    verbose: VerboseOption = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", help="Print the version.", callback=say_version, is_eager=True
+        ),
+    ] = False,
 ) -> None:
     """What holds for every command: what is logged, and where."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(levelname)s: %(message)s",
-        stream=sys.stderr,
-    )
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(hide_secrets)
-    for name in OURS:
-        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
-    if not verbose:
-        # Beam logs a traceback for every error it passes on; the error itself is what a user needs.
-        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-
-
-def hide_secrets(record: logging.LogRecord) -> bool:
-    """A filter that lets every line through, without the secrets in it."""
-    record.msg, record.args = redact(record.getMessage()), ()
-    return True
+    set_up_log(verbose=verbose)
 
 
 def door() -> typer.Typer:
@@ -134,12 +135,12 @@ def door() -> typer.Typer:
     for heading, functions in COMMANDS.items():
         for function in functions:
             name = function.__name__.rstrip("_").replace("_", "-")
-            whole.command(name, rich_help_panel=heading)(function)
+            whole.command(name, rich_help_panel=heading, cls=Command)(with_verbose(function))
     vqvae = typer.Typer(
         no_args_is_help=True, help="The depth VQ-VAE: train, measure, encode, decode, convert."
     )
     for name, function in VQVAE_COMMANDS.items():
-        vqvae.command(name)(function)
+        vqvae.command(name, cls=Command)(with_verbose(function))
     whole.add_typer(vqvae, name="vqvae", rich_help_panel="Models")
     return whole
 

@@ -106,26 +106,26 @@ def validate(
             help="Checkpoint or tokenizer folder: also put every row through the real processor."
         ),
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write the JSON report here.")] = None,
+    output_path: Annotated[Path | None, typer.Option(help="Write the JSON report here.")] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check schema, hashes, counts, images, codes, traces and tokens of an output; exit code 3 on any finding.
 
-    Example: molmoact validate out --processor MolmoAct-7B-D-0812 --report findings.json
+    Example: molmoact validate out --processor MolmoAct-7B-D-0812 --output-path findings.json
     """
     from molmoact_data.files.folders import check_new_file, write_bytes
     from molmoact_data.teachers.registry import SAMPLE_CHECKS, resolve
     from molmoact_data.validate import validate as run
 
-    check_new_file(report, overwrite=overwrite)
+    check_new_file(output_path, overwrite=overwrite)
     loss_tokens = None
     if processor is not None:
         loss_tokens = resolve("sample check", "processor", SAMPLE_CHECKS)(processor)
     found = run(output, loss_tokens=loss_tokens)
     result = found.to_json()
-    if report is not None:
-        write_bytes(report, (json.dumps(result, indent=2) + "\n").encode())
+    if output_path is not None:
+        write_bytes(output_path, (json.dumps(result, indent=2) + "\n").encode())
     if as_json:
         emit_json(result)
     else:

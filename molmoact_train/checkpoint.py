@@ -114,7 +114,7 @@ def claim_run(run: Path, config: TrainConfig, *, resume: bool, overwrite: bool) 
 
 def pinned(config: TrainConfig, *, resume: bool) -> tuple[TrainConfig, Path]:
     """The run with the commit of its base model in it, and that model's folder; a resumed run keeps its commit."""
-    stored = Path(config.save_folder) / CONFIG_FILE
+    stored = Path(config.output_path) / CONFIG_FILE
     if resume and config.checkpoint_revision is None and stored.is_file():
         earlier = load_config(stored.parent)
         if earlier.checkpoint == config.checkpoint:
@@ -159,7 +159,7 @@ def _is_ours(name: str) -> bool:
     return name in made or _STEP_FOLDER.match(name) is not None
 
 
-KIND = runs.RunKind("a training run", "--save-folder", load_config, _is_ours)
+KIND = runs.RunKind("a training run", "--output-path", load_config, _is_ours)
 
 
 def load_trainer_state(folder: Path) -> TrainerState:

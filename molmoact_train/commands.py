@@ -59,7 +59,7 @@ def train(
     device: DeviceOption = "auto",
     config: ConfigOption = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --save-folder exactly.")
+        bool, typer.Option("--resume", help="Continue the run in --output-path exactly.")
     ] = False,
     overwrite: OverwriteOption = False,
     dry_run: DryRunOption = False,
@@ -68,7 +68,7 @@ def train(
     """Train or fine-tune; the same command under torchrun uses every process.
 
     Example: molmoact train --stage finetune --checkpoint allenai/MolmoAct-7B-D-0812 --data out/my_robot
-    --save-folder runs/my_robot
+    --output-path runs/my_robot
     """
     from molmoact_data.config import load_yaml
 

@@ -20,6 +20,7 @@ from molmoact_train.data.published import published_mixture
 from molmoact_train.families import registry
 
 Scheduler = Literal["cosine_with_warmup", "constant"]
+_OLD_NAMES = {"save_folder": "output_path"}
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -37,7 +38,7 @@ class TrainConfig:
     """Commit, branch or tag of that Hub id; a run records the commit. None = the default branch, or a folder."""
     data: tuple[str, ...]
     """PATH[:weight], repeatable: outputs of preprocess (folders or URLs) or rows of a published mixture."""
-    save_folder: str
+    output_path: str
     """The run: checkpoints, metrics, resolved config, final export."""
 
     duration: int = field(metadata={"panel": "Steps and batches"})
@@ -167,6 +168,7 @@ def resolve(stage: str, *layers: Mapping[str, Any]) -> TrainConfig:
     The family is what the last layer with a `family` says, MolmoAct otherwise. Raises `UserError` for an unknown
     stage or key (naming the nearest), a value outside its choices, or a combination that cannot mean anything.
     """
+    layers = tuple(_with_new_names(layer) for layer in layers)
     named = [layer["family"] for layer in layers if layer.get("family") is not None]
     family = named[-1] if named else registry.DEFAULT
     stages, settings = registry.stages(family), registry.settings_class(family)
@@ -181,6 +183,11 @@ def resolve(stage: str, *layers: Mapping[str, Any]) -> TrainConfig:
     settings.complete(values)
     _expand_mixture(values)
     return _assemble(values, settings)
+
+
+def _with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of files from before outputs had one name in every command."""
+    return {_OLD_NAMES.get(key, key): value for key, value in values.items()}
 
 
 def _expand_mixture(values: dict[str, Any]) -> None:
@@ -241,7 +248,7 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
 
 def from_json(values: Mapping[str, Any]) -> TrainConfig:
     """The inverse of `to_json`; a run from before there were families is MolmoAct's."""
-    values = {"family": registry.DEFAULT, **values}
+    values = {"family": registry.DEFAULT, **_with_new_names(values)}
     settings = registry.settings_class(values["family"])
     _check_keys(values, settings)
     return _assemble(values, settings)
@@ -250,7 +257,7 @@ def from_json(values: Mapping[str, Any]) -> TrainConfig:
 # What may differ between a run and its resumption: none of it changes a loss or an update.
 RESUMABLE_CHANGES = frozenset(
     {
-        "save_folder", "device_batch_size", "num_workers", "save_interval", "keep", "log_interval",
+        "output_path", "device_batch_size", "num_workers", "save_interval", "keep", "log_interval",
         "eval_interval", "eval_samples", "eval_generate", "wandb_project", "wandb_entity",
         "activation_checkpointing", "torch_compile",
     }

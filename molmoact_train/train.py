@@ -1,6 +1,6 @@
 """The training run. `train` reads from top to bottom; everything it calls is a function beside its owner.
 
-molmoact train --stage finetune --checkpoint allenai/MolmoAct-7B-D-0812 --data out/my_robot --save-folder runs/a
+molmoact train --stage finetune --checkpoint allenai/MolmoAct-7B-D-0812 --data out/my_robot --output-path runs/a
 torchrun --nproc-per-node 8 -m cli train --stage finetune ...      # the same command, many processes
 """
 
@@ -74,7 +74,7 @@ def train(
     config: TrainConfig, *, resume: bool = False, overwrite: bool = False, device: str = "auto"
 ) -> Outcome:
     """Train as configured and export. Raises `UserError` before any work where the input is wrong."""
-    run = Path(config.save_folder)
+    run = Path(config.output_path)
     with (
         join_world(device, group_of_one=True) as world,
         runs.stop_on_signal() as stop,

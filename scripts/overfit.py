@@ -61,7 +61,7 @@ def main() -> None:
         "debug",
         {
             "checkpoint": str(checkpoint), "data": [arguments.data],
-            "save_folder": str(arguments.work / "run"), "duration": arguments.steps,
+            "output_path": str(arguments.work / "run"), "duration": arguments.steps,
             "global_batch_size": arguments.batch, "device_batch_size": arguments.batch,
             "lr_llm": arguments.lr, "lr_vit": arguments.lr / 2, "lr_connector": arguments.lr,
             "warmup": min(50, arguments.steps // 4), "residual_dropout": 0.0, "max_images": 1,

@@ -57,9 +57,9 @@ MISTAKES: dict[Words, tuple[str, str]] = {
     ("version",): ("extra", "unexpected extra argument"),
     ("vqvae", "train"): ("--preset debg --output-path run", "Did you mean 'debug'"),
     ("vqvae", "eval"): ("--checkpoint full", "no data to measure on"),
-    ("vqvae", "encode"): ("--checkpoint full --input no.npy --output c.npy", "no VQ-VAE"),
-    ("vqvae", "decode"): ("--checkpoint full --output d.png", "give either --tokens TEXT or"),
-    ("vqvae", "convert"): ("--input no.pt --output c.pt", "no VQ-VAE checkpoint at no.pt"),
+    ("vqvae", "encode"): ("--checkpoint full --input-path no.npy --output-path c.npy", "no VQ-VAE"),
+    ("vqvae", "decode"): ("--checkpoint full --output-path d.png", "give either --tokens TEXT or"),
+    ("vqvae", "convert"): ("--input-path no.pt --output-path c.pt", "no VQ-VAE checkpoint at no.pt"),
 }  # fmt: skip
 
 # Command -> the test in which it does its work.
@@ -260,7 +260,7 @@ def test_a_checkout_that_is_not_installed_says_so(
 
 
 def test_a_missing_package_is_one_line_that_names_the_extras() -> None:
-    command = ["vqvae", "encode", "--checkpoint", "x", "--input", "y", "--output", "z"]
+    command = ["vqvae", "encode", "--checkpoint", "x", "--input-path", "y", "--output-path", "z"]
     code = (
         f"import sys; sys.modules['torch'] = None; sys.argv[1:] = {command}; import cli; cli.main()"
     )

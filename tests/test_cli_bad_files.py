@@ -163,7 +163,7 @@ def test_training_data_without_the_labels_of_the_stage_say_which(
         molmoact("preprocess", "--dataset-path", dataset, "--output-path", out, *teachers)[0] == 0
     )
     train = ("train", "--stage", "debug", "--checkpoint", checkpoint, "--data", out)
-    code, _, err = molmoact(*train, "--save-folder", tmp_path / "run")
+    code, _, err = molmoact(*train, "--output-path", tmp_path / "run")
     assert (code, f"--data {out} has no sample for" in err) == (2, True), err
     assert "no trace column: 10" in err
 
@@ -186,13 +186,13 @@ def test_training_data_without_actions_do_not_blame_the_traces(
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])
-def test_a_save_folder_that_is_a_file_is_one_line(tmp_path: Path, below: str) -> None:
+def test_a_run_folder_that_is_a_file_is_one_line(tmp_path: Path, below: str) -> None:
     from molmoact_data.errors import UserError
     from molmoact_train.checkpoint import claim_run
     from molmoact_train.config import resolve
 
     (tmp_path / "file").write_text("mine")
-    config = resolve("debug", {"checkpoint": "c", "data": ["d"], "save_folder": "s"})
+    config = resolve("debug", {"checkpoint": "c", "data": ["d"], "output_path": "s"})
     with pytest.raises(UserError, match="is a file"):
         claim_run(tmp_path / "file" / below, config, resume=False, overwrite=True)
     assert (tmp_path / "file").read_text() == "mine"

@@ -80,7 +80,7 @@ def test_bridge_becomes_rows_a_report_and_a_training_step(tmp_path: Path) -> Non
     assert (findings["passed"], findings["findings"]) == (True, {})
 
     trained = molmoact(
-        *("train", "--stage", "debug", "--checkpoint", start, "--data", out, "--save-folder", run),
+        *("train", "--stage", "debug", "--checkpoint", start, "--data", out, "--output-path", run),
         *("--duration", "1", "--warmup", "0", "--device", "cpu"),
     )
     assert trained["finished"] is True

@@ -17,7 +17,7 @@ def test_validate_passes_then_fails_with_3_and_a_report(molmoact, make_output, t
     assert (code, json.loads(stdout)["passed"]) == (0, True)
 
     (out / schema.STATISTICS_FILE).unlink()
-    code, _, stderr = molmoact("validate", out, "--report", tmp_path / "r.json")
+    code, _, stderr = molmoact("validate", out, "--output-path", tmp_path / "r.json")
 
     assert code == 3
     assert "statistics_missing" in stderr

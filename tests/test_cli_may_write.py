@@ -6,25 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import pytest
 from made_commands import ALL, Molmoact, Words
 
 from molmoact_data.teachers.registry import EMBEDDED_VQVAE
 
-TARGETS = {"--output-path", "--output", "--report", "--sheet", "--save-folder"}
+TARGET = "--output-path"
 CONTINUES = {
     ("download",): "each file is fetched once, and held against its size",
     ("preprocess-web",): "goes on with --resume, and replaces nothing",
 }
 
 
-def targets_of(command: click.Command) -> set[str]:
-    return TARGETS & {name for parameter in command.params for name in parameter.opts}
-
-
-WRITING = sorted(words for words, command in ALL.items() if targets_of(command))
+WRITING = sorted(
+    words for words, command in ALL.items() if any(TARGET in p.opts for p in command.params)
+)
 
 
 @pytest.mark.parametrize("words", WRITING, ids=" ".join)
@@ -50,18 +47,18 @@ def depth(tmp_path: Path) -> Path:
 Case = Callable[..., list[Any]]
 CASES: dict[str, Case] = {
     "vqvae encode": lambda target, depth, codes, out: [
-        "vqvae", "encode", "--checkpoint", EMBEDDED_VQVAE, "--input", depth, "--output", target / "x.npy",
+        "vqvae", "encode", "--checkpoint", EMBEDDED_VQVAE, "--input-path", depth, "--output-path", target / "x.npy",
     ],
     "vqvae decode": lambda target, depth, codes, out: [
-        "vqvae", "decode", "--checkpoint", EMBEDDED_VQVAE, "--input", codes, "--output", target / "x.npy",
+        "vqvae", "decode", "--checkpoint", EMBEDDED_VQVAE, "--input-path", codes, "--output-path", target / "x.npy",
     ],
     "vqvae convert": lambda target, depth, codes, out: [
-        "vqvae", "convert", "--input", EMBEDDED_VQVAE, "--output", target / "x.safetensors",
+        "vqvae", "convert", "--input-path", EMBEDDED_VQVAE, "--output-path", target / "x.safetensors",
     ],
     "vqvae eval": lambda target, depth, codes, out: [
-        "vqvae", "eval", "--checkpoint", EMBEDDED_VQVAE, "--data", "procedural:2", "--sheet", target / "x.png",
+        "vqvae", "eval", "--checkpoint", EMBEDDED_VQVAE, "--data", "procedural:2", "--output-path", target / "x.png",
     ],
-    "validate": lambda target, depth, codes, out: ["validate", out, "--report", target / "x.json"],
+    "validate": lambda target, depth, codes, out: ["validate", out, "--output-path", target / "x.json"],
     "stats": lambda target, depth, codes, out: ["stats", out, "--output-path", target / "x.json"],
 }  # fmt: skip
 

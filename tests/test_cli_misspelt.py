@@ -14,7 +14,7 @@ CODEBOOK = str(ROOT / "molmoact_data/teachers/weights/embedded_vqvae.safetensors
 PREPROCESS = f"preprocess --dataset-path {DEMO} --output-path out --depth none --pointer none"
 COLUMN = "--pointer column --pointer-column observation.griper_pixel"
 QUALITY = f"evaluate-labels --dataset-path {DEMO} --output-path out"
-TRAIN = "train --stage debug --checkpoint c --data d --save-folder out"
+TRAIN = "train --stage debug --checkpoint c --data d --output-path out"
 CODEBOOK_RUN = "vqvae train --output-path out --preset debug"
 
 NEAREST = {

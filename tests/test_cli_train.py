@@ -32,7 +32,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(base: Path, *more: str) -> list[str]:
     return [
         "train", "--stage", "debug", "--checkpoint", str(base / "checkpoint"),
-        "--data", str(base / "data"), "--save-folder", str(base / "run"), *more,
+        "--data", str(base / "data"), "--output-path", str(base / "run"), *more,
     ]  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def test_a_signal_saves_says_how_to_go_on_and_fails(
             os.kill(os.getpid(), number)
         return real(*args, **kwargs)
 
-    words = command(base, "--device", "cpu", "--save-folder", str(tmp_path / "run"))
+    words = command(base, "--device", "cpu", "--output-path", str(tmp_path / "run"))
     monkeypatch.setattr(loop, "train_step", stopped)
     monkeypatch.setattr("sys.argv", ["molmoact", *words])
     with pytest.raises(SystemExit) as ended:
@@ -169,7 +169,7 @@ def test_debug_trains_resumes_exports_and_predicts(base: Path, tmp_path: Path) -
     run = tmp_path / "run"
     start = [
         "train", "--stage", "debug", "--checkpoint", str(base / "checkpoint"), "--data",
-        str(base / "data"), "--save-folder", str(run), "--device", "cpu", "--eval-fraction", "0.3",
+        str(base / "data"), "--output-path", str(run), "--device", "cpu", "--eval-fraction", "0.3",
     ]  # fmt: skip
     first = RUNNER.invoke(cli.app, start)
     assert first.exit_code == 0, first.output

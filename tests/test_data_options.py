@@ -116,11 +116,11 @@ def test_help_shows_panels_defaults_choices_and_what_is_required() -> None:
     rows = {name: next(line for line in lines if line.startswith(f"{name} ")) for name in wanted}
     assert rows["--data"].endswith("What is read, in two lines. [required]")
     assert rows["--depth"].endswith(
-        "[small|large] Depth teacher; brackets [stay]. [default: small]"
+        "Depth teacher; brackets [stay]. One of small, large. [default: small]"
     )
     assert "--no-process-actions" in rows["--process-actions"]
     assert rows["--lr"].endswith("Rate. [default: 2e-05]"), "a command's own default"
-    assert "[debug|full]" in rows["--preset"]
+    assert "One of debug, full." in rows["--preset"]
     titles = [line.strip("╭╮─ ") for line in shown.splitlines() if line.startswith("╭")]
     assert titles == ["Options", "Depth", "Training"]
     assert "--retries" not in shown

@@ -33,7 +33,7 @@ STATISTICS = {"debug": {"action": {"q01": [0.0]}}}
 
 
 def config(run: Path, **changes: object) -> TrainConfig:
-    given = {"checkpoint": "c", "data": ["d"], "save_folder": str(run), **changes}
+    given = {"checkpoint": "c", "data": ["d"], "output_path": str(run), **changes}
     return resolve("debug", given)
 
 
@@ -171,7 +171,7 @@ def test_nothing_resumes_or_is_replaced_silently(tmp_path: Path) -> None:
 def test_overwrite_does_not_touch_a_model_that_is_no_run(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     (tmp_path / "final").mkdir()
-    with pytest.raises(UserError, match=r"not that of a training run.*--save-folder"):
+    with pytest.raises(UserError, match=r"not that of a training run.*--output-path"):
         claim_run(tmp_path, config(tmp_path), resume=False, overwrite=True)
     assert (tmp_path / "config.json").read_text() == content
     assert (tmp_path / "final").is_dir()

@@ -36,7 +36,7 @@ def coarse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(*folders: Path, **changes: Any) -> Any:
-    given = {"checkpoint": "c", "data": [str(f) for f in folders], "save_folder": "s"}
+    given = {"checkpoint": "c", "data": [str(f) for f in folders], "output_path": "s"}
     return open_training_data(resolve("debug", given, changes), tiny_processor())
 
 
@@ -117,7 +117,7 @@ def test_the_export_states_the_bins_for_the_released_code(coarse: Path, tmp_path
 
 def test_data_and_checkpoint_of_different_bins_do_not_mix(coarse: Path, tmp_path: Path) -> None:
     fine = write_debug_dataset(tmp_path / "fine", episodes=2, size=56, name="debug/fine")
-    config = resolve("debug", {"checkpoint": "c", "data": ["d"], "save_folder": "s"})
+    config = resolve("debug", {"checkpoint": "c", "data": ["d"], "output_path": "s"})
     sources = opened(coarse, fine).sources
     fresh = write_tiny_checkpoint(tmp_path / "fresh")
     with pytest.raises(UserError, match="retokenize --action-bins"):
@@ -147,7 +147,7 @@ def test_bins_and_grids_without_a_token_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="512 action bins have no tokens"):
         opened(many)
     (source,) = opened(write_debug_dataset(tmp_path / "d", episodes=2, size=56)).sources
-    config = resolve("debug", {"checkpoint": "c", "data": ["d"], "save_folder": "s"})
+    config = resolve("debug", {"checkpoint": "c", "data": ["d"], "output_path": "s"})
     from dataclasses import replace
 
     for count in (200, 400):

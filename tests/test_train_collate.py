@@ -24,7 +24,7 @@ SIZE = TinySize(width=32, layers=1, vit_width=16, vit_layers=2, image_size=56)
 def data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
     folder = tmp_path_factory.mktemp("data")
     write_debug_dataset(folder, episodes=3, frames=5, size=56, chunk_size=2)
-    given = {"checkpoint": "c", "data": [str(folder)], "save_folder": "s", "img_aug": True}
+    given = {"checkpoint": "c", "data": [str(folder)], "output_path": "s", "img_aug": True}
     return open_training_data(resolve("debug", given), tiny_processor(SIZE))
 
 

@@ -16,7 +16,7 @@ from molmoact_train.config import (
 )
 from molmoact_train.families import registry
 
-GIVEN = {"checkpoint": "ckpt", "data": ["demo"], "save_folder": "run"}
+GIVEN = {"checkpoint": "ckpt", "data": ["demo"], "output_path": "run"}
 
 # molmoact-training.md 6.1: steps, batch, (connector, vit, llm), lora, augmentation, images, save, keep.
 PUBLISHED = {
@@ -91,7 +91,7 @@ def test_impossible_combinations_are_refused(stage: str, values: dict, message: 
 
 
 def test_missing_required_fields_are_named_as_flags() -> None:
-    with pytest.raises(UserError, match="--save-folder must be given"):
+    with pytest.raises(UserError, match="--output-path must be given"):
         resolve("debug", {"checkpoint": "c", "data": ["d"]})
 
 
@@ -102,7 +102,7 @@ def test_json_round_trip() -> None:
 
 def test_a_resumed_run_may_change_how_but_not_what() -> None:
     saved = resolve("debug", GIVEN)
-    same = resolve("debug", GIVEN, {"num_workers": 3, "keep": 7, "save_folder": "moved"})
+    same = resolve("debug", GIVEN, {"num_workers": 3, "keep": 7, "output_path": "moved"})
     other = resolve("debug", GIVEN, {"lr_llm": 1e-9, "duration": 60})
     assert changes_on_resume(saved, same) == []
     assert changes_on_resume(saved, other) == ["duration", "lr_llm"]

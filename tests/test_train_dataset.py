@@ -215,7 +215,7 @@ def test_robots_of_different_dimension_do_not_mix(
     folder: Path, tmp_path: Path, processor: MolmoActProcessor
 ) -> None:
     other = write_debug_dataset(tmp_path / "other", action_dim=3, name="debug/other")
-    given = {"checkpoint": "c", "data": [str(folder), str(other)], "save_folder": "s"}
+    given = {"checkpoint": "c", "data": [str(folder), str(other)], "output_path": "s"}
     with pytest.raises(UserError, match=r"different action dimensions .*7.*3"):
         open_training_data(resolve("debug", given), processor)
 
@@ -357,7 +357,7 @@ def test_folding_keeps_order_and_pixels() -> None:
 
 def test_over_long_samples_are_reported_not_cut(folder: Path, processor: MolmoActProcessor) -> None:
     config = resolve(
-        "debug", {"checkpoint": "c", "data": [str(folder)], "save_folder": "s", "seq_len": 300}
+        "debug", {"checkpoint": "c", "data": [str(folder)], "output_path": "s", "seq_len": 300}
     )
     data = open_training_data(config, processor)
     items = [data[p] for p in range(8)]
@@ -370,7 +370,7 @@ def test_over_long_samples_are_reported_not_cut(folder: Path, processor: MolmoAc
 def test_a_position_always_gives_the_same_sample(
     folder: Path, processor: MolmoActProcessor
 ) -> None:
-    given = {"checkpoint": "c", "data": [str(folder)], "save_folder": "s", "img_aug": True}
+    given = {"checkpoint": "c", "data": [str(folder)], "output_path": "s", "img_aug": True}
     config = resolve("debug", given)
 
     def sample(data: TrainingData, position: int) -> MolmoActSample:
@@ -386,7 +386,7 @@ def test_a_position_always_gives_the_same_sample(
 
 
 def test_held_out_data_is_never_augmented(folder: Path, processor: MolmoActProcessor) -> None:
-    given = {"checkpoint": "c", "data": [str(folder)], "save_folder": "s", "img_aug": True}
+    given = {"checkpoint": "c", "data": [str(folder)], "output_path": "s", "img_aug": True}
     assert open_eval_data(resolve("debug", given), processor) is None
     held = open_eval_data(resolve("debug", given, {"eval_fraction": 0.5}), processor)
     assert held is not None

@@ -47,7 +47,7 @@ def config(base: Path, run: Path, kind: str) -> TrainConfig:
     given = {
         "checkpoint": str(base / "checkpoint"),
         "data": [str(base / "data")],
-        "save_folder": str(run),
+        "output_path": str(run),
         "device_batch_size": 1,  # the same micro-batches either way
         "residual_dropout": 0.0,  # masks belong to a process, so they differ between 1 and 2
         "duration": 4,

@@ -97,7 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_teacher_forced_loss_is_the_mean_over_single_samples(folder: Path) -> None:
     """The independent answer runs every sample alone, on the plain path, with torch's cross-entropy."""
-    given = {"checkpoint": "c", "data": ["x"], "save_folder": "s", "eval_data": [str(folder)]}
+    given = {"checkpoint": "c", "data": ["x"], "output_path": "s", "eval_data": [str(folder)]}
     config = resolve("debug", given, {"eval_samples": 5, "device_batch_size": 2})
     data = open_eval_data(config, tiny_processor(SIZE))
     assert data is not None
@@ -127,7 +127,7 @@ def test_a_perfect_answer_has_no_error_beyond_the_bins(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An oracle that answers with the labels: codes and traces exact, actions within half a bin."""
-    given = {"checkpoint": "c", "data": [str(folder)], "save_folder": "s"}
+    given = {"checkpoint": "c", "data": [str(folder)], "output_path": "s"}
     data = open_training_data(resolve("debug", given), tiny_processor(SIZE))
     (source,) = data.sources
     expected = source.row(3)
@@ -162,7 +162,7 @@ def test_an_answer_that_is_no_action_is_counted_and_the_run_goes_on(
     def failing(self: Predictor, *_: object, **__: object) -> Prediction:
         raise PredictionFailed("not_finite", "NaN")
 
-    given = {"checkpoint": "c", "data": ["x"], "save_folder": "s", "eval_data": [str(folder)]}
+    given = {"checkpoint": "c", "data": ["x"], "output_path": "s", "eval_data": [str(folder)]}
     config = resolve("debug", given, {"eval_generate": 2})
     data = open_eval_data(config, tiny_processor(SIZE))
     assert data is not None
@@ -181,7 +181,7 @@ def test_generated_answers_have_every_part(
     monkeypatch.setattr(
         predictor_module, "build_grammar", lambda *a: built.append(a) or build_grammar(*a)
     )
-    given = {"checkpoint": "c", "data": ["x"], "save_folder": "s", "eval_data": [str(folder)]}
+    given = {"checkpoint": "c", "data": ["x"], "output_path": "s", "eval_data": [str(folder)]}
     config = resolve("debug", given, {"eval_generate": 2, "wording": wording})
     data = open_eval_data(config, tiny_processor(SIZE))
     assert data is not None

@@ -274,7 +274,7 @@ def test_a_folder_with_its_own_code_keeps_it(base: Path, tmp_path: Path) -> None
 
 def training_checkpoint(base: Path, run: Path, **changes: Any) -> tuple[Path, torch.nn.Module]:
     """One saved step of a run that started from `base`, weights moved a little."""
-    given = {"checkpoint": str(base), "data": ["d"], "save_folder": str(run), **changes}
+    given = {"checkpoint": str(base), "data": ["d"], "output_path": str(run), **changes}
     config = resolve("debug", given)
     model = MolmoActForActionReasoning.from_pretrained(base)
     if config.lora:

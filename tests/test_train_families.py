@@ -18,7 +18,7 @@ from molmoact_train.families.base import Family
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ROOT / "molmoact_train" / "families"
-GIVEN = {"checkpoint": "c", "data": ["d"], "save_folder": "s"}
+GIVEN = {"checkpoint": "c", "data": ["d"], "output_path": "s"}
 
 
 def classes_of(folder: Path) -> set[str]:

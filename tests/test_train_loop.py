@@ -40,7 +40,7 @@ def config(base: Path, run: Path, **changes: Any) -> TrainConfig:
     given = {
         "checkpoint": str(base / "checkpoint"),
         "data": [str(base / "data")],
-        "save_folder": str(run),
+        "output_path": str(run),
         "img_aug": True,
         "eval_generate": 0,
     }

@@ -16,7 +16,7 @@ from molmoact_train.monitoring.metrics import MetricsLog, panels, plot_metrics
 
 
 def config(**changes: Any) -> TrainConfig:
-    return resolve("debug", {"checkpoint": "c", "data": ["d"], "save_folder": "s"}, changes)
+    return resolve("debug", {"checkpoint": "c", "data": ["d"], "output_path": "s"}, changes)
 
 
 def test_lines_round_trip_exactly(tmp_path: Path) -> None:

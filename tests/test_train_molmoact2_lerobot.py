@@ -83,7 +83,7 @@ def test_what_we_trained_acts_the_same_in_lerobots_policy(tmp_path: Path) -> Non
         "debug",
         {
             "family": "molmoact2", "checkpoint": str(TINY), "data": [str(data)], "duration": 3,
-            "save_folder": str(tmp_path / "run"), "action_tokenizer": str(FOLDER / "fast"),
+            "output_path": str(tmp_path / "run"), "action_tokenizer": str(FOLDER / "fast"),
             "normalize_gripper": True,
         },
     )  # fmt: skip
@@ -155,7 +155,7 @@ def test_the_released_layout_acts_the_same_in_lerobots_policy(tmp_path: Path) ->
         "debug",
         {
             "family": "molmoact2", "checkpoint": str(tmp_path / "released"), "data": [str(data)], "duration": 1,
-            "save_folder": str(tmp_path / "run"), "action_mode": "continuous", "tags": ["d=libero"],
+            "output_path": str(tmp_path / "run"), "action_mode": "continuous", "tags": ["d=libero"],
         },
     )  # fmt: skip
     final = train(config, device="cpu").folder

@@ -243,7 +243,7 @@ def debug_config(
         checkpoint = str(FAMILY.write_tiny(folder / "tiny"))
     given = {
         "family": "molmoact2", "checkpoint": checkpoint, "data": [str(d) for d in data],
-        "save_folder": str(folder / "run"),
+        "output_path": str(folder / "run"),
     }  # fmt: skip
     return resolve("debug", given, changes)
 
@@ -396,7 +396,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for processes in (1, 2):
         run = tmp_path / f"run{processes}"
         path = tmp_path / f"{processes}.yaml"
-        path.write_text(common + f"save_folder: {run}\n")
+        path.write_text(common + f"output_path: {run}\n")
         start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         own = ["-m", "cli", "train", "--stage", "debug", "--config", str(path), "--device", "cpu"]
         subprocess.run([sys.executable, *start, *own], cwd=ROOT, check=True, capture_output=True)

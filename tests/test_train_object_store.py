@@ -19,7 +19,7 @@ from molmoact_train.debug.tiny import tiny_processor
 
 
 def opened(path: str) -> TrainingData:
-    given = {"checkpoint": "c", "data": [path], "save_folder": "s", "eval_fraction": 0.3}
+    given = {"checkpoint": "c", "data": [path], "output_path": "s", "eval_fraction": 0.3}
     return open_training_data(resolve("debug", given), tiny_processor())
 
 

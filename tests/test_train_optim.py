@@ -89,7 +89,7 @@ def test_wrappers_do_not_change_names() -> None:
 )
 def test_exactly_these_parameters_are_frozen(choice: FtEmbedding, frozen: set[str]) -> None:
     model = named()
-    given = {"checkpoint": "c", "data": ["d"], "save_folder": "s", "ft_embedding": choice}
+    given = {"checkpoint": "c", "data": ["d"], "output_path": "s", "ft_embedding": choice}
     freeze_for_full(model, FAMILY, resolve("debug", given))
     assert {n for n, p in model.named_parameters() if not p.requires_grad} == frozen
 
@@ -97,7 +97,7 @@ def test_exactly_these_parameters_are_frozen(choice: FtEmbedding, frozen: set[st
 def test_optimizer_groups_rates_and_decay() -> None:
     model = named()
     rates = {"lr_llm": 1e-4, "lr_connector": 2e-4, "lr_vit": 3e-4, "weight_decay": 0.1}
-    given = {"checkpoint": "c", "data": ["d"], "save_folder": "s"}
+    given = {"checkpoint": "c", "data": ["d"], "output_path": "s"}
     optimizer = build_optimizer(model, FAMILY, resolve("debug", given, rates))
     by_id = {id(p): n for n, p in model.named_parameters()}
     seen = {}

@@ -36,7 +36,7 @@ def test_constrained_answers_reproduce_the_training_frames(tmp_path: Path) -> No
         "debug",
         {
             "checkpoint": str(tmp_path / "checkpoint"), "data": [str(data)],
-            "save_folder": str(tmp_path / "run"), "duration": 90, "save_interval": 90,
+            "output_path": str(tmp_path / "run"), "duration": 90, "save_interval": 90,
             "global_batch_size": 2, "device_batch_size": 2, "max_images": 1,
             "lr_llm": 4e-3, "lr_vit": 2e-3, "lr_connector": 4e-3, "warmup": 10,
             "residual_dropout": 0.0, "kind_trajectory": 0.0, "log_interval": 90,

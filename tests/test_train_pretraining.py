@@ -119,7 +119,7 @@ def test_without_a_group_the_others_are_drawn_more_often_and_it_is_said(
 
 
 def test_the_data_are_resolved_once_and_mistakes_are_told(root: Path) -> None:
-    flags = {"checkpoint": "x", "save_folder": "y"}
+    flags = {"checkpoint": "x", "output_path": "y"}
     config = resolve("pretrain", {**flags, "mixture": str(root), "without": ("demo",)})
     assert len(config.data) == 30 - 4
     with pytest.raises(UserError, match="not both"):
@@ -139,7 +139,7 @@ def test_the_plan_shows_the_table_and_a_few_steps_run(
         root,
         "--checkpoint",
         tiny,
-        "--save-folder",
+        "--output-path",
         tmp_path / "run",
     ]
     flags += [
@@ -169,7 +169,7 @@ def test_every_group_has_a_held_out_loss_of_its_own(
     tiny = write_tiny_checkpoint(tmp_path / "tiny")
     run = tmp_path / "run"
     code, _, err = molmoact(
-        "train", "--stage", "pretrain", "--mixture", root, "--checkpoint", tiny, "--save-folder", run,
+        "train", "--stage", "pretrain", "--mixture", root, "--checkpoint", tiny, "--output-path", run,
         "--duration", "2", "--warmup", "1", "--global-batch-size", "2", "--device-batch-size", "2",
         "--device", "cpu", "--num-workers", "0", "--eval-fraction", "0.25", "--eval-samples", "10",
     )  # fmt: skip

@@ -65,7 +65,7 @@ def debug_flags(tmp_path: Path) -> list[str]:
     write_debug_dataset(data)
     write_tiny_checkpoint(tiny)
     flags = ["train", "--stage", "debug", "--checkpoint", tiny, "--data", data]
-    flags += ["--save-folder", tmp_path / "run", "--device", "cpu", "--num-workers", "0"]
+    flags += ["--output-path", tmp_path / "run", "--device", "cpu", "--num-workers", "0"]
     return list(map(str, [*flags, "--duration", "3"]))
 
 

@@ -57,8 +57,8 @@ def test_encode_equals_the_reference(tmp_path: Path, flag: list[str], value_rang
     golden = np.load(GOLDEN / "vqvae" / "io.npz")
     np.save(tmp_path / "depth.npy", golden["depth"])
     invoke(
-        "encode", "--checkpoint", GOLDEN / "vqvae" / "vae-final.pt", "--input", tmp_path / "depth.npy",
-        "--output", tmp_path / "codes.npy", *flag,
+        "encode", "--checkpoint", GOLDEN / "vqvae" / "vae-final.pt", "--input-path", tmp_path / "depth.npy",
+        "--output-path", tmp_path / "codes.npy", *flag,
     )  # fmt: skip
     codes = np.load(tmp_path / "codes.npy").reshape(-1, 10, 10)
     decided = golden[f"margin_{value_range}"] > 1e-3
@@ -69,12 +69,14 @@ def test_encode_equals_the_reference(tmp_path: Path, flag: list[str], value_rang
 def test_conversion_both_ways_keeps_the_codes_of_a_released_file(tmp_path: Path) -> None:
     invoke(
         "convert",
-        "--input",
+        "--input-path",
         GOLDEN / "vqvae" / "vae-final.pt",
-        "--output",
+        "--output-path",
         tmp_path / "a.safetensors",
     )
-    invoke("convert", "--input", tmp_path / "a.safetensors", "--output", tmp_path / "b.pt")
+    invoke(
+        "convert", "--input-path", tmp_path / "a.safetensors", "--output-path", tmp_path / "b.pt"
+    )
     depth = np.load(GOLDEN / "vqvae" / "io.npz")["depth"][:4]
     paths = (GOLDEN / "vqvae" / "vae-final.pt", tmp_path / "a.safetensors", tmp_path / "b.pt")
     original, ours, back = (VQVAECodec(path).encode(depth) for path in paths)
@@ -83,7 +85,9 @@ def test_conversion_both_ways_keeps_the_codes_of_a_released_file(tmp_path: Path)
 
 
 def test_conversion_keeps_the_codes(tiny: Path, depth: np.ndarray, tmp_path: Path) -> None:
-    result = invoke("convert", "--input", tiny, "--output", tmp_path / "tiny.pt", "--json")
+    result = invoke(
+        "convert", "--input-path", tiny, "--output-path", tmp_path / "tiny.pt", "--json"
+    )
     assert json.loads(result.stdout)["output"] == str(tmp_path / "tiny.pt")
     state = torch.load(tmp_path / "tiny.pt", weights_only=True)
     assert state, "the released layout is a file that torch reads"
@@ -93,8 +97,8 @@ def test_conversion_keeps_the_codes(tiny: Path, depth: np.ndarray, tmp_path: Pat
 
 def test_encode_and_decode_as_tokens(tiny: Path, depth: np.ndarray, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "depth.png"), depth[0])
-    common = ("encode", "--checkpoint", tiny, "--input", tmp_path / "depth.png")
-    invoke(*common, "--output", tmp_path / "codes.txt")
+    common = ("encode", "--checkpoint", tiny, "--input-path", tmp_path / "depth.png")
+    invoke(*common, "--output-path", tmp_path / "codes.txt")
     text = (tmp_path / "codes.txt").read_text().strip()
     assert text == tokens.encode_depth(VQVAECodec(tiny).encode(depth[:1])[0].tolist())
 
@@ -105,7 +109,7 @@ def test_encode_and_decode_as_tokens(tiny: Path, depth: np.ndarray, tmp_path: Pa
             tiny,
             "--tokens",
             spelled,
-            "--output",
+            "--output-path",
             tmp_path / f"{name}.npy",
         )
     a, b = np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy")
@@ -114,9 +118,9 @@ def test_encode_and_decode_as_tokens(tiny: Path, depth: np.ndarray, tmp_path: Pa
         "decode",
         "--checkpoint",
         tiny,
-        "--input",
+        "--input-path",
         tmp_path / "codes.txt",
-        "--output",
+        "--output-path",
         tmp_path / "c.png",
     )
     picture = cv2.imread(str(tmp_path / "c.png"), cv2.IMREAD_UNCHANGED)
@@ -127,7 +131,7 @@ def test_encode_says_what_it_did(tiny: Path, depth: np.ndarray, tmp_path: Path) 
     np.save(tmp_path / "d.npy", depth)
     output = tmp_path / "c.npy"
     result = invoke(
-        "encode", "--checkpoint", tiny, "--input", tmp_path / "d.npy", "--output", output,
+        "encode", "--checkpoint", tiny, "--input-path", tmp_path / "d.npy", "--output-path", output,
         "--depth-recipe", "reference", "--json",
     )  # fmt: skip
     report = json.loads(result.stdout)
@@ -172,13 +176,23 @@ def test_user_errors_of_the_commands(tiny: Path, tmp_path: Path) -> None:
 
     output = tmp_path / "x.npy"
     assert "no depth to encode" in error_of(
-        "encode", "--checkpoint", tiny, "--input", tmp_path / "none.npy", "--output", output
+        "encode",
+        "--checkpoint",
+        tiny,
+        "--input-path",
+        tmp_path / "none.npy",
+        "--output-path",
+        output,
     )
     assert "either --tokens TEXT or --input" in error_of(
-        "decode", "--checkpoint", tiny, "--output", output
+        "decode", "--checkpoint", tiny, "--output-path", output
     )
-    assert "exists. Add --overwrite" in error_of("convert", "--input", tiny, "--output", tiny)
-    assert "write .pt for" in error_of("convert", "--input", tiny, "--output", tmp_path / "x.bin")
+    assert "exists. Add --overwrite" in error_of(
+        "convert", "--input-path", tiny, "--output-path", tiny
+    )
+    assert "write .pt for" in error_of(
+        "convert", "--input-path", tiny, "--output-path", tmp_path / "x.bin"
+    )
     assert "no data to measure on" in error_of("eval", "--checkpoint", tiny)
     assert "Did you mean 'debug'" in error_of(
         "train", "--output-path", tmp_path / "r", "--preset", "debg"
@@ -188,7 +202,7 @@ def test_user_errors_of_the_commands(tiny: Path, tmp_path: Path) -> None:
 
 def test_eval_reports_and_holds_to_min_codes(tiny: Path, tmp_path: Path) -> None:
     common = ("eval", "--checkpoint", tiny, "--data", "procedural:1:3", "--data", "procedural:1:4")
-    result = invoke(*common, "--json", "--sheet", tmp_path / "sheet.png", "--min-codes", 1)
+    result = invoke(*common, "--json", "--output-path", tmp_path / "sheet.png", "--min-codes", 1)
     report = json.loads(result.stdout)
     assert set(report) == {"all", "procedural"}
     assert report["all"]["num_maps"] == 16

@@ -101,7 +101,7 @@ def evaluate(
             "no data to measure on; give --data FOLDER (or procedural:N, simulator:N:test)."
         )
     settings = build(EvalConfig, flags)
-    check_new_file(settings.sheet, overwrite=overwrite)
+    check_new_file(settings.output_path, overwrite=overwrite)
     report = measuring.measure(settings)
     emit_json(report) if as_json else say(measuring.as_table(report))
     measuring.check_min_codes(report, settings.min_codes)
@@ -111,10 +111,10 @@ def encode(
     *,
     checkpoint: CheckpointOption,
     input_path: Annotated[
-        Path, typer.Option("--input", help="npy uint8 [N,H,W] or [H,W], or a depth image.")
+        Path, typer.Option("--input-path", help="npy uint8 [N,H,W] or [H,W], or a depth image.")
     ],
     output_path: Annotated[
-        Path, typer.Option("--output", help=".npy (int16 [N,100]) or .txt (depth tokens).")
+        Path, typer.Option("--output-path", help=".npy (int16 [N,100]) or .txt (depth tokens).")
     ],
     depth_recipe: Annotated[
         str, typer.Option(help="checkpoint (right range), released or reference (public code).")
@@ -127,7 +127,7 @@ def encode(
 ) -> None:
     """Depth maps to codes.
 
-    Example: molmoact vqvae encode --checkpoint vae-final.pt --input depth.npy --output codes.npy
+    Example: molmoact vqvae encode --checkpoint vae-final.pt --input-path depth.npy --output-path codes.npy
     """
     from vqvae import operations
 
@@ -142,14 +142,15 @@ def decode(
     *,
     checkpoint: CheckpointOption,
     output_path: Annotated[
-        Path, typer.Option("--output", help=".png (8 bits) or .npy (float32 0..1).")
+        Path, typer.Option("--output-path", help=".png (8 bits) or .npy (float32 0..1).")
     ],
     tokens: Annotated[
         str | None,
         typer.Option(help="Text with <DEPTH_START>...<DEPTH_END>, or integers."),
     ] = None,
     input_path: Annotated[
-        Path | None, typer.Option("--input", help="Codes as .npy or text, instead of --tokens.")
+        Path | None,
+        typer.Option("--input-path", help="Codes as .npy or text, instead of --tokens."),
     ] = None,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
@@ -157,7 +158,7 @@ def decode(
 ) -> None:
     """Codes to depth maps.
 
-    Example: molmoact vqvae decode --checkpoint vae-final.pt --tokens "<DEPTH_START>..." --output depth.png
+    Example: molmoact vqvae decode --checkpoint vae-final.pt --tokens "<DEPTH_START>..." --output-path depth.png
     """
     from vqvae import operations
 
@@ -174,9 +175,10 @@ def decode(
 
 def convert(
     *,
-    input_path: Annotated[Path, typer.Option("--input", help="Checkpoint of either layout.")],
+    input_path: Annotated[Path, typer.Option("--input-path", help="Checkpoint of either layout.")],
     output_path: Annotated[
-        Path, typer.Option("--output", help=".safetensors (ours) or .pt (the released layout).")
+        Path,
+        typer.Option("--output-path", help=".safetensors (ours) or .pt (the released layout)."),
     ],
     input_range: RangeOption = None,
     resize: ResizeOption = None,
@@ -185,7 +187,7 @@ def convert(
 ) -> None:
     """Convert between the released vae-final.pt and our layout; the codes stay the same.
 
-    Example: molmoact vqvae convert --input vae-final.pt --output vae.safetensors
+    Example: molmoact vqvae convert --input-path vae-final.pt --output-path vae.safetensors
     """
     from vqvae import operations
 

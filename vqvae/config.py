@@ -158,7 +158,7 @@ class EvalConfig:
     """Per place; None = all."""
     min_codes: int | None = None
     """Fewer used codes than this over all data are a failure."""
-    sheet: Path | None = None
+    output_path: Path | None = None
     """PNG of inputs, reconstructions and errors; None = not written."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1."""

@@ -209,8 +209,8 @@ def measure(config: EvalConfig) -> dict[str, dict[str, Any]]:
             pictures.append(first)
     if not pictures:
         raise UserError(f"no depth map was found in {', '.join(config.data)}.")
-    if config.sheet is not None:
-        write_sheet(config.sheet, _joined(pictures))
+    if config.output_path is not None:
+        write_sheet(config.output_path, _joined(pictures))
     return {name: tally.numbers() for name, tally in tallies.items()}
 
 

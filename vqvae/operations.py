@@ -94,7 +94,7 @@ def decode(
     """Codes, as text or as a file -> depth file."""
     check_new_file(target, overwrite=overwrite)
     if (tokens is None) == (source is None):
-        raise UserError("give either --tokens TEXT or --input FILE (npy or text).")
+        raise UserError("give either --tokens TEXT or --input-path FILE (npy or text).")
     codes = files.parse_codes(tokens) if tokens is not None else files.read_codes(source)  # type: ignore[arg-type]
     codec = VQVAECodec(checkpoint, device=device)
     files.write_depth(target, codec.decode(codes))

@@ -36,7 +36,7 @@ def sound_step() -> Path:
     """A checkpoint of a run."""
     run = Path(tempfile.mkdtemp(prefix="fuzz-step-"))
     net = nn.Linear(2, 2)
-    config = resolve("debug", {"checkpoint": "c", "data": ["d"], "save_folder": "s"})
+    config = resolve("debug", {"checkpoint": "c", "data": ["d"], "output_path": "s"})
     state = TrainerState(step=3, position=12, world_size=1, seed=1, data_seed=2)
     world = World(0, 1, torch.device("cpu"))
     return save_checkpoint(run, net, torch.optim.AdamW(net.parameters()), state, config, {}, world)

@@ -105,18 +105,20 @@ def options_of(
 
 def choice(help: str, choices: Sequence[str]) -> Any:  # noqa: A002  as in typer.Option
     """An option with named values: they are shown and completed; the owner refuses others with the nearest."""
-    return typer.Option(help=help, metavar=_metavar(choices), autocompletion=_completion(choices))
+    text = f"{help} {_one_of(choices)}"
+    return typer.Option(help=text, metavar="NAME", autocompletion=_completion(choices))
 
 
 def _parameter(found: Option, default: Any) -> inspect.Parameter:
     """What typer reads; its own default is None, so that a flag that was not typed is known as such."""
     flag = f"--{found.flag}/--no-{found.flag}" if found.kind is bool else f"--{found.flag}"
-    text = " ".join(part for part in (found.help, _shown(default)) if part)
+    parts = (found.help, _one_of(found.choices), _shown(default))
+    text = " ".join(part for part in parts if part)
     info = typer.Option(
         flag,
         help=text.replace("[", "\\["),  # brackets are Rich's own language
         rich_help_panel=found.panel,
-        metavar=found.metavar or _metavar(found.choices),
+        metavar=found.metavar or ("NAME" if found.choices else None),
         autocompletion=_completion(found.choices),
     )
     kind = list[found.kind] if found.repeated else found.kind  # type: ignore[name-defined]
@@ -139,8 +141,8 @@ def _shown(default: Any) -> str:
     return f"[default: {default:g}]" if isinstance(default, float) else f"[default: {default}]"
 
 
-def _metavar(choices: Sequence[str]) -> str | None:
-    return f"[{'|'.join(choices)}]" if choices else None
+def _one_of(choices: Sequence[str]) -> str:
+    return f"One of {', '.join(choices)}." if choices else ""
 
 
 def _completion(choices: Sequence[str]) -> Callable[[str], list[str]] | None:
