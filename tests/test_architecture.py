@@ -36,7 +36,7 @@ def test_imports_point_down(package: str) -> None:
 
 FLOORS = [
     "errors", "schema", "redaction", "config", "console", "files", "processes", "runs", "policies", "statistics",
-    "labels", "sources", "text", "outputs", "teachers", "pictures", "validate", "label_quality", "exporters",
+    "labels", "sources", "text", "outputs", "teachers", "pictures", "pages", "validate", "label_quality", "exporters",
     "report", "web", "publishing", "commands",
 ]  # fmt: skip
 """Modules and folders of the base: each may import those before it."""

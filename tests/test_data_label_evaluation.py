@@ -26,8 +26,9 @@ from molmoact_data.label_quality.evaluate import (
     evaluate_labels,
     parse_point_every,
 )
-from molmoact_data.label_quality.report import render_report, round_up
+from molmoact_data.label_quality.report import render_report
 from molmoact_data.labels.pointing import GripperPoints
+from molmoact_data.pages.charts import round_up
 from molmoact_data.sources.base import (
     CameraBatch,
     CameraFeature,

@@ -80,7 +80,7 @@ def test_the_command_leaves_what_others_rely_on(molmoact, tmp_path) -> None:
         assert sum(1 for _ in film.decode(video=0)) == results["trials"][0]["steps"] + 1
     page = (tmp_path / "d/eval.html").read_text()
     assert "episodes/pick-001.mp4" in page
-    assert "2 of 2  (34 % to 100 %)" in page
+    assert "2 of 2  (34\N{NO-BREAK SPACE}% to 100\N{NO-BREAK SPACE}%)" in page
     assert "http" not in page.replace("http://www.w3.org", ""), "nothing from outside"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from made_commands import Molmoact
 
-from molmoact_data.report.charts import line_chart
+from molmoact_data.pages.charts import line_chart
 from molmoact_train.debug.data import write_debug_dataset
 from molmoact_train.monitoring.page import render_run_page
 
@@ -53,7 +53,11 @@ def test_the_page_says_where_the_run_is_and_escapes_names() -> None:
 def test_a_line_chart_spans_its_axes_and_stands_a_single_value() -> None:
     chart = line_chart({"a": [(1, 2.0), (3, 1.0)]}, title="t")
     first, last = re.search(r'polyline points="([^"]+)"', chart).group(1).split(" ")
-    assert (first, last) == ("46.0,6.0", "636.0,176.0")
+    left, top, right, base = (float(v) for v in [*first.split(","), *last.split(",")])
+    axis = re.search(r'class="axis" x1="([\d.]+)" y1="([\d.]+)" x2="(\d+)"', chart)
+    assert (left, base) == (float(axis.group(1)), float(axis.group(2)))
+    assert top < base
+    assert left < right < float(axis.group(3))
     assert "polyline" in line_chart({"a": [(1, 0.0)]}, title="t")
     assert line_chart({}, title="t") == ""
 

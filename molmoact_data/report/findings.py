@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from molmoact_data.labels.actions import spec_warnings
 from molmoact_data.outputs.manifest import Manifest
+from molmoact_data.pages.page import percent
 from molmoact_data.report.data import ReportData
 from molmoact_data.schema import REJECTS_FILE
 from molmoact_data.teachers.knowledge import INSTEAD, WHY, strange_teachers
@@ -182,16 +183,6 @@ def _codes(quality: Any) -> Iterator[Finding]:
 def _judged(verdict: Verdict, headline: str, meaning: str, otherwise: str) -> Finding:
     """A finding with something to do unless it is good."""
     return Finding(verdict, headline, meaning, "" if verdict == "good" else otherwise)
-
-
-def percent(share: float) -> str:
-    """A share in words; small ones keep a digit."""
-    value = 100 * share
-    return (
-        f"{value:.0f}\N{NO-BREAK SPACE}%"
-        if value >= 10 or value == 0
-        else f"{value:.1f}\N{NO-BREAK SPACE}%"
-    )
 
 
 def _low_is_bad(value: float, limits: tuple[float, float]) -> Verdict:

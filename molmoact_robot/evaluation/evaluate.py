@@ -17,8 +17,9 @@ from molmoact_data.config import as_dict
 from molmoact_data.errors import LimitExceeded, UserError, unknown_name
 from molmoact_data.files.folders import MARK, check_free
 from molmoact_data.files.storage import Storage
+from molmoact_data.pages.page import percent
 from molmoact_robot.evaluation.film import ENDED_IN_WORDS
-from molmoact_robot.evaluation.page import percent, render_page
+from molmoact_robot.evaluation.page import render_results
 from molmoact_robot.evaluation.player import Facts, PlayerConfig, read_results
 from molmoact_robot.evaluation.results import TrialResult, summarize
 from molmoact_robot.evaluation.sessions import open_session
@@ -157,7 +158,7 @@ def finish(plan: Plan, folder: Path) -> dict[str, Any]:
     whole = {**summarize(results), **described, "trials": [asdict(r) for r in results]}
     storage = Storage(str(folder))
     storage.write_bytes(RESULTS, json.dumps(whole, indent=1).encode())
-    storage.write_bytes(PAGE, render_page(whole, folder).encode())
+    storage.write_bytes(PAGE, render_results(whole, folder).encode())
     return whole
 
 

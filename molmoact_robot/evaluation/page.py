@@ -1,14 +1,13 @@
-"""`eval.html`: one page about an evaluation, in the style of the label report. Computed from results.json alone."""
+"""`eval.html`: one page about an evaluation. Computed from results.json alone."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from molmoact_data.pages.page import Card, Figure, percent, render_page
 from molmoact_robot.evaluation.film import ENDED_IN_WORDS
 
 MAX_SHOWN = 24
@@ -17,50 +16,59 @@ _BAR = 640
 """Units of width of the interval chart."""
 
 
-@dataclass(frozen=True)
-class Shown:
-    """One episode in the gallery."""
-
-    name: str
-    pill: str
-    good: bool
-    caption: str
-    picture: str
-    """Data address of the start picture; empty where there is none."""
-    film: str
-    """Path of the film, relative to the page; empty where there is none."""
-
-
-def render_page(results: Mapping[str, Any], folder: Path) -> str:
+def render_results(results: Mapping[str, Any], folder: Path) -> str:
     """The page as text; equal results and films give equal text."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("molmoact_robot", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = percent
     trials = results["trials"]
-    style = resources.files("molmoact_data.report").joinpath("report.css")
-    return environment.get_template("eval.html").render(
+    failed = [t for t in trials if t["ended"] != "success"]
+    successful = [t for t in trials if t["ended"] == "success"]
+    galleries = {"Failed episodes": failed, "Successful episodes": successful}
+    player = results["settings"]["player"]
+    return render_page(
+        __package__,
+        "eval.html",
+        kind="Closed-loop evaluation",
+        heading=f"{results['policy']['checkpoint']} in {player['env']}",
+        facts=_facts(results),
+        cards=_cards(results),
         results=results,
-        css=style.read_text(encoding="utf-8"),
         bars=[_bar(task, rate) for task, rate in results["per_task"].items()],
         width=_BAR,
-        failed=[_shown(t, folder) for t in trials if t["ended"] != "success"][:MAX_SHOWN],
-        successful=[_shown(t, folder) for t in trials if t["ended"] == "success"][:MAX_SHOWN],
-        model=results["policy"]["checkpoint"],
+        galleries={
+            title: [_figure(t, folder) for t in shown[:MAX_SHOWN]]
+            for title, shown in galleries.items()
+            if shown
+        },
         endings=ENDED_IN_WORDS,
-        facts=_facts(results),
+        settings=_settings(results),
     )
 
 
-def percent(share: float) -> str:
-    """0.333 -> 33 %."""
-    return f"{100 * share:.0f} %"
+def _facts(results: Mapping[str, Any]) -> dict[str, object]:
+    rollout = results["settings"]["player"]["rollout"]
+    facts: dict[str, object] = {
+        "policy": f"{results['policy']['family']} {results['policy']['sha256'][:12]}",
+        "seeds from": results["settings"]["seed"],
+        "executed per answer": rollout["execute"] or "all steps",
+    }
+    return facts if rollout["steer"] == "none" else {**facts, "steered by": rollout["steer"]}
+
+
+def _cards(results: Mapping[str, Any]) -> list[Card]:
+    n, (low, high), answers = results["n"], results["interval"], results["predictions"]
+    cards = [
+        Card(
+            percent(results["successes"] / n),
+            f"success, 95 % interval {percent(low)} to {percent(high)}",
+        ),
+        Card(f"{results['successes']}", "episodes", f"of {n}"),
+        Card(f"{results['mean_steps']:.0f}", "steps per episode"),
+        Card(f"{answers['failed']}", "answers that were no actions", f"of {answers['total']}"),
+    ]
+    error = results["path_error"]["mean"]
+    if error is not None:
+        label = "mean distance of predicted and taken path, on 0..255"
+        cards.append(Card(f"{error:.1f}", label))
+    return cards
 
 
 def _bar(task: str, rate: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,30 +82,25 @@ def _bar(task: str, rate: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shown(trial: Mapping[str, Any], folder: Path) -> Shown:
+def _figure(trial: Mapping[str, Any], folder: Path) -> Figure:
     name = f"{trial['task'].replace('/', '-')}-{trial['index']:03d}"
     film, picture = folder / "episodes" / f"{name}.mp4", folder / "episodes" / f"{name}.jpg"
     address = ""
     if picture.is_file():
         address = "data:image/jpeg;base64," + base64.b64encode(picture.read_bytes()).decode()
-    return Shown(
+    return Figure(
         name=name,
+        address=address,
         pill=ENDED_IN_WORDS[trial["ended"]],
-        good=trial["ended"] == "success",
+        verdict="good" if trial["ended"] == "success" else "bad",
         caption=trial["message"] if trial["ended"] == "environment_error" else trial["instruction"],
-        picture=address,
         film=f"episodes/{film.name}" if film.is_file() else "",
     )
 
 
-def _facts(results: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+def _settings(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Every setting and version, one line each."""
-    parts = {
-        "settings": results["settings"],
-        "environment": results["environment"],
-        "policy": results["policy"],
-        "versions": results["versions"],
-    }
+    parts = {key: results[key] for key in ("settings", "environment", "policy", "versions")}
     return [(name, str(value)) for name, value in _lines(parts, "")]
 
 

@@ -1,16 +1,16 @@
-"""`run.html`: one page about a training run, in the style of the label report. Computed from the run's own files."""
+"""`run.html`: one page about a training run. Computed from the run's own files."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from molmoact_data import runs
 from molmoact_data.files.folders import write_bytes
-from molmoact_data.report.charts import line_chart
+from molmoact_data.pages.charts import line_chart
+from molmoact_data.pages.page import Card, render_page
 
 PAGE_FILE = "run.html"
 PANELS: Mapping[str, tuple[str, str]] = {
@@ -41,20 +41,12 @@ def render_run_page(
     name: str, config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]
 ) -> str:
     """The page as text."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("molmoact_train", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = resources.files("molmoact_data.report").joinpath("report.css")
     series = series_of(lines)
-    return environment.get_template("run.html").render(
-        name=name,
-        css=style.read_text(encoding="utf-8"),
+    return render_page(
+        __package__,
+        "run.html",
+        kind="Training run",
+        heading=name,
         cards=_cards(config, series),
         panels=[
             (title, unit, line_chart(found, title=title))
@@ -77,10 +69,10 @@ def series_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float,
 
 def _cards(
     config: Mapping[str, Any], series: Mapping[str, Sequence[tuple[float, float]]]
-) -> list[tuple[str, str, str]]:
-    """(number, small print, label) of what a person looks for first."""
+) -> list[Card]:
+    """What a person looks for first."""
     steps = max((points[-1][0] for points in series.values()), default=0)
-    cards = [(f"{steps:,.0f}", f"of {config['duration']:,}", "steps")]
+    cards = [Card(f"{steps:,.0f}", "steps", f"of {config['duration']:,}")]
     for name, label in {
         "train/loss": "training loss",
         "eval/loss": "held-out loss",
@@ -91,7 +83,7 @@ def _cards(
         "memory/peak_gib": "GiB at most",
     }.items():
         if name in series:
-            cards.append((f"{series[name][-1][1]:.3g}", "", label))
+            cards.append(Card(f"{series[name][-1][1]:.3g}", label))
     return cards
 
 

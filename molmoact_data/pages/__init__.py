@@ -1,0 +1,1 @@
+"""The frame, the style and the charts that our HTML pages share."""
