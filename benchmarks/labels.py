@@ -13,6 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,14 +129,7 @@ def table_of(columns: EpisodeColumns, labels: EpisodeLabels, codes: np.ndarray |
     )
     if codes is not None:
         limits = np.random.default_rng(0).random((len(codes), 2)).astype(np.float32)
-        labels = EpisodeLabels(
-            codes,
-            limits,
-            labels.points,
-            labels.traces,
-            labels.action_bins,
-            labels.num_valid_actions,
-        )
+        labels = replace(labels, depth_codes=codes, depth_range=limits)
     return pa.table(
         label_columns(layout, dataset="d", revision="r" * 40, columns=columns, labels=labels)
     )

@@ -59,12 +59,12 @@ def labels_of(episode: int, columns: EpisodeColumns, stats: DatasetStatistics) -
     )
     bins, valid = chunk(bin_actions(normalize(columns.action, stats)), 8)
     return EpisodeLabels(
-        rng.integers(0, 64, (FRAMES, 100)).astype(np.uint8),
-        rng.random((FRAMES, 2)).astype(np.float32),
-        points,
-        episode_traces(points, TraceConfig()),
-        bins,
-        valid,
+        depth_codes=rng.integers(0, 64, (FRAMES, 100)).astype(np.uint8),
+        depth_range=rng.random((FRAMES, 2)).astype(np.float32),
+        points=points,
+        traces=episode_traces(points, TraceConfig()),
+        action_bins=bins,
+        num_valid_actions=valid,
     )
 
 

@@ -12,7 +12,7 @@ from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.labels.traces import EpisodeTraces
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpisodeLabels:
     """What was computed for the T frames of one episode; None = not asked for (no column)."""
 
