@@ -24,7 +24,8 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from molmoact_data.exporters.lerobot_v3 import DatasetDescription, LeRobotV3Writer, feature
+from molmoact_data.exporters.lerobot.metadata import DatasetDescription, feature
+from molmoact_data.exporters.lerobot.writer import LeRobotWriter
 from molmoact_data.pictures.images import encode_jpeg
 from molmoact_data.schema import IMAGE_TYPE
 
@@ -56,7 +57,7 @@ def make_dataset(folder: Path, frames: int) -> Path:
     pictures = [
         encode_jpeg(rng.integers(0, 255, (SIDE, SIDE, 3)).astype(np.uint8), 90) for _ in range(1000)
     ]
-    writer = LeRobotV3Writer(folder, DatasetDescription(FPS, "synthetic", features))
+    writer = LeRobotWriter(folder, DatasetDescription(FPS, "synthetic", features))
     time_s = np.arange(EPISODE_FRAMES, dtype=np.float32) / FPS
     for episode in range(frames // EPISODE_FRAMES):
         angle = 2 * np.pi * np.arange(EPISODE_FRAMES) / EPISODE_FRAMES + rng.uniform(0, 6)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 
+from molmoact_robot.tabletop.dataset import WriteConfig, write_dataset
 from molmoact_robot.tabletop.episodes import Episode, EpisodeConfig, run_episode
-from molmoact_robot.tabletop.lerobot_writer import WriteConfig, write_dataset
 from molmoact_robot.tabletop.tasks import FAMILIES
 
 logger = logging.getLogger("make_demo_dataset")

@@ -20,13 +20,14 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from molmoact_data.errors import UserError
+from molmoact_data.sources.opening import open_source
 from molmoact_robot.tabletop import camera, randomization, textures
 from molmoact_robot.tabletop.arm import HOME_RAD
 from molmoact_robot.tabletop.control import ArmController, solve_ik
+from molmoact_robot.tabletop.dataset import WriteConfig, encode_depth_png, write_dataset
 from molmoact_robot.tabletop.episodes import EpisodeConfig, act_only, run_episode
 from molmoact_robot.tabletop.frames import FrameConfig, random_frames
 from molmoact_robot.tabletop.layout import sample_layout
-from molmoact_robot.tabletop.lerobot_writer import WriteConfig, encode_depth_png, write_dataset
 from molmoact_robot.tabletop.randomization import sample_look
 from molmoact_robot.tabletop.rotation import matrix_from_vector, vector_from_matrix
 from molmoact_robot.tabletop.scene import FLAT, build_model
@@ -283,7 +284,8 @@ def test_columns_come_back_from_disk(tmp_path, episode, version) -> None:
     assert info["codebase_version"] == version
     assert info["total_frames"] == frames
     last = sorted((tmp_path / "d/data").rglob("*.parquet"))[-1]
-    rows = pq.read_table(last).to_pydict()
+    table = pq.read_table(last)  # of the second episode alone in v2.1, of both in v3.0
+    rows = table.slice(table.num_rows - len(episode.steps)).to_pydict()
     assert set(rows) == set(info["features"]) - {
         "observation.images.front", "observation.images.wrist",
     }  # fmt: skip
@@ -294,6 +296,38 @@ def test_columns_come_back_from_disk(tmp_path, episode, version) -> None:
     restored = depth_from_u16(np.asarray(Image.open(io.BytesIO(png))).astype(np.uint16))
     truth = episode.steps[3].observation.front_depth_HW
     np.testing.assert_allclose(restored, truth, atol=0.00026)
+
+
+@needs_gl
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_our_reader_finds_every_episode_frame_and_statistic(tmp_path, episode, version) -> None:
+    second = dataclasses.replace(episode, steps=episode.steps[:9])
+    root = tmp_path / "d"
+    write_dataset(root, [episode, second], WriteConfig(version=version, crf=1))
+    source = open_source(str(root))
+    assert not source.info.warnings
+    assert [ref.num_frames for ref in source.episodes] == [len(episode.steps), 9]
+    last = source.episodes[1]
+    np.testing.assert_array_equal(
+        source.read_columns(last).action, [s.action for s in second.steps]
+    )
+    (batch,) = source.iter_frames(last, ["observation.images.wrist"], 64)
+    wrist = np.stack([s.observation.wrist_rgb_HWC for s in second.steps]).astype(float)
+    assert np.abs(batch["observation.images.wrist"].rgb_NHWC - wrist).mean() < 6
+    if version == "v2.1":
+        lines = (root / "meta/episodes_stats.jsonl").read_text().splitlines()
+        stats = json.loads(lines[1])["stats"]
+        actions, frames = [s.action for s in second.steps], second.steps
+    else:
+        stats = json.loads((root / "meta/stats.json").read_text())
+        actions = [s.action for s in (*episode.steps, *second.steps)]
+        frames = [*episode.steps[::10], *second.steps[::10]]
+    np.testing.assert_allclose(stats["action"]["mean"], np.mean(actions, axis=0, dtype=float))
+    if version == "v3.0":
+        rgb = np.stack([s.observation.front_rgb_HWC for s in frames]) / 255
+        channels = np.reshape(stats["observation.images.front"]["mean"], 3)
+        np.testing.assert_allclose(channels, rgb.mean(axis=(0, 1, 2)))
+    assert "observation.depth.front" not in stats
 
 
 @needs_gl

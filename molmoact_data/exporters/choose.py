@@ -62,7 +62,7 @@ def export(
                     output, folder, single_action=options.single_action
                 )
             case "lerobot":
-                from molmoact_data.exporters.lerobot import export_lerobot
+                from molmoact_data.exporters.lerobot.export import export_lerobot
 
                 rows, left_out = export_lerobot(output, folder), {}
             case "molmoact2-depth":

@@ -20,19 +20,13 @@ from numpy.typing import NDArray
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
-from molmoact_data.exporters.lerobot_v3 import (
-    CHUNK_SIZE,
-    EPISODE_INDEX,
-    VIDEO_PATH,
-    DatasetDescription,
-    FeatureStatistics,
-    LeRobotV3Writer,
-    VideoSlice,
-    feature,
-)
+from molmoact_data.exporters.lerobot.metadata import DatasetDescription, feature
+from molmoact_data.exporters.lerobot.statistics import FeatureStatistics
+from molmoact_data.exporters.lerobot.writer import EPISODE_INDEX, LeRobotWriter
 from molmoact_data.labels.depth_memory import BufferedCodes
 from molmoact_data.pictures.images import encode_png
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
+from molmoact_data.sources.lerobot import files
 from molmoact_data.sources.lerobot.source import LeRobotSource
 
 CODES = 100
@@ -76,15 +70,15 @@ def extend_v3(
     shutil.copytree(root / "meta", folder / "meta")
     if (root / "videos").is_dir():
         os.symlink((root / "videos").resolve(), folder / "videos", target_is_directory=True)
-    info = json.loads((root / "meta" / "info.json").read_text())
+    info = json.loads((root / files.INFO_FILE).read_text())
     info["features"] |= companion_features()
     info |= extra_info
     numeric = {k: v for k, v in info["features"].items() if v["dtype"] not in ("image", "video")}
     statistics, rows = FeatureStatistics(numeric), 0
     for path in sorted((root / "data").rglob("*.parquet")):
         rows += _extend_file(path, folder / path.relative_to(root), columns_of, statistics)
-    _replace_statistics(folder / "meta" / "stats.json", statistics)
-    (folder / "meta" / "info.json").write_text(json.dumps(info, indent=4))
+    _replace_statistics(folder / files.STATISTICS_FILE, statistics)
+    (folder / files.INFO_FILE).write_text(json.dumps(info, indent=4))
     return rows
 
 
@@ -158,10 +152,11 @@ def convert_to_v3(
     """
     features = {**_source_features(source, cameras), **companion_features()}
     info = DatasetDescription(source.info.fps, source.info.robot_type, features, extra_info)
-    writer = LeRobotV3Writer(folder, info)
-    for number, ref in enumerate(source.episodes):
+    writer = LeRobotWriter(folder, info)
+    for ref in source.episodes:
         _write_episode(source, ref, columns_of, writer, _stored_images(source, cameras))
-        writer.end_episode(_link_videos(source, ref, number, folder))
+        _link_videos(source, ref, writer)
+        writer.end_episode()
     writer.close()
     return writer.rows
 
@@ -186,7 +181,7 @@ def _write_episode(
     source: EpisodeSource,
     ref: EpisodeRef,
     columns_of: EpisodeColumnsOf,
-    writer: LeRobotV3Writer,
+    writer: LeRobotWriter,
     stored: list[str],
 ) -> None:
     numbers = source.read_columns(ref)
@@ -229,18 +224,10 @@ def _lists(values_TD: Any) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, values_TD.shape[1])
 
 
-def _link_videos(
-    source: EpisodeSource, ref: EpisodeRef, number: int, folder: Path
-) -> dict[str, VideoSlice]:
+def _link_videos(source: EpisodeSource, ref: EpisodeRef, writer: LeRobotWriter) -> None:
     """A v2.x dataset has one video per episode and camera; each becomes a v3.0 file of one episode."""
-    videos = {}
-    keys = [c.key for c in source.info.cameras if c.storage == "video" and not c.is_depth]
-    for key in keys:
-        assert isinstance(source, LeRobotSource), "no other source keeps videos in files"
-        original = source.video_file(ref, key)
-        place = {"chunk_index": number // CHUNK_SIZE, "file_index": number % CHUNK_SIZE}
-        link = folder / VIDEO_PATH.format(video_key=key, **place)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        os.symlink(original.resolve(), link)
-        videos[key] = VideoSlice(from_s=0.0, to_s=ref.num_frames / source.info.fps, **place)
-    return videos
+    for camera in source.info.cameras:
+        if camera.storage == "video" and not camera.is_depth:
+            assert isinstance(source, LeRobotSource), "no other source keeps videos in files"
+            original = source.video_file(ref, camera.key)
+            os.symlink(original.resolve(), writer.video_file(camera.key))

@@ -149,14 +149,19 @@ def write_picture(path: Path, rgb_HWC: Rgb) -> None:
         raise UserError(f"cannot write {path}")
 
 
-def write_video(path: Path, frames: Iterable[Rgb], fps: float) -> int:
-    """H.264 mp4; returns the number of frames. All frames must have the size of the first."""
+def write_video(
+    path: Path, frames: Iterable[Rgb], fps: float, encoder: Mapping[str, str] | None = None
+) -> int:
+    """H.264 mp4, yuv420p; returns the number of frames. All frames must have the size of the first.
+
+    An odd last row or column is left out. `encoder`: options of libx264, `crf` for one.
+    """
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=round(fps) or 1)
+        stream = container.add_stream("libx264", rate=round(fps) or 1, options=dict(encoder or {}))
         for rgb in frames:
             even = rgb[: rgb.shape[0] // 2 * 2, : rgb.shape[1] // 2 * 2]
             if count == 0:

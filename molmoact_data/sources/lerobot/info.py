@@ -15,9 +15,9 @@ from typing import Any
 from molmoact_data.errors import UserError, first_line
 from molmoact_data.files.inputs import Folder, is_inside
 from molmoact_data.sources.base import CameraFeature
+from molmoact_data.sources.lerobot.files import INFO_FILE
 
 SUPPORTED_VERSIONS = ("v2.0", "v2.1", "v3.0")
-INFO_FILE = "meta/info.json"
 LARGEST_INDEX = 2**31 - 1
 """Episodes and rows are numbered in int32 everywhere behind."""
 _POSITIVE = {

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError, first_line
 from molmoact_data.files.inputs import Folder
+from molmoact_data.sources.lerobot import files
 from molmoact_data.sources.lerobot.info import (
     LARGEST_INDEX,
     declared_cameras,
@@ -37,11 +38,7 @@ from molmoact_data.sources.lerobot.instructions import (
 )
 from molmoact_data.sources.video.spans import SharedFile
 
-_V2_DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
-_V2_VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
-_V3_DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-_V3_VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-_FILE, _SPAN = ("chunk_index", "file_index"), ("from_timestamp", "to_timestamp")
+_SPAN = ("from_timestamp", "to_timestamp")
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ class LeRobotMetadata:
         if not self.is_v3:
             return None
         row = int(np.searchsorted(self.episode_index, episode_index))
-        numbers = [self._numbers(f"videos/{key}/{name}") for name in _FILE]
+        numbers = [self._numbers(f"videos/{key}/{name}") for name in files.FILE_IN_CHUNK]
         here = np.flatnonzero((numbers[0] == numbers[0][row]) & (numbers[1] == numbers[1][row]))
         start_s, end_s = (self._numbers(f"videos/{key}/{name}")[here] for name in _SPAN)
         episodes = self.episode_index[here]
@@ -147,7 +144,9 @@ class LeRobotMetadata:
         return {"episode_chunk": chunk, "episode_index": episode_index}
 
     def _v3_names(self, episode_index: int, field: str) -> dict[str, int]:
-        names = {name: self._value(episode_index, f"{field}/{name}") for name in _FILE}
+        names = {
+            name: self._value(episode_index, f"{field}/{name}") for name in files.FILE_IN_CHUNK
+        }
         for name, value in names.items():
             if value is None:
                 raise FileNotFoundError(f"the metadata has no {field}/{name}")
@@ -166,10 +165,8 @@ def read_metadata(folder: Folder) -> LeRobotMetadata:
     info = read_info(folder)
     version = info["codebase_version"]
     is_v3 = version == "v3.0"
-    data_path = path_template(folder, info, "data_path", _V3_DATA_PATH if is_v3 else _V2_DATA_PATH)
-    video_path = path_template(
-        folder, info, "video_path", _V3_VIDEO_PATH if is_v3 else _V2_VIDEO_PATH
-    )
+    data_path = path_template(folder, info, "data_path", files.data_template(version))
+    video_path = path_template(folder, info, "video_path", files.video_template(version))
     episodes = _v3_episodes(folder, info) if is_v3 else _v2_episodes(folder, data_path)
     if not len(episodes):
         raise UserError(f"dataset {folder.name!r} has no episodes: neither metadata nor rows")
@@ -186,7 +183,7 @@ def read_metadata(folder: Folder) -> LeRobotMetadata:
 def _v2_episodes(folder: Folder, data_path: str) -> pa.Table:
     """Declared episodes, and those that only have a Parquet file: rows count more than metadata."""
     declared: dict[int, tuple[int, list[str]]] = {}
-    for where, row in json_lines(folder, "meta/episodes.jsonl"):
+    for where, row in json_lines(folder, files.V2_EPISODES_FILE):
         length = integer(row, "length", where) if row.get("length") is not None else 0
         episode, entry = integer(row, "episode_index", where), (length, _texts(row))
         if declared.setdefault(episode, entry) != entry:
@@ -221,7 +218,7 @@ def _num_rows(path: Path) -> int:
 
 
 def _v2_tasks(folder: Folder) -> dict[int, tuple[str, ...]]:
-    rows = json_lines(folder, "meta/tasks.jsonl")
+    rows = json_lines(folder, files.V2_TASKS_FILE)
     return _texts_by_number(
         (integer(row, "task_index", where, -LARGEST_INDEX), row.get("task")) for where, row in rows
     )
@@ -237,14 +234,14 @@ def _texts_by_number(rows: Iterable[tuple[int | None, object]]) -> dict[int, tup
 
 
 def _v3_episodes(folder: Folder, info: Mapping[str, Any]) -> pa.Table:
-    paths = folder.listing("meta/episodes", ".parquet")
+    paths = folder.listing(files.V3_EPISODES_FOLDER, ".parquet")
     if not paths:
         raise UserError(
-            f"dataset {folder.name!r} says v3.0 but has no meta/episodes/**.parquet, which tells "
+            f"dataset {folder.name!r} says v3.0 but has no {files.V3_EPISODES_FOLDER}/**.parquet, which tells "
             "where each episode's rows and frames are"
         )
     tables = [_read_table(folder.fetch(path)) for path in paths]
-    where = f"meta/episodes of {folder.name!r}"
+    where = f"{files.V3_EPISODES_FOLDER} of {folder.name!r}"
     try:
         table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
     except pa.ArrowException as error:
@@ -255,11 +252,11 @@ def _v3_episodes(folder: Folder, info: Mapping[str, Any]) -> pa.Table:
 def _typed_episodes(table: pa.Table, where: str, cameras: Sequence[str]) -> pa.Table:
     """Whole numbers and seconds in the types that the lookups rely on; every episode once."""
     types = {"episode_index": pa.int64(), "length": pa.int64()}
-    types |= {f"data/{name}": pa.int64() for name in _FILE}
+    types |= {f"data/{name}": pa.int64() for name in files.FILE_IN_CHUNK}
     for name in types:
         if name not in table.column_names:
             raise UserError(f"{where} has no column {name!r}, has {table.column_names}")
-    types |= {f"videos/{key}/{name}": pa.int64() for key in cameras for name in _FILE}
+    types |= {f"videos/{key}/{name}": pa.int64() for key in cameras for name in files.FILE_IN_CHUNK}
     types |= {f"videos/{key}/{name}": pa.float64() for key in cameras for name in _SPAN}
     for name, kind in types.items():
         if name in table.column_names:
@@ -309,9 +306,9 @@ def _read_table(path: Path, skip: str = "stats/") -> pa.Table:
 
 def _v3_tasks(folder: Folder) -> dict[int, tuple[str, ...]]:
     """The text is a pandas index: a column named `task`, `__index_level_0__`, or anything."""
-    if not folder.exists("meta/tasks.parquet"):
+    if not folder.exists(files.V3_TASKS_FILE):
         return {}
-    path = folder.fetch("meta/tasks.parquet")
+    path = folder.fetch(files.V3_TASKS_FILE)
     table = _read_table(path)
     texts = [field.name for field in table.schema if is_text(field.type)]
     if "task_index" not in table.column_names or not texts:

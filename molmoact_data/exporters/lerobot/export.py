@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
-from molmoact_data.exporters.lerobot_v3 import DatasetDescription, LeRobotV3Writer, feature
+from molmoact_data.exporters.lerobot.metadata import DatasetDescription, feature
+from molmoact_data.exporters.lerobot.writer import LeRobotWriter
 from molmoact_data.outputs.columns import fixed_array
 from molmoact_data.outputs.output import BATCH_ROWS, Output
 from molmoact_data.pictures.images import decode_image
@@ -38,7 +39,7 @@ def export_lerobot(output: Output, folder: Path) -> int:
         robot_type=dataset.robot_type,
         features=lerobot_features(output.layout, first),
     )
-    writer = LeRobotV3Writer(folder, description)
+    writer = LeRobotWriter(folder, description)
     last: tuple[str, int] | None = None
     for batch in output.batches(batch_rows=BATCH_ROWS):
         for key, part in _episode_parts(batch):
