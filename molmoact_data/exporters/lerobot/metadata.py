@@ -144,7 +144,7 @@ def _declared(episode: EpisodeRecord) -> dict[str, Any]:
 
 
 def _v3_row(episode: EpisodeRecord, fps: float) -> dict[str, Any]:
-    row = {
+    row: dict[str, Any] = {
         **_declared(episode),
         **{f"data/{k}": n for k, n in files.file_in_chunk(episode.data_file).items()},
         "dataset_from_index": episode.first_row,
