@@ -114,6 +114,7 @@ def validate(
 
     Example: molmoact validate out --processor MolmoAct-7B-D-0812 --output-path findings.json
     """
+    from molmoact_data.console.tables import show_facts, show_table
     from molmoact_data.files.folders import check_new_file, write_bytes
     from molmoact_data.teachers.registry import SAMPLE_CHECKS, resolve
     from molmoact_data.validate import validate as run
@@ -129,10 +130,13 @@ def validate(
     if as_json:
         emit_json(result)
     else:
-        for problem in found.problems[:20]:
-            say(f"{problem.finding.value}: {problem.where}: {problem.detail}")
-        samples = f"{found.samples} samples" if processor else "no samples (give --processor)"
-        say(f"{found.rows} rows, {found.images} images, {samples}; {len(found.problems)} problems")
+        samples = f"{found.samples:,}" if processor else "not tried: give --processor"
+        facts = {"rows": f"{found.rows:,}", "images": f"{found.images:,}", "samples": samples,
+                 "problems": f"{len(found.problems):,}" if found.problems else "none"}  # fmt: skip
+        show_facts(f"{output} is {'valid' if found.passed else 'not valid'}", facts)
+        if found.problems:
+            rows = [(p.finding.value, p.where, p.detail) for p in found.problems[:20]]
+            show_table("The first of them:", ("finding", "where", "what"), rows)
     if not found.passed:
         kinds = ", ".join(f"{name} ({n})" for name, n in result["findings"].items())
         raise LimitExceeded(f"{output} is not valid: {kinds}.")
@@ -223,16 +227,23 @@ def publish(
 
     Example: molmoact publish out --repo-id lab/kitchen-molmoact --private --dry-run
     """
+    from molmoact_data.console.tables import show_facts, show_table, size
     from molmoact_data.publishing.publish import plan_publish, publish as run
 
     plan = plan_publish(output, repo_id, private=private)
     if plan.non_commercial:
         say(f"note: labels of {', '.join(plan.non_commercial)} are for non-commercial use only")
-    if dry_run:
-        for path, size in plan.files:
-            say(f"{size:>14,}  {path}")
-        say(f"{plan.num_bytes:>14,}  in {len(plan.files)} files would go to {repo_id}")
-    else:
+    if dry_run and not as_json:
+        rows = [(f"{num_bytes:,}", path) for path, num_bytes in plan.files]
+        show_table(f"Would publish {repo_id}", ("bytes", "file"), rows)
+        show_facts("", {
+            "total": f"{size(plan.num_bytes)} in {len(plan.files)} files",
+            "seen by": "you and your organisation" if private else "everybody",
+            "licence": f"not for commercial use: labels of {', '.join(plan.non_commercial)}"
+            if plan.non_commercial
+            else "no teacher forbids commercial use; the pictures keep their source's licence",
+        })  # fmt: skip
+    if not dry_run:
         say(f"published at {run(output, plan, endpoint=endpoint)}")
     if as_json:
         emit_json(plan.to_json())
@@ -265,6 +276,7 @@ def download(
 
     Example: molmoact download libero_goal --output-path data --dry-run
     """
+    from molmoact_data.console.tables import duration, show_table, size
     from molmoact_data.publishing.download import (
         choose,
         fetch,
@@ -277,14 +289,14 @@ def download(
     wanted = choose(names)
     servers = Servers(endpoint, mirror, offline=is_offline())
     results: list[dict[str, Any]] = []
+    planned: list[tuple[str, ...]] = []
     for repository in wanted.repositories:
         if dry_run:
             plan = plan_download(repository, revision=revision, endpoint=endpoint)
             hours = transfer_hours(plan.num_bytes, mbit_per_s)
             results.append(plan.to_json() | {"hours": hours})
-            say(
-                f"{plan.repo_id}: {len(plan.files)} files, {plan.num_bytes:,} bytes, {hours:.1f} h; {plan.licence}"
-            )
+            planned.append((plan.repo_id, f"{len(plan.files):,}", size(plan.num_bytes),
+                            duration(3600 * hours), plan.licence))  # fmt: skip
         else:
             folder = fetch(
                 repository, output_path, revision=revision, endpoint=endpoint, workers=workers
@@ -298,13 +310,17 @@ def download(
             known = found.num_bytes
             needed = None if known is None else transfer_hours(known, mbit_per_s)
             results.append(found.to_json() | {"hours": needed})
-            size = "size unknown" if known is None else f"{known:,} bytes, {needed:.1f} h"
-            say(f"{found.name}: {found.files} files, {size}; {found.licence}")
+            volume, time = ("not known", "-") if known is None or needed is None else (
+                size(known), duration(3600 * needed))  # fmt: skip
+            planned.append((found.name, f"{found.files:,}", volume, time, found.licence))
             by_hand += found.by_hand
         else:
             by_hand += fetch_set(entry, output_path, servers, workers=workers)
             results.append({"set": entry.name, "folder": str(output_path / entry.folder)})
             say(f"{entry.name} is in {output_path / entry.folder}")
+    if planned and not as_json:
+        head = ("what", "files", "size", "time", "licence")
+        show_table(f"Would fetch into {output_path}, at {mbit_per_s:g} Mbit/s", head, planned)
     for line in by_hand:
         say(f"by hand: {line}")
     if as_json:

@@ -100,12 +100,16 @@ def _stage(given: str | None, written: Mapping[str, Any]) -> str:
 
 
 def _plan(settings: TrainConfig, device: str, *, as_json: bool) -> None:
+    from molmoact_data.console.tables import show_facts
     from molmoact_data.processes import join_world
-    from molmoact_train.plan import plan
+    from molmoact_train.plan import facts, plan
 
     with join_world(device, group_of_one=True) as world:
-        found = plan(settings, world).to_json()
-    emit_json(found) if as_json else say(json.dumps(found, indent=2, ensure_ascii=False))
+        found = plan(settings, world)
+    if as_json:
+        emit_json(found.to_json())
+    else:
+        show_facts(f"Would train in {settings.output_path}", facts(found))
 
 
 def predict(
@@ -245,6 +249,7 @@ def merge_lora(
 
     Example: molmoact merge-lora --adapter RUN/final --output-path merged --dtype bfloat16 --verify
     """
+    from molmoact_data.console.tables import show_facts, size
     from molmoact_train.folders.layout import Dtype
     from molmoact_train.folders.merge import merge_lora as run, plan
 
@@ -255,6 +260,13 @@ def merge_lora(
         done = run(adapter, output_path, base=base, dtype=kept, verify=verify, overwrite=overwrite)
     if as_json:
         emit_json(asdict(done))
+        return
+    if dry_run:
+        facts = {"base": done.base, "tensors": f"{done.adapted} of {done.num_tensors} changed",
+                 "largest change": f"{done.largest_change:.3g}", "disk": size(done.num_bytes),
+                 "memory": "a few tensors at a time; with --verify base and merged model at once",
+                 "licence": "the base model's: see its card"}  # fmt: skip
+        show_facts(f"Would write {done.folder}", facts)
         return
     typer.echo(
         f"{done.folder}: {done.adapted} of {done.num_tensors} tensors changed by up to "
@@ -301,13 +313,12 @@ def export_hf(
         checkpoint, output_path, to, base=base, tag=unnorm_key, overwrite=overwrite, dry_run=dry_run
     )
     if converted is not None:
-        report_export(converted, as_json=as_json)
+        report_export(converted, as_json=as_json, dry_run=dry_run)
         return
     if dry_run:
         kept = chosen(dtype, "--dtype", Dtype)
-        report_export(
-            plan(checkpoint, output_path, dtype=kept, overwrite=overwrite), as_json=as_json
-        )
+        planned = plan(checkpoint, output_path, dtype=kept, overwrite=overwrite)
+        report_export(planned, as_json=as_json, dry_run=True)
         return
     done = export_folder(
         checkpoint,
@@ -334,14 +345,22 @@ def unshard(
     from molmoact_train.folders.export import plan, unshard as run
 
     if dry_run:
-        report_export(plan(str(checkpoint), output_path, overwrite=overwrite), as_json=as_json)
+        planned = plan(str(checkpoint), output_path, overwrite=overwrite)
+        report_export(planned, as_json=as_json, dry_run=True)
         return
     report_export(run(checkpoint, output_path, overwrite=overwrite), as_json=as_json)
 
 
-def report_export(done: Any, *, as_json: bool) -> None:
-    """What was written, as JSON or as a line."""
+def report_export(done: Any, *, as_json: bool, dry_run: bool = False) -> None:
+    """What was or would be written, as JSON or for people."""
+    from molmoact_data.console.tables import show_facts, size
+
     if as_json:
         emit_json(asdict(done))
+    elif dry_run:
+        facts = {"tensors": f"{done.num_tensors:,}", "disk": size(done.num_bytes),
+                 "numbers": "as they are" if done.dtype == "keep" else done.dtype,
+                 "memory": "a few tensors at a time", "licence": "the model's: see its card"}  # fmt: skip
+        show_facts(f"Would write {done.folder}", facts)
     else:
         typer.echo(f"{done.folder}: {done.num_tensors} tensors, {done.num_bytes / 1e9:.2f} GB")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from molmoact_data.console.tables import Lines, duration, size
 from molmoact_data.processes import World
 from molmoact_train.config import TrainConfig
 from molmoact_train.data.base import TooLong
@@ -23,7 +24,7 @@ from molmoact_train.families.registry import family_for
 from molmoact_train.folders.statistics import merged
 from molmoact_train.optim import count_parameters
 from molmoact_train.parallel import compute_dtype, model_without_memory
-from molmoact_train.weights import resolve_model_folder
+from molmoact_train.weights import hub_commit, resolve_model_folder
 
 _MEASURED_SAMPLES = 16
 _ASSUMED_MFU = 0.4
@@ -37,6 +38,8 @@ class Plan:
     """The answer of --dry-run."""
 
     stage: str
+    checkpoint: str
+    """The model that it starts from, and the revision where it comes from the Hub."""
     steps: int
     processes: int
     global_batch_size: int
@@ -82,6 +85,7 @@ def plan(config: TrainConfig, world: World) -> Plan:
     )
     return Plan(
         stage=config.stage,
+        checkpoint=config.checkpoint + (f" at {commit}" if (commit := hub_commit(folder)) else ""),
         steps=config.duration,
         processes=world.size,
         global_batch_size=config.global_batch_size,
@@ -103,6 +107,41 @@ def plan(config: TrainConfig, world: World) -> Plan:
         ],
         sample=data.describe_sample(0),
     )
+
+
+def facts(plan: Plan) -> dict[str, Lines | None]:
+    """The plan in words, for a table."""
+    memory = dict(plan.memory_gib_per_process)
+    total = memory.pop("total")
+    parts = ", ".join(f"{name} {size(value * _GIB)}" for name, value in memory.items())
+    hours = plan.hours if plan.hours is not None else plan.h100_hours
+    device = "on these processes" if plan.hours is not None else "of one H100"
+    frames = sum(source["samples"] for source in plan.sources)
+    return {
+        "stage": plan.stage,
+        "starts from": f"{plan.checkpoint}; its model card says the licence",
+        "data": [_told(source) for source in plan.sources],
+        "frames": f"{frames:,} usable, {plan.held_out_samples:,} held out",
+        "steps": f"{plan.steps:,} of {plan.global_batch_size} samples "
+        f"({plan.processes} processes x {plan.passes_per_step} passes)",
+        "passes over data": f"{plan.steps * plan.global_batch_size / max(1, frames):.3g}",
+        "tokens": f"{plan.tokens['mean_tokens']:.0f} a sample, {plan.tokens['longest_tokens']:.0f} at most",
+        "parameters": [
+            f"{group}: {trained:,} of {whole:,} trained"
+            for group, (trained, whole) in plan.parameters.items()
+        ],
+        "memory": [f"about {size(total * _GIB)} a process", parts],
+        "time": f"about {duration(3600 * hours)} {device}",
+        "assumed": plan.assumptions,
+        "question": str(plan.sample.get("question", "")),
+        "answer": str(plan.sample.get("answer", "")),
+    }
+
+
+def _told(source: Mapping[str, Any]) -> str:
+    """One source of data, and why rows of it are left out."""
+    left_out = "".join(f"; {n:,} left out: {why}" for why, n in source.get("left_out", {}).items())
+    return f"{source['name']}: {source['samples']:,} samples, drawn {source['rate']:.1%} of the time{left_out}"
 
 
 def measure_tokens(data: TrainingData, family: Family) -> dict[str, float]:

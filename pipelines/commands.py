@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -72,13 +71,17 @@ def preprocess(
     Example: molmoact preprocess --dataset-path my/dataset --output-path out --camera primary=observation.images.front
     --vqvae vae-final.pt
     """
-    from pipelines.estimate import estimate
+    from molmoact_data.console.tables import show_facts
+    from pipelines.estimate import estimate, facts
     from pipelines.preprocess import preprocess as run
 
     settings = preprocess_config(with_preset(flags, preset), config)
     if dry_run:
-        plan = asdict(estimate(settings))
-        emit_json(plan) if as_json else say(json.dumps(plan, indent=2))
+        plan = estimate(settings)
+        if as_json:
+            emit_json(asdict(plan))
+        else:
+            show_facts(f"Would write {settings.output_path}", facts(plan))
         return
     finish_preprocess(run(settings, resume=resume, overwrite=overwrite), as_json=as_json)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from dataclasses import dataclass
 
+from molmoact_data.console.tables import Lines, duration, size
 from molmoact_data.outputs.shards import plan_shards
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 from molmoact_data.sources.opening import open_source
@@ -38,6 +41,28 @@ class Estimate:
     """Assumes that workers do not slow each other down."""
     estimated_bytes: int
     """Images only; labels add some 250 bytes a frame."""
+    peak_memory_bytes: int
+    """Of this process, teachers and one batch included; each worker needs about as much."""
+
+
+def facts(plan: Estimate) -> dict[str, Lines | None]:
+    """The plan in words, for a table."""
+    licences = [
+        f"{role}: {card.get('name')} ({card.get('licence', 'licence not known')})"
+        for role, card in plan.teachers.items()
+    ]
+    return {
+        "dataset": f"{plan.dataset} ({plan.format})",
+        "cameras": [f"{role} = {key}" for role, key in plan.cameras.items()],
+        "episodes": f"{plan.episodes:,}",
+        "frames": f"{plan.frames:,} in {plan.shards:,} shards",
+        "teachers": licences or "none",
+        "downloads": [f"{role}: {line}" for role, line in plan.downloads.items()] or "none",
+        "time": f"about {duration(plan.estimated_seconds)}, {plan.workers} x "
+        f"{plan.frames_per_second_per_worker:g} frames/s, measured on {plan.measured_frames} frames",
+        "disk": f"about {size(plan.estimated_bytes + 250 * plan.frames)}",
+        "memory": f"about {size(plan.peak_memory_bytes)} a worker",
+    }
 
 
 def estimate(config: PreprocessConfig) -> Estimate:
@@ -66,7 +91,14 @@ def estimate(config: PreprocessConfig) -> Estimate:
         workers=config.runner.workers,
         estimated_seconds=round(frames / rate / config.runner.workers, 3),
         estimated_bytes=round(num_bytes / measured * frames),
+        peak_memory_bytes=peak_memory_bytes(),
     )
+
+
+def peak_memory_bytes() -> int:
+    """The most that this process has held so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _label_one_batch(

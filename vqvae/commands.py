@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -63,6 +62,7 @@ def train(
 
     Example: molmoact vqvae train --data out --depth-encoder depth-anything-v2 --output-path runs/vqvae
     """
+    from molmoact_data.console.tables import show_facts
     from vqvae import operations
 
     settings = operations.train_config(
@@ -70,7 +70,10 @@ def train(
     )
     if dry_run:
         plan = operations.plan(settings)
-        emit_json(plan) if as_json else say(json.dumps(plan, indent=2))
+        if as_json:
+            emit_json(plan)
+        else:
+            show_facts(f"Would train in {output_path}", operations.facts(plan))
         return
     from vqvae.training.train import train
 
@@ -103,7 +106,7 @@ def evaluate(
     settings = build(EvalConfig, flags)
     check_new_file(settings.output_path, overwrite=overwrite)
     report = measuring.measure(settings)
-    emit_json(report) if as_json else say(measuring.as_table(report))
+    emit_json(report) if as_json else typer.echo(measuring.as_table(report))
     measuring.check_min_codes(report, settings.min_codes)
 
 

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from molmoact_data.config import as_dict, load_yaml
+from molmoact_data.console.tables import Lines, size
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import check_new_file, is_taken
+from molmoact_data.teachers.published import DEPTH_WEIGHTS
 from vqvae import checkpoint as checkpoint_io, files
 from vqvae.codec import VQVAECodec, choose_recipe
 from vqvae.config import TrainConfig, merge, resolve_config
@@ -33,10 +35,32 @@ def train_config(
 def plan(config: TrainConfig) -> dict[str, Any]:
     """What a training would be, without reading the data."""
     learner = Learner(config.geometry, config.quantizer)
+    parameters = sum(p.numel() for p in learner.parameters())
+    teacher = DEPTH_WEIGHTS["vits"] if config.depth_encoder == "depth-anything-v2" else None
     return {
-        "parameters": sum(p.numel() for p in learner.parameters()),
+        "parameters": parameters,
         "tokens_per_image": config.geometry.num_tokens,
+        "state_bytes": 16 * parameters,
+        "downloads": {} if teacher is None else {"depth": teacher.describe()},
         "config": as_dict(config),
+    }
+
+
+def facts(plan: dict[str, Any]) -> dict[str, Lines | None]:
+    """The plan in words, for a table."""
+    config = plan["config"]
+    steps = (
+        f"at most {config['max_steps']:,}" if config["max_steps"] else f"{config['epochs']} epochs"
+    )
+    return {
+        "data": list(config["data"]) or "none given",
+        "frames": "not counted: the data are read by the run itself",
+        "codes": f"{plan['tokens_per_image']} per image, out of {config['geometry']['codebook_size']:,}",
+        "steps": f"{steps}, {config['batch_size']} images each",
+        "parameters": f"{plan['parameters']:,}",
+        "memory": f"{size(plan['state_bytes'])} of weights, gradients and moments, and the activations",
+        "disk": f"about {size(plan['state_bytes'])} per checkpoint",
+        "downloads": [f"{role}: {line}" for role, line in plan["downloads"].items()] or "none",
     }
 
 

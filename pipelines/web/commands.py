@@ -26,6 +26,7 @@ def preprocess_web(
 
     Example: molmoact preprocess-web pixmo_cap --input-path raw --output-path web/pixmo_cap
     """
+    from molmoact_data.console.tables import duration, show_facts
     from molmoact_data.web.catalogue import web_set
     from pipelines.web.config import web_config
     from pipelines.web.run import SECONDS_PER_PICTURE, plan_web, preprocess_web as run
@@ -34,13 +35,20 @@ def preprocess_web(
     config = web_config({**settings, "name": name})
     if dry_run:
         plan = plan_web(config)
-        say(
-            f"{name}: {plan['examples']:,} examples, {plan['addresses']:,} pictures to fetch from "
-            f"{plan['hosts']:,} hosts, about {plan['hours']:.1f} h at {SECONDS_PER_PICTURE} s a picture; "
-            f"licence: {entry.licence}"
-        )
         if as_json:
             emit_json(plan)
+            return
+        show_facts(
+            f"Would write {config.output_path}",
+            {
+                "set": name,
+                "examples": f"{plan['examples']:,}",
+                "downloads": f"{plan['addresses']:,} pictures from {plan['hosts']:,} hosts",
+                "time": f"about {duration(3600 * plan['hours'])} at {SECONDS_PER_PICTURE} s a picture",
+                "disk": "as much as the pictures; their sizes are not known before they are fetched",
+                "licence": entry.licence,
+            },
+        )
         return
     done = run(config)
     if as_json:
