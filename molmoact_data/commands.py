@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,11 +67,19 @@ def viz(
 def parse(
     file: Annotated[Path, typer.Argument(help="JSON lines with `text`; - reads stdin.")],
     *,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Model folder: its family says how to read, its statistics are used."),
+    ] = None,
     norm_stats: Annotated[
-        Path, typer.Option(help="dataset_statistics.json or a released model's norm_stats.")
-    ],
+        Path | None, typer.Option(help="dataset_statistics.json or a released model's norm_stats.")
+    ] = None,
     unnorm_key: Annotated[
         str | None, typer.Option(help="Entry of the statistics; needed when there are several.")
+    ] = None,
+    action_tokenizer: Annotated[
+        str | None,
+        typer.Option(help="MolmoAct2: folder or Hub id; default: the one in the checkpoint."),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 3 when any text has a problem.")
@@ -81,10 +90,17 @@ def parse(
 
     Example: molmoact parse generations.jsonl --norm-stats dataset_statistics.json --json
     """
-    from molmoact_data.statistics import read_entries
-    from molmoact_data.text.generated import ActionDecoder, open_texts, summary_line
+    from molmoact_data.policies import family_name
+    from molmoact_data.teachers.registry import ANSWER_READERS, resolve
+    from molmoact_data.text.generated import open_texts, summary_line
 
-    decoder = ActionDecoder.from_norm_stats(read_entries(norm_stats), unnorm_key)
+    if checkpoint is None and norm_stats is None:
+        raise UserError("give --checkpoint, the model that wrote the texts, or --norm-stats.")
+    family = "molmoact" if checkpoint is None else family_name(checkpoint)
+    open_reader = resolve("answer reader", family, ANSWER_READERS)
+    decoder = open_reader(
+        checkpoint, unnorm_key, norm_stats=norm_stats, action_tokenizer=action_tokenizer
+    )
     num_texts = num_bad = 0
     for num_texts, text in enumerate(open_texts(file), start=1):
         decoded = decoder.decode(text)
@@ -116,22 +132,25 @@ def validate(
     """
     from molmoact_data.console.tables import show_facts, show_table
     from molmoact_data.files.folders import check_new_file, write_bytes
+    from molmoact_data.policies import family_name
     from molmoact_data.teachers.registry import SAMPLE_CHECKS, resolve
     from molmoact_data.validate import validate as run
 
     check_new_file(output_path, overwrite=overwrite)
-    loss_tokens = None
+    samples = None
     if processor is not None:
-        loss_tokens = resolve("sample check", "processor", SAMPLE_CHECKS)(processor)
-    found = run(output, loss_tokens=loss_tokens)
+        named = (processor / "config.json").is_file()
+        family = family_name(processor) if named else "molmoact"
+        samples = partial(resolve("sample check", family, SAMPLE_CHECKS), processor)
+    found = run(output, samples=samples)
     result = found.to_json()
     if output_path is not None:
         write_bytes(output_path, (json.dumps(result, indent=2) + "\n").encode())
     if as_json:
         emit_json(result)
     else:
-        samples = f"{found.samples:,}" if processor else "not tried: give --processor"
-        facts = {"rows": f"{found.rows:,}", "images": f"{found.images:,}", "samples": samples,
+        looked = f"{found.samples:,}" if processor else "not tried: give --processor"
+        facts = {"rows": f"{found.rows:,}", "images": f"{found.images:,}", "samples": looked,
                  "problems": f"{len(found.problems):,}" if found.problems else "none"}  # fmt: skip
         show_facts(f"{output} is {'valid' if found.passed else 'not valid'}", facts)
         if found.problems:

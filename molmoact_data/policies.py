@@ -142,14 +142,19 @@ def load_policy(folder: str | Path, **options: Any) -> Policy:
 
 def policy_class(folder: Path) -> str:
     """`module:Class` that answers for this folder. Cheap: one JSON file is read, nothing is imported."""
+    return POLICIES[family_name(folder)]
+
+
+def family_name(folder: Path) -> str:
+    """The `model_type` of a model folder's config.json, one of `POLICIES`. Raises `UserError` for a folder of none."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a model folder: it has no config.json.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        family = config["model_type"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        family = str(config["model_type"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} does not say which model it is (model_type): {error!r}") from error
     if family not in POLICIES:
-        raise unknown_name("model_type", str(family), POLICIES)
-    return POLICIES[family]
+        raise unknown_name("model_type", family, POLICIES)
+    return family

@@ -155,7 +155,22 @@ def predict(
     state: Annotated[
         str | None, typer.Option(help="MolmoAct2: the robot's state, a JSON list in its units.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="MolmoAct2: of the noise the actions start from.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="MolmoAct2: of the noise that actions start from; default 0."),
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(help="MolmoAct2: continuous or discrete; default: as it was trained."),
+    ] = None,
+    think: Annotated[
+        bool | None,
+        typer.Option("--think/--no-think", help="MolmoAct2: depth before the action, or not."),
+    ] = None,
+    action_tokenizer: Annotated[
+        str | None,
+        typer.Option(help="MolmoAct2, discrete: folder or Hub id; default: in the checkpoint."),
+    ] = None,
     output_path: Annotated[
         Path | None, typer.Option(help="Folder for trace.png, depth.png and prediction.json.")
     ] = None,
@@ -189,13 +204,22 @@ def predict(
     check_answer_folder(output_path, overwrite=overwrite)
     pictures = read_images([*images, *(more_images or [])])
     drawn = None if trace is None else parse_trace_flag(trace)
+    flow_only = {"--state": state, "--seed": seed, "--mode": mode, "--think": think,
+                 "--action-tokenizer": action_tokenizer}  # fmt: skip
+    text_only = {"--action-chunk-size": action_chunk_size, "--single-action": single_action or None,
+                 "--num-arms": num_arms, "--wording": wording, "--output-path": output_path,
+                 "--vqvae": vqvae}  # fmt: skip
     if registry.family_name(checkpoint) != registry.DEFAULT:
         from molmoact_train.evaluation.asking import ask
 
-        chunk = ask(checkpoint, pictures, instruction, state=state, trace=drawn, seed=seed,
-                    device=device, statistics_key=unnorm_key, statistics=norm_stats)  # fmt: skip
+        _refuse(text_only, f"{checkpoint} is a MolmoAct2 folder")
+        kind = None if mode is None else chosen(mode, "--mode", Literal["continuous", "discrete"])
+        chunk = ask(checkpoint, pictures, instruction, state=state, trace=drawn, seed=seed or 0,
+                    device=device, statistics_key=unnorm_key, statistics=norm_stats, mode=kind or "auto",
+                    think=think, action_tokenizer=action_tokenizer, constrained=constrained)  # fmt: skip
         emit_json(chunk) if as_json else typer.echo(json.dumps(chunk, indent=1))
         return
+    _refuse(flow_only, f"{checkpoint} is a MolmoAct folder")
     spoken = None if wording is None else chosen(wording, "--wording", Wording)
     policy = load_policy(
         checkpoint,
@@ -228,6 +252,13 @@ def predict(
             f"the answer is not well-formed ({'; '.join(found.problems)[:200]}); its actions must not move a robot. "
             "--constrained allows valid answers only."
         )
+
+
+def _refuse(flags: Mapping[str, object], why: str) -> None:
+    """Raises `UserError` for a flag that was given and means nothing to this family."""
+    given = [flag for flag, value in flags.items() if value is not None]
+    if given:
+        raise UserError(f"{given[0]} means nothing here: {why}.")
 
 
 def merge_lora(

@@ -17,6 +17,7 @@ from PIL import Image
 from molmoact_data import schema
 from molmoact_data.outputs.shards import file_sha256
 from molmoact_data.validate import Finding, validate
+from molmoact_data.validate.run import CheckedSample
 
 Plant = Callable[[Path], None]
 
@@ -306,27 +307,35 @@ def test_a_planted_defect_is_found_by_name(name, make_output):
 
 def test_every_finding_is_planted_at_least_once():
     planted = {finding for _, finding in PLANTED.values()}
-    elsewhere = {Finding.LOSS_MASK_EMPTY, Finding.TRACE_OUT_OF_GRID}  # below; the type forbids it
+    below, by_its_type = (
+        {Finding.LOSS_MASK_EMPTY, Finding.SAMPLE_UNREADABLE},
+        {Finding.TRACE_OUT_OF_GRID},
+    )
+    elsewhere = below | by_its_type
     assert set(Finding) - planted == elsewhere
 
 
 def test_a_row_whose_sample_carries_no_loss_is_found(make_output):
     seen = []
 
-    def loss_tokens(row):
+    def check(row, following):
         seen.append((row[schema.EPISODE_INDEX], row[schema.FRAME_INDEX]))
-        return 0 if seen[-1] == (1, 4) else 17
+        assert following[0] == row[schema.ACTION]
+        assert len(following) == row[schema.NUM_VALID_ACTIONS]
+        lost = "nothing is left" if seen[-1] == (2, 6) else ""
+        return CheckedSample(0 if seen[-1] == (1, 4) else 17, lost)
 
-    report = validate(str(make_output()), loss_tokens=loss_tokens)
+    report = validate(str(make_output()), samples=lambda output: check)
 
     assert report.samples == 33
     assert len(set(seen)) == 33
-    assert report.to_json()["findings"] == {"loss_mask_empty": 1}
+    assert report.to_json()["findings"] == {"loss_mask_empty": 1, "sample_unreadable": 1}
     assert "episode 1, frame 4" in report.problems[0].where
+    assert "episode 2, frame 6" in report.problems[1].where
 
 
 def test_rows_without_a_possible_sample_are_not_counted_as_samples(make_output):
-    report = validate(str(make_output()), loss_tokens=lambda row: None)
+    report = validate(str(make_output()), samples=lambda output: lambda row, following: None)
 
     assert report.passed
     assert report.samples == 0

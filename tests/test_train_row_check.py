@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from molmoact_data import schema
@@ -9,7 +11,7 @@ from molmoact_data.outputs.output import Output
 from molmoact_data.text import prompts
 from molmoact_data.validate import validate
 from molmoact_train.debug.tiny import tiny_processor
-from molmoact_train.families.molmoact.encoder import loss_counter
+from molmoact_train.families.molmoact.encoder import sample_check
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,8 @@ def processor_folder(tmp_path_factory):
 def test_the_count_is_the_shortest_answer_with_its_end_of_text(make_output, processor_folder):
     from molmoact_train.families.molmoact.processor import MolmoActProcessor
 
-    row = list(Output.open(make_output()).rows())[3]
+    output = Output.open(make_output())
+    row = list(output.rows())[3]
     processor = MolmoActProcessor.from_pretrained(processor_folder)
     labels = {
         "depth_codes": row[schema.DEPTH_CODES],
@@ -34,17 +37,20 @@ def test_the_count_is_the_shortest_answer_with_its_end_of_text(make_output, proc
     answers = [prompts.answer(kind, **labels) for kind in kinds]
     expected = min(len(processor.encode(" " + text)) for text in answers) + 1
 
-    assert loss_counter(processor_folder)(row) == expected
+    found = sample_check(processor_folder, output)(row, [])
+    assert found is not None
+    assert found.loss == expected
 
 
 def test_a_row_without_any_label_allows_no_sample(make_output, processor_folder):
-    row = list(Output.open(make_output()).rows())[3]
+    output = Output.open(make_output())
+    row = list(output.rows())[3]
     for name in (schema.DEPTH_CODES, schema.TRACE, schema.ACTION_BINS):
         del row[name]
-    assert loss_counter(processor_folder)(row) is None
+    assert sample_check(processor_folder, output)(row, []) is None
 
 
 def test_validate_counts_a_sample_for_every_row(make_output, processor_folder):
-    report = validate(str(make_output()), loss_tokens=loss_counter(processor_folder))
+    report = validate(str(make_output()), samples=partial(sample_check, processor_folder))
     assert report.to_json()["findings"] == {}
     assert report.samples == 33

@@ -18,8 +18,15 @@ DEPTH_ESTIMATORS: Mapping[str, str] = {
     "embedded": "molmoact_data.teachers.embedded:EmbeddedDepth",
 }
 SAMPLE_CHECKS: Mapping[str, str] = {
-    "processor": "molmoact_train.families.molmoact.encoder:loss_counter",
+    "molmoact": "molmoact_train.families.molmoact.encoder:sample_check",
+    "molmoact2": "molmoact_train.families.molmoact2.row_check:sample_check",
 }
+"""Family of a checkpoint -> what `validate --processor` makes of its folder and an output."""
+ANSWER_READERS: Mapping[str, str] = {
+    "molmoact": "molmoact_data.text.generated:ActionDecoder.from_folder",
+    "molmoact2": "molmoact_train.families.molmoact2.reading:AnswerReader.from_folder",
+}
+"""Family of a checkpoint -> what `parse --checkpoint` reads its texts with."""
 DEPTH_TOKENIZERS: Mapping[str, str] = {
     "vqvae": "vqvae.codec:VQVAECodec",
 }

@@ -14,7 +14,7 @@ import numpy as np
 
 from molmoact_data.errors import UserError
 from molmoact_data.labels.actions import bin_centers, unnormalize_reference
-from molmoact_data.statistics import DEFAULT_NUM_BINS, bins_of, resolve_key
+from molmoact_data.statistics import DEFAULT_NUM_BINS, bins_of, read_entries, resolve_key
 from molmoact_data.text.prompts import parse
 
 
@@ -47,6 +47,31 @@ class ActionDecoder:
                 f"the statistics entry {name!r} holds values that are no finite numbers"
             )
         return cls(q01, q99, None if mask is None else tuple(mask), bins_of(norm_stats[name]))
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: Path | None,
+        key: str | None,
+        *,
+        norm_stats: Path | None = None,
+        action_tokenizer: str | None = None,
+    ) -> ActionDecoder:
+        """The statistics in a MolmoAct folder's config.json, or those of `norm_stats`."""
+        if action_tokenizer is not None:
+            raise UserError(
+                "MolmoAct's actions are 256 bins: there is no action tokenizer to give."
+            )
+        if norm_stats is not None:
+            return cls.from_norm_stats(read_entries(norm_stats), key)
+        if folder is None:
+            raise UserError(
+                "give --norm-stats, the statistics that actions are un-normalised with."
+            )
+        entries = read_entries(folder / "config.json").get("norm_stats")
+        if not isinstance(entries, dict):
+            raise UserError(f"{folder}/config.json has no norm_stats: give --norm-stats.")
+        return cls.from_norm_stats(entries, key)
 
     def decode(self, text: str) -> dict[str, Any]:
         """One generated text -> `depth_codes`, `traces`, `actions` (as the reference), `problems`."""

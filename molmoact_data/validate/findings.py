@@ -54,6 +54,7 @@ class Finding(enum.StrEnum):
     ACTION_BIN_OUT_OF_RANGE = "action_bin_out_of_range"
     ACTION_BINS_DISAGREE = "action_bins_disagree"
     NUM_VALID_ACTIONS_WRONG = "num_valid_actions_wrong"
+    SAMPLE_UNREADABLE = "sample_unreadable"
     LOSS_MASK_EMPTY = "loss_mask_empty"
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -19,13 +20,27 @@ from molmoact_data.validate.files import check_files, check_shard_bytes
 from molmoact_data.validate.findings import Finding, Problem, Report
 from molmoact_data.validate.rows import Expectation, RowChecker
 
-LossTokens = Callable[[Mapping[str, Any]], int | None]
-"""A row as plain Python values -> tokens that carry loss in its training samples; None = no sample can be
+
+@dataclass(frozen=True)
+class CheckedSample:
+    """What a training sample made of one row is like."""
+
+    loss: int
+    """Tokens and steps that carry loss, the fewest of all samples that the row allows."""
+    problem: str = ""
+    """Why what was written cannot be read back; empty = it can."""
+
+
+SampleCheck = Callable[[Mapping[str, Any], Sequence[Sequence[float]]], CheckedSample | None]
+"""A row as plain Python values, with the recorded actions from it on that lie in its chunk; None = no sample can be
 made of it (no usable trace, for example), which training counts and leaves out."""
 
 
-def validate(root: str, *, loss_tokens: LossTokens | None = None) -> Report:
-    """Check one output. What is wrong with the data is in the report; nothing is raised for it."""
+def validate(root: str, *, samples: Callable[[Output], SampleCheck] | None = None) -> Report:
+    """Check one output. What is wrong with the data is in the report; nothing is raised for it.
+
+    `samples` makes the check of a checkpoint's processor for this output.
+    """
     report = Report(root)
     try:
         output = Output.open(root)
@@ -34,12 +49,13 @@ def validate(root: str, *, loss_tokens: LossTokens | None = None) -> Report:
         return report
     report.extend(check_files(output))
     expected = expectation(output)
+    check = None if samples is None else samples(output)
     keys: Counter[tuple[str, str, int]] = Counter()
     for shard in output.shards:
         damaged = list(check_shard_bytes(output.storage, shard))
         report.extend(damaged)
         if not any(p.finding is Finding.SHARD_MISSING for p in damaged):
-            _check_shard(output, shard, expected, keys, report, loss_tokens)
+            _check_shard(output, shard, expected, keys, report, check)
     report.extend(
         Problem(Finding.KEY_REPEATS, root, f"episode {key} is in {count} places")
         for key, count in keys.items()
@@ -76,7 +92,7 @@ def _check_shard(
     expected: Expectation,
     keys: Counter[tuple[str, str, int]],
     report: Report,
-    loss_tokens: LossTokens | None,
+    check: SampleCheck | None,
 ) -> None:
     try:
         with open_parquet(output.storage, shard.name) as file:
@@ -85,8 +101,9 @@ def _check_shard(
             if any(p.finding is Finding.SCHEMA_DIFFERS for p in problems):
                 return
             _check_rows(shard, file, expected, keys, report)
+            following = _Following(file) if check is not None else None
             for batch in file.iter_batches(batch_size=BATCH_ROWS):
-                _check_batch(shard.name, batch, report, loss_tokens)
+                _check_batch(shard.name, batch, report, check, following)
     except (pa.ArrowException, OSError) as error:
         report.extend([Problem(Finding.SHARD_UNREADABLE, shard.name, str(error))])
 
@@ -144,8 +161,27 @@ def _check_rows(
         report.extend([Problem(Finding.EPISODES_DIFFER, shard.name, detail)])
 
 
+class _Following:
+    """The actions of one shard, handed out row by row in order."""
+
+    def __init__(self, file: pq.ParquetFile) -> None:
+        self._actions: list[list[float]] = []
+        if schema.ACTION in file.schema_arrow.names:
+            self._actions = file.read(columns=[schema.ACTION])[schema.ACTION].to_pylist()
+        self._row = 0
+
+    def next(self, row: Mapping[str, Any]) -> list[list[float]]:
+        """Of the next row: those of its chunk that lie within the episode."""
+        start, self._row = self._row, self._row + 1
+        return self._actions[start : start + (row.get(schema.NUM_VALID_ACTIONS) or 0)]
+
+
 def _check_batch(
-    where: str, batch: pa.RecordBatch, report: Report, loss_tokens: LossTokens | None
+    where: str,
+    batch: pa.RecordBatch,
+    report: Report,
+    check: SampleCheck | None,
+    following: _Following | None,
 ) -> None:
     cameras = [n for n in batch.schema.names if n.startswith(schema.IMAGE_PREFIX)]
     sizes: dict[tuple[str, int], tuple[int, int]] = {}
@@ -154,8 +190,9 @@ def _check_batch(
         problems = [p for name in cameras for p in _image(row, name, place, sizes)]
         report.images += len(cameras)
         report.extend(problems)
-        if loss_tokens is not None and not problems:
-            _check_loss(row, place, report, loss_tokens)
+        actions = [] if following is None else following.next(row)
+        if check is not None and not problems:
+            _check_sample(check(row, actions), place, report)
 
 
 def _image(
@@ -185,13 +222,12 @@ def _decoded_size(encoded: bytes) -> tuple[int, int]:
         return image.size
 
 
-def _check_loss(
-    row: Mapping[str, Any], place: str, report: Report, loss_tokens: LossTokens
-) -> None:
-    tokens = loss_tokens(row)
-    if tokens is None:
+def _check_sample(sample: CheckedSample | None, place: str, report: Report) -> None:
+    if sample is None:
         return
     report.samples += 1
-    if tokens == 0:
+    if sample.loss == 0:
         detail = "no token of this row's training sample carries loss"
         report.extend([Problem(Finding.LOSS_MASK_EMPTY, place, detail)])
+    if sample.problem:
+        report.extend([Problem(Finding.SAMPLE_UNREADABLE, place, sample.problem)])

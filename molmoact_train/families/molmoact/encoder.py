@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from molmoact_data import schema
+from molmoact_data.outputs.output import Output
+from molmoact_data.validate.run import CheckedSample, SampleCheck
 from molmoact_train.config import TrainConfig
 from molmoact_train.data.base import Row
 from molmoact_train.data.rendering import Rendered, RenderSettings, kinds_of, render
@@ -85,15 +87,14 @@ def max_image_side(processor: MolmoActProcessor) -> int:
     return min(processor.image_processor.config.base_image_input_size)
 
 
-def loss_counter(processor_folder: Path) -> Callable[[Mapping[str, Any]], int | None]:
-    """A function: stored row -> the fewest tokens with loss over all samples it allows; None = it allows none.
-
-    To see, with the real processor, that training would learn from a row. Used by `validate --processor`.
-    """
+def sample_check(processor_folder: Path, output: Output) -> SampleCheck:
+    """What `validate --processor` asks: does training learn from a row, put through the real processor?"""
     processor = MolmoActProcessor.from_pretrained(processor_folder)
     max_side = max_image_side(processor)
 
-    def count(values: Mapping[str, Any]) -> int | None:
+    def check(
+        values: Mapping[str, Any], following: Sequence[Sequence[float]]
+    ) -> CheckedSample | None:
         names = [n for n in values if n.startswith(schema.IMAGE_PREFIX)][:VALIDATED_IMAGES]
         row = robot_row(values, [n.removeprefix(schema.IMAGE_PREFIX) for n in names])
         counts = []
@@ -108,6 +109,6 @@ def loss_counter(processor_folder: Path) -> Callable[[Mapping[str, Any]], int | 
             sample = render(row, np.random.default_rng(0), settings)
             fields = processor.training_sample(sample.images, sample.question, sample.answer)
             counts.append(int((fields["loss_masks"] > 0).sum()))
-        return min(counts) if counts else None
+        return CheckedSample(min(counts)) if counts else None
 
-    return count
+    return check

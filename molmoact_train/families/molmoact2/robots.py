@@ -50,6 +50,11 @@ def tag_for(
     if name in stats.tags:
         tag = stats.tags[name]
         _check_numbers(tag, statistics)
+        if tag.camera_keys and len(tag.camera_keys) != len(cameras):
+            raise UserError(
+                f"tag {name!r} is of {len(tag.camera_keys)} cameras ({', '.join(tag.camera_keys)}), the data show "
+                f"{len(cameras)}: choose as many with --max-images, or give this robot a tag of its own."
+            )
     else:
         tag = _new(name, statistics, cameras, chunk_size, config, settings)
     if tag.action_horizon > chunk_size:
