@@ -205,7 +205,7 @@ def test_data_of_another_robot_are_refused(
     )
     code, _, found = molmoact(
         "train", "--family", "molmoact2", "--stage", "debug", "--checkpoint", TINY, "--data", data,
-        "--tags", "d=libero", "--action-mode", "continuous", "--save-folder", tmp_path / "run", "--device", "cpu",
+        "--tags", "d=libero", "--action-mode", "continuous", "--output-path", tmp_path / "run", "--device", "cpu",
     )  # fmt: skip
     assert code == 2
     assert said in one_line(found)
@@ -219,7 +219,7 @@ def test_merge_lora_is_verified_within_its_limit(
 ) -> None:
     data = write_debug_dataset(tmp_path / "data")
     made = ["--family", "molmoact2", "--stage", "debug", "--checkpoint", tiny, "--data", data, "--lora",
-            "--lora-rank", 4, "--duration", 2, "--save-folder", tmp_path / "run", "--device", "cpu"]  # fmt: skip
+            "--lora-rank", 4, "--duration", 2, "--output-path", tmp_path / "run", "--device", "cpu"]  # fmt: skip
     assert molmoact("train", *made)[0] == 0
     merge = ["merge-lora", "--adapter", tmp_path / "run" / "final", "--verify", "--json"]
     code, out, said = molmoact(*merge, "--output-path", tmp_path / "merged")
