@@ -151,7 +151,7 @@ def write_output(
         layout=schema.RecordLayout(
             tuple(CAMERAS),
             7,
-            3,
+            source.info.state_dim,
             action_chunk_size=labels.get("action_chunk_size", 8),
             depth_buffer=labels.get("depth_buffer", "none") != "none",
         ),
