@@ -69,7 +69,5 @@ def write_golden_chunks(folder: Path) -> list[Path]:
     for n in range(2):
         source = GoldenChunk(lengths=(12,), name=f"golden_{n}", example=n)
         own = source_statistics(source, key=source.name)
-        written.append(
-            Path(write_output(folder / source.name, source, own, action_chunk_size=10))
-        )
+        written.append(Path(write_output(folder / source.name, source, own, action_chunk_size=10)))
     return written
