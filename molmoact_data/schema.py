@@ -33,7 +33,7 @@ column, never an empty one.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -67,6 +67,8 @@ NUM_VALID_ACTIONS = "num_valid_actions"
 META_SCHEMA_VERSION = b"molmoact.schema_version"
 META_CONFIG_HASH = b"molmoact.config_hash"
 META_STATISTICS_HASH = b"molmoact.statistics_hash"
+META_LAYOUT = b"molmoact.layout"
+"""What of the layout the columns do not tell, as JSON; absent where that is the default."""
 
 # Files beside the shards.
 DATA_DIR = "data"
@@ -79,6 +81,8 @@ TRACE_MAX_POINTS = 5
 # `datasets` decodes images on load only from this struct, not from a bare binary column.
 IMAGE_TYPE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 DEPTH_GRID_CODES = 100
+_UNTOLD = ("action_chunk_size", "codebook_size", "num_arms")
+"""Fields of a layout that its columns do not always tell."""
 
 
 def image_column(role: str) -> str:
@@ -119,7 +123,24 @@ class RecordLayout:
         features = {f.name: _hf_feature(f) for f in fields}
         hf = json.dumps({"info": {"features": features}}).encode()
         base = {b"huggingface": hf, META_SCHEMA_VERSION: SCHEMA_VERSION.encode()}
+        if untold := self._untold(pa.schema(fields)):
+            base[META_LAYOUT] = json.dumps(untold, sort_keys=True).encode()
         return pa.schema(fields, metadata={**base, **(metadata or {})})
+
+    @classmethod
+    def from_arrow_schema(cls, schema: pa.Schema) -> RecordLayout:
+        """The layout a shard was written with; the inverse of `arrow_schema`.
+
+        Raises `ValueError` where its metadata are not what `arrow_schema` writes.
+        """
+        untold = json.loads((schema.metadata or {}).get(META_LAYOUT, b"{}"))
+        if {*untold} - {*_UNTOLD} or not all(type(value) is int for value in untold.values()):
+            raise ValueError(f"{META_LAYOUT.decode()} is no part of a layout: {untold}")
+        return replace(cls._told_by(schema), **untold)
+
+    def _untold(self, columns: pa.Schema) -> dict[str, int]:
+        told = self._told_by(columns)
+        return {k: getattr(self, k) for k in _UNTOLD if getattr(self, k) != getattr(told, k)}
 
     def _fields(self) -> list[pa.Field]:
         fields = [
@@ -174,24 +195,22 @@ class RecordLayout:
         return fields
 
     @classmethod
-    def from_arrow_schema(cls, schema: pa.Schema) -> RecordLayout:
-        """The layout a shard was written with; the inverse of `arrow_schema`."""
+    def _told_by(cls, columns: pa.Schema) -> RecordLayout:
+        """What columns say by their names and sizes, with defaults for the rest."""
 
         def size(name: str) -> int | None:
-            return schema.field(name).type.list_size if name in schema.names else None
+            return columns.field(name).type.list_size if name in columns.names else None
 
-        code = schema.field(DEPTH_CODES).type.value_type if DEPTH_CODES in schema.names else None
         return cls(
             cameras=tuple(
-                n.removeprefix(IMAGE_PREFIX) for n in schema.names if n.startswith(IMAGE_PREFIX)
+                n.removeprefix(IMAGE_PREFIX) for n in columns.names if n.startswith(IMAGE_PREFIX)
             ),
             action_dim=size(ACTION),
             state_dim=size(STATE),
             action_chunk_size=size(ACTION_BINS) or cls.action_chunk_size,
             depth_codes=size(DEPTH_CODES),
-            codebook_size=2**15 if code == pa.int16() else cls.codebook_size,
-            depth_buffer=BUFFER_CODES in schema.names,
-            num_arms=1 if TRACE in schema.names else None,
+            depth_buffer=BUFFER_CODES in columns.names,
+            num_arms=1 if TRACE in columns.names else None,
         )
 
 

@@ -22,6 +22,7 @@ from molmoact_data.errors import UserError
 from molmoact_data.files.lock import locked
 from molmoact_data.files.storage import Storage
 from molmoact_data.files.typed import parse_json
+from molmoact_data.outputs.manifest import Manifest, OtherVersion, read_manifest
 from molmoact_data.outputs.shards import ShardRecord, ShardSpec, file_sha256
 
 logger = logging.getLogger(__name__)
@@ -42,14 +43,6 @@ OURS = (
 )
 _HASHING_THREADS = 8
 _SHARD_NAME = re.compile(rf"{schema.DATA_DIR}/episodes--?\d+--?\d+-[0-9a-f]+\.parquet")
-
-
-@dataclass(frozen=True)
-class _Written:
-    """What resuming reads of a manifest."""
-
-    fingerprint: dict[str, Any]
-    shards: list[ShardRecord]
 
 
 @contextmanager
@@ -109,10 +102,13 @@ def _refuse_foreign(output: Storage) -> None:
 
 
 def _is_manifest(output: Storage) -> bool:
+    """Whether a run finished here, be it of another version."""
     if not output.exists(schema.MANIFEST_FILE):
         return False
     try:
-        _manifest(output)
+        read_manifest(output)
+    except OtherVersion:
+        return True
     except UserError:
         return False
     return True
@@ -206,7 +202,7 @@ def _earlier_plan(output: Storage) -> Plan | None:
         return parse_json(Plan, output.read_bytes(PLAN_FILE), f"{output.root}/{PLAN_FILE}", advice)
     if output.exists(schema.MANIFEST_FILE):
         manifest = _manifest(output)
-        return Plan(manifest.fingerprint, [record.name for record in manifest.shards])
+        return Plan(dict(manifest.fingerprint), [record.name for record in manifest.shards])
     return None
 
 
@@ -297,14 +293,15 @@ def is_complete(output: Storage) -> bool:
     return all(map(output.exists, last)) and not output.list(STATE_DIR)
 
 
-def _manifest(output: Storage) -> _Written:
-    where = f"{output.root}/{schema.MANIFEST_FILE}"
-    advice = "Start again with --overwrite."
-    return parse_json(_Written, output.read_bytes(schema.MANIFEST_FILE), where, advice)
+def _manifest(output: Storage) -> Manifest:
+    try:
+        return read_manifest(output)
+    except UserError as error:
+        raise UserError(f"{error} Start again with --overwrite.") from error
 
 
-def _manifest_records(output: Storage) -> list[ShardRecord]:
-    return _manifest(output).shards if output.exists(schema.MANIFEST_FILE) else []
+def _manifest_records(output: Storage) -> Sequence[ShardRecord]:
+    return _manifest(output).shards if output.exists(schema.MANIFEST_FILE) else ()
 
 
 def forget(output: Storage) -> None:

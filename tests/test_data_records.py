@@ -114,6 +114,51 @@ def test_columns_survive_parquet(
     assert pq.read_table(tmp_path / "x.parquet").to_pylist() == table.to_pylist()
 
 
+ONE_ARM = RecordLayout(cameras=("primary", "wrist"), action_dim=7, state_dim=None)
+DEFAULT_BYTES = {b"huggingface", b"molmoact.schema_version"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"num_arms": 2},
+        {"num_arms": None},
+        {"codebook_size": 64},
+        {"codebook_size": 256},
+        {"codebook_size": 512},
+        {"depth_codes": 144, "codebook_size": 2048, "num_arms": 3},
+        {"depth_codes": None, "codebook_size": 32},
+        {"depth_buffer": True, "num_arms": 2},
+        {"action_chunk_size": 50, "state_dim": 14},
+        {"action_dim": None, "action_chunk_size": 30},
+        {"cameras": ("left", "right", "primary"), "action_dim": 1, "state_dim": 1},
+    ],
+)
+def test_a_layout_comes_back_from_its_schema(change: dict[str, object], tmp_path: Path) -> None:
+    layout = dataclasses.replace(ONE_ARM, **change)
+    pq.write_table(layout.arrow_schema({b"more": b"1"}).empty_table(), tmp_path / "x.parquet")
+    schema = pq.read_schema(tmp_path / "x.parquet")
+    assert RecordLayout.from_arrow_schema(schema) == layout
+    assert RecordLayout.from_arrow_schema(layout.arrow_schema()) == layout
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"num_arms": None}, {"depth_buffer": True}, {"action_chunk_size": 50}]
+)
+def test_what_columns_tell_is_not_said_again(change: dict[str, object]) -> None:
+    """Outputs of one arm and 128 codes keep their bytes."""
+    assert set(dataclasses.replace(ONE_ARM, **change).arrow_schema().metadata) == DEFAULT_BYTES
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"num_arms": "2"}', b'{"arms": 2}', b'{"num_arms": true}', b"{"]
+)
+def test_a_layout_that_nobody_wrote_is_refused(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"layout|Expecting"):
+        RecordLayout.from_arrow_schema(ONE_ARM.arrow_schema({b"molmoact.layout": text}))
+
+
 def test_what_was_not_asked_for_is_no_column(
     columns: EpisodeColumns, labels: EpisodeLabels
 ) -> None:
