@@ -205,7 +205,7 @@ def test_packing_fills_rows() -> None:
 
 @needs_molmoact2
 def test_a_batch_is_learned_by_heart() -> None:
-    """Spec section 22 step 8, the first 100 of its steps, noise drawn anew; the rest is `train --stage debug`."""
+    """Spec section 22 step 8, its first 100 steps; `test_train_molmoact2_overfit.py` goes on, by command."""
     torch.manual_seed(0)
     model, given = fresh(TINY).train(), golden_samples()
     config = debug_config(Path("x"), [Path("y")], checkpoint="z")
