@@ -18,7 +18,6 @@ SLOW = {"preprocess": 20}
 
 def run(count: int, seed: int, only: str | None = None) -> dict[str, Tally]:
     """`count` broken inputs of every kind, fewer of the slow ones."""
-    logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
         return {
             name: run_kind(name, kind, max(1, count // SLOW.get(name, 1)), seed, Path(folder))
@@ -34,6 +33,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="a part of a kind's name")
     options = parser.parse_args()
+    logging.disable(logging.CRITICAL)
     tallies = run(options.count, options.seed, options.only)
     print(table(tallies))
     failures = [story for tally in tallies.values() for story in tally.failures]
