@@ -3,28 +3,10 @@
 Numbers are stored and text is rendered late (`molmoact_data.text.prompts`), so a new template never
 rebuilds a dataset.
 
-| column | type | meaning, unit, range |
-|---|---|---|
-| `dataset`, `revision` | string | source id and revision |
-| `episode_index`, `frame_index` | int32 | the key; unique together |
-| `timestamp_s` | float32 | seconds from the episode's start |
-| `instruction` | string | never empty |
-| `image_<role>` | struct<bytes: binary, path: string> | encoded RGB (JPEG or PNG), path null; Hugging Face `Image` feature |
-| `depth_codes` | uint8[G] (int16 above 256 codes) | codebook ids, row-major, 0 <= id < codebook size |
-| `buffer_codes` | as `depth_codes` | codes that follow only where the picture changed (`--depth-buffer`) |
-| `depth_updated_mask` | bool[G] | which cells of this frame's picture changed; all of them in an episode's first frame |
-| `depth_range` | float32[2] | raw min and max of the depth map before per-image scaling |
-| `gripper_points` | list over arms of float32[2] | unit coordinates 0..1, x right, y down; null = not found |
-| `gripper_confidence` | list over arms of float32 | 0..1; 0 where the point is null |
-| `trace` | list over arms of list (0..5) of uint8[2] | x right, y down, 0..255 over the frame; first point is *now* |
-| `trace_quality` | float32 | 0..1, of the worst arm |
-| `trace_reject_reason` | string | null = usable; otherwise why a trace is empty |
-| `action`, `state` | float32[D], float32[S] | raw, as recorded |
-| `action_bins` | int16[H][D] | bins 1..256 of the normalised chunk starting at this frame |
-| `num_valid_actions` | int8 | steps of the chunk before the episode's end; the rest repeats the last |
+`MEANINGS` says what every column holds, `RecordLayout` its type.
 
 Every field is nullable in the Arrow sense only because `datasets` ignores its `Image` metadata
-otherwise; `molmoact validate` holds the record to this table.
+otherwise; `molmoact validate` holds the record to what is said here.
 
 A part that was not asked for (no depth, no pointer, no actions, a dataset without state) is an absent
 column, never an empty one.
@@ -33,6 +15,7 @@ column, never an empty one.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,6 +46,29 @@ STATE = "state"
 ACTION_BINS = "action_bins"
 NUM_VALID_ACTIONS = "num_valid_actions"
 
+MEANINGS: Mapping[str, str] = {
+    DATASET: "source dataset",
+    REVISION: "its revision",
+    EPISODE_INDEX: "with `frame_index` the key, unique together",
+    FRAME_INDEX: "0-based within the episode",
+    TIMESTAMP_S: "seconds from the episode's start",
+    INSTRUCTION: "the task in words, never empty",
+    DEPTH_CODES: "codebook ids of the depth grid, row-major, 0 <= id < codebook size",
+    DEPTH_RANGE: "raw minimum and maximum of the depth map before per-image scaling",
+    BUFFER_CODES: "codes that follow only where the picture changed",
+    DEPTH_UPDATED_MASK: "which cells of the picture changed; all of them in an episode's first frame",
+    GRIPPER_POINTS: "per arm, unit coordinates 0..1, x right, y down; null = not found",
+    GRIPPER_CONFIDENCE: "per arm, 0..1; 0 where the point is null",
+    TRACE: "per arm, up to 5 points, x right, y down, 0..255 over the frame; the first is now",
+    TRACE_QUALITY: "0..1, of the worst arm",
+    TRACE_REJECT_REASON: "null = the trace is usable; otherwise why it is empty",
+    ACTION: "raw, as recorded",
+    STATE: "raw, as recorded",
+    ACTION_BINS: "bins 1..N of the normalised chunk that starts at this frame",
+    NUM_VALID_ACTIONS: "steps of the chunk before the episode's end; the rest repeats the last",
+}
+"""Column -> meaning, unit, range; the columns of cameras have `meaning` alone."""
+
 # Keys of the Parquet file's own metadata.
 META_SCHEMA_VERSION = b"molmoact.schema_version"
 META_CONFIG_HASH = b"molmoact.config_hash"
@@ -88,6 +94,13 @@ _UNTOLD = ("action_chunk_size", "codebook_size", "num_arms")
 def image_column(role: str) -> str:
     """The column that holds the frames of one camera role."""
     return IMAGE_PREFIX + role
+
+
+def meaning(column: str) -> str:
+    """What a column of the record holds."""
+    if column.startswith(IMAGE_PREFIX):
+        return f"encoded RGB of camera `{column.removeprefix(IMAGE_PREFIX)}`, JPEG or PNG"
+    return MEANINGS[column]
 
 
 @dataclass(frozen=True)

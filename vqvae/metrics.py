@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from molmoact_data.labels.depth import perplexity
+
 RATIO_MIN_DEPTH = 0.05
 """Ratios are taken where the true value is at least this; nearer to zero they measure nothing."""
 EDGE_STEP = 0.04
@@ -96,12 +98,11 @@ def code_counts(codes: NDArray[np.integer], codebook_size: int) -> NDArray[np.in
 
 
 def code_usage(counts: NDArray[np.int64]) -> dict[str, float | int]:
-    """codes_used, dead_codes, and perplexity = exp(entropy): 1 = one code, K = all equally often."""
-    share = counts[counts > 0] / counts.sum()
+    """codes_used, dead_codes, and perplexity."""
     return {
         "codes_used": int((counts > 0).sum()),
         "dead_codes": int((counts == 0).sum()),
-        "perplexity": float(np.exp(-(share * np.log(share)).sum())),
+        "perplexity": perplexity(counts),
     }
 
 

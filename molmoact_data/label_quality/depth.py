@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.label_quality.metrics import DepthScores, depth_scores, rank_correlation
-from molmoact_data.labels.depth import DepthEstimator, DepthTokenizer, scale_to_u8
+from molmoact_data.labels.depth import DepthEstimator, DepthTokenizer, perplexity, scale_to_u8
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,6 @@ def summarise_depth(scores: list[DepthScores]) -> dict[str, float]:
 def summarise_codes(frames: list[FrameCodes], codebook_size: int) -> CodeScores:
     """Over at least one frame."""
     counts = np.bincount(np.concatenate([t.codes_N for t in frames]), minlength=codebook_size)
-    share = counts[counts > 0] / counts.sum()
     squared_error = float(np.mean([t.squared_error for t in frames]))
     return CodeScores(
         frames=len(frames),
@@ -113,5 +112,5 @@ def summarise_codes(frames: list[FrameCodes], codebook_size: int) -> CodeScores:
         rank_correlation_with_truth=float(np.mean([t.rank_correlation for t in frames])),
         codes_used=int((counts > 0).sum()),
         codebook_size=codebook_size,
-        perplexity=float(np.exp(-np.sum(share * np.log(share)))),
+        perplexity=perplexity(counts),
     )

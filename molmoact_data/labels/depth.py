@@ -53,3 +53,9 @@ def scale_to_u8(depth_NHW: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDAr
     return scaled.astype(np.uint8), np.concatenate([low[:, 0], high[:, 0]], axis=1).astype(
         np.float32
     )
+
+
+def perplexity(counts_K: NDArray[np.integer]) -> float:
+    """exp(entropy) of how often K codes occur, at least one of them: 1 = one code, K = all equally often."""
+    share = counts_K[counts_K > 0] / counts_K.sum()
+    return float(np.exp(-np.sum(share * np.log(share))))

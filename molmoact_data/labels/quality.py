@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from molmoact_data.labels.depth import perplexity
 from molmoact_data.labels.labels import EpisodeLabels
 from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.labels.traces import EpisodeTraces
@@ -162,7 +163,6 @@ def summarise(sums: QualitySums) -> LabelQuality:
     """Sums of a whole dataset -> shares and means."""
     pointed = sums.frames if sums.arm_frames else 0
     counts = np.array(sums.code_counts, dtype=np.float64)
-    used = counts[counts > 0] / max(counts.sum(), 1)
     return LabelQuality(
         episodes=sums.episodes,
         frames=sums.frames,
@@ -176,8 +176,8 @@ def summarise(sums: QualitySums) -> LabelQuality:
         mean_trace_quality=_share(sums.quality_sum, pointed),
         rejected_frames={k: n / sums.frames for k, n in sorted(sums.rejected_frames.items())},
         codebook_size=len(counts) or None,
-        codes_used=len(used) if len(counts) else None,
-        code_perplexity=float(np.exp(-np.sum(used * np.log(used)))) if len(used) else None,
+        codes_used=int(np.count_nonzero(counts)) if len(counts) else None,
+        code_perplexity=perplexity(counts) if counts.any() else None,
         code_change_rate=_share(sums.code_changes, sums.code_pairs),
         quality_histogram=sums.quality_histogram,
     )

@@ -22,27 +22,6 @@ SIZES = (
     *((10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B")),
 )
 """Rows below which the Hub's size category is this one."""
-MEANINGS: Mapping[str, str] = {
-    schema.DATASET: "source dataset",
-    schema.REVISION: "its revision",
-    schema.EPISODE_INDEX: "with `frame_index` the key",
-    schema.FRAME_INDEX: "0-based within the episode",
-    schema.TIMESTAMP_S: "seconds from the episode's start",
-    schema.INSTRUCTION: "the task in words",
-    schema.DEPTH_CODES: "VQ-VAE ids, row-major 10x10 grid",
-    schema.DEPTH_RANGE: "raw minimum and maximum of the depth map",
-    schema.BUFFER_CODES: "codes that follow only where the picture changed",
-    schema.DEPTH_UPDATED_MASK: "which cells of the picture changed",
-    schema.GRIPPER_POINTS: "per arm, unit coordinates 0..1; null = not found",
-    schema.GRIPPER_CONFIDENCE: "per arm, 0..1",
-    schema.TRACE: "per arm, up to 5 points x right, y down, 0..255; the first is now",
-    schema.TRACE_QUALITY: "0..1",
-    schema.TRACE_REJECT_REASON: "null = the trace is usable",
-    schema.ACTION: "raw, as recorded",
-    schema.STATE: "raw, as recorded",
-    schema.ACTION_BINS: "bins 1..N of the normalised chunk from this frame on",
-    schema.NUM_VALID_ACTIONS: "steps of the chunk before the episode's end",
-}
 
 
 def write_card(output: Output, *, picture: str | None) -> str:
@@ -174,16 +153,10 @@ def _quality(quality: Mapping[str, Any]) -> str:
 
 def _features(output: Output) -> str:
     rows = [
-        [f"`{field.name}`", f"`{field.type}`", _meaning(field.name)]
+        [f"`{field.name}`", f"`{field.type}`", schema.meaning(field.name)]
         for field in output.layout.arrow_schema()
     ]
     return "## Features\n\n" + _table(("column", "Arrow type", "meaning"), rows)
-
-
-def _meaning(name: str) -> str:
-    if name.startswith(schema.IMAGE_PREFIX):
-        return f"encoded RGB of camera `{name.removeprefix(schema.IMAGE_PREFIX)}`"
-    return MEANINGS[name]
 
 
 def example_picture(output: Output) -> bytes | None:

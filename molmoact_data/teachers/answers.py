@@ -53,6 +53,21 @@ class Answer:
         self.complete = is_complete(self.text)
 
 
+def extend_answers(
+    answers: Sequence[Answer],
+    tokens: Sequence[int],
+    logprobs: Sequence[float],
+    *,
+    end: int,
+    decode: Callable[[Sequence[int]], str],
+    is_complete: Callable[[str], bool],
+) -> None:
+    """One step of a batch: every answer that is not complete takes its token, see `Answer.append`."""
+    for answer, token, logprob in zip(answers, tokens, logprobs, strict=True):
+        if not answer.complete:
+            answer.append(token, logprob, end=end, decode=decode, is_complete=is_complete)
+
+
 class PointingModel(Protocol):
     """A vision-language model that answers in text."""
 
@@ -89,17 +104,6 @@ def _points_of_tag(answer: str, position: int) -> list[tuple[float, float]]:
             coordinates.setdefault(which[2], {}).setdefault(which[1], float(text))
     pairs = [(c["x"], c["y"]) for c in coordinates.values() if c.keys() == {"x", "y"}]
     return [(x, y) for x, y in pairs if 0 <= x <= 100 and 0 <= y <= 100]
-
-
-def format_points(points: Sequence[tuple[float, float]], label: str) -> str:
-    """The answer that Molmo gives for these points (percent, one decimal); inverse of `parse_points`."""
-    if not points:
-        return f"There is no {label} in the image."
-    if len(points) == 1:
-        (x, y) = points[0]
-        return f'<point x="{x:.1f}" y="{y:.1f}" alt="{label}">{label}</point>'
-    told = " ".join(f'x{i}="{x:.1f}" y{i}="{y:.1f}"' for i, (x, y) in enumerate(points, start=1))
-    return f'<points {told} alt="{label}">{label}</points>'
 
 
 def arms_from_percent(

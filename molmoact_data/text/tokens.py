@@ -32,8 +32,6 @@ IMAGE = "<|image|>"
 IM_LOW = "<im_low>"
 
 NUM_ACTION_TOKENS = 256
-# The codec is defined on the Qwen2 vocabulary, for the OLMo2 variant too.
-QWEN2_VOCAB_SIZE = 151643
 
 _DEPTH_CODE = re.compile(r"<DEPTH_(0|[1-9][0-9]{0,5})>")
 """As `depth_token` spells it. No codebook has seven digits; a longer number is no token but text."""

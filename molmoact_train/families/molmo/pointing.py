@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from molmoact_data.errors import UserError
-from molmoact_data.teachers.answers import Answer
+from molmoact_data.teachers.answers import Answer, extend_answers
 from molmoact_train.families.molmo.folder import load_molmo
 from molmoact_train.families.molmo.processor import MolmoProcessor
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
@@ -64,26 +63,16 @@ class MolmoPointing:
                 **inputs, attention_mask=mask, past_key_values=cache, logits_to_keep=1
             ).logits[:, -1]
             logprobs, ids = logits.float().log_softmax(-1).max(-1)
-            self._append(answers, ids, logprobs, is_complete)
+            extend_answers(
+                answers,
+                ids.tolist(),
+                logprobs.tolist(),
+                end=self.processor.eos_id,
+                decode=self.processor.decode,
+                is_complete=is_complete,
+            )
             if all(answer.complete for answer in answers):
                 break
             inputs = {"input_ids": ids[:, None]}
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         return answers
-
-    def _append(
-        self,
-        answers: Sequence[Answer],
-        ids: Tensor,
-        logprobs: Tensor,
-        is_complete: Callable[[str], bool],
-    ) -> None:
-        for answer, token, logprob in zip(answers, ids.tolist(), logprobs.tolist(), strict=True):
-            if not answer.complete:
-                answer.append(
-                    token,
-                    logprob,
-                    end=self.processor.eos_id,
-                    decode=self.processor.decode,
-                    is_complete=is_complete,
-                )

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from molmoact_data.teachers.answers import Answer
+from molmoact_data.teachers.answers import Answer, extend_answers
 from molmoact_train.families.molmo2.network import Molmo2, load_molmo2
 from molmoact_train.families.molmo2.processor import Molmo2Processor, Prompt
 from molmoact_train.families.molmoact2.network.cache import KeyValueCache
@@ -69,29 +69,19 @@ class Molmo2Pointing:
         last = hidden[torch.arange(len(ids), device=device), real.sum(dim=1) - 1]
         for _ in range(max_new_tokens):
             logprobs, tokens = self.model.lm_head(last).float().log_softmax(-1).max(-1)
-            self._append(answers, tokens, logprobs, is_complete)
+            extend_answers(
+                answers,
+                tokens.tolist(),
+                logprobs.tolist(),
+                end=self.processor.config.eos_id,
+                decode=self.processor.decode,
+                is_complete=is_complete,
+            )
             if all(answer.complete for answer in answers):
                 break
             real = torch.cat([real, real.new_ones(len(real), 1)], dim=1)
             last = self.model.model(tokens[:, None], real_BK=real, cache=cache).hidden_BSL[:, -1]
         return answers
-
-    def _append(
-        self,
-        answers: Sequence[Answer],
-        ids: Tensor,
-        logprobs: Tensor,
-        is_complete: Callable[[str], bool],
-    ) -> None:
-        for answer, token, logprob in zip(answers, ids.tolist(), logprobs.tolist(), strict=True):
-            if not answer.complete:
-                answer.append(
-                    token,
-                    logprob,
-                    end=self.processor.config.eos_id,
-                    decode=self.processor.decode,
-                    is_complete=is_complete,
-                )
 
 
 def _padded(rows: Sequence[NDArray[np.int64]], device: torch.device | str) -> tuple[Tensor, Tensor]:
