@@ -143,14 +143,6 @@ def peft_name(name: str) -> str:
     return PEFT_PREFIX + name.replace(f".{ADAPTER}.", ".")
 
 
-def own_name(name: str) -> str:
-    """The inverse of `peft_name`."""
-    plain = name.removeprefix(PEFT_PREFIX)
-    for matrix in ("lora_A", "lora_B"):
-        plain = plain.replace(f".{matrix}.weight", f".{matrix}.{ADAPTER}.weight")
-    return plain
-
-
 def save_adapter(
     folder: Path,
     weights: Mapping[str, torch.Tensor],

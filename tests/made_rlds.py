@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_tfrecord import encode_example, encode_record
 from numbered import numbered_frames
 from PIL import Image
 
-from molmoact_data.sources.rlds.tfrecord import FeatureValue, encode_example, encode_record
+from molmoact_data.sources.rlds.tfrecord import FeatureValue
 
 NAME, CAMERA, INSTRUCTION = "our_lab", "observation/image", "language_instruction"
 SIDE = 64

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from made_tfrecord import encode_example, encode_record
 from PIL import Image
 
-from molmoact_data.sources.rlds.tfrecord import encode_example, encode_record
 from molmoact_data.web.layouts.pixmo import is_held_out
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from made_tfrecord import encode_example, encode_record
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -28,8 +29,6 @@ from molmoact_data.sources.channels import convert
 from molmoact_data.sources.opening import open_source
 from molmoact_data.sources.rlds.tfrecord import (
     decode_varints,
-    encode_example,
-    encode_record,
     open_records,
     parse_example,
     read_record,

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from made_datasets import FPS, FRONT, make_dataset, make_v3_dataset, rows_path
 from made_rlds import INSTRUCTION, features, features_dict, make_rlds, shard_path, steps, tensor
+from made_tfrecord import encode_example, encode_record
 from numbered import number_of, write_numbered
 
 from molmoact_data.errors import EpisodeRejected, RejectReason, UserError
@@ -22,7 +23,6 @@ from molmoact_data.outputs.output import Output
 from molmoact_data.publishing.card import write_card
 from molmoact_data.sources.channels import OWN_MAPPING
 from molmoact_data.sources.opening import open_source
-from molmoact_data.sources.rlds.tfrecord import encode_example, encode_record
 
 LENGTHS = (6, 4, 5)
 

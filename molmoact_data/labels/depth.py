@@ -55,7 +55,7 @@ def scale_to_u8(depth_NHW: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDAr
     )
 
 
-def perplexity(counts_K: NDArray[np.integer]) -> float:
+def perplexity(counts_K: NDArray[np.number]) -> float:
     """exp(entropy) of how often K codes occur, at least one of them: 1 = one code, K = all equally often."""
     share = counts_K[counts_K > 0] / counts_K.sum()
     return float(np.exp(-np.sum(share * np.log(share))))

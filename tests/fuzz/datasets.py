@@ -14,12 +14,13 @@ from typing import Any
 import yaml
 from made_datasets import FRONT, make_dataset, make_v3_dataset, video_path
 from made_rlds import make_rlds, shard_path
+from made_tfrecord import encode_record
 from numbered import number_of, write_numbered
 
 from fuzz.outcomes import Kind, Rows, attempt, judge, read_rows
 from fuzz.values import STRANGE, change_bytes, change_json, change_table
 from molmoact_data.sources.channels import OWN_MAPPING
-from molmoact_data.sources.rlds.tfrecord import encode_record, masked_crc32c
+from molmoact_data.sources.rlds.tfrecord import masked_crc32c
 
 LENGTHS = (6, 4, 5)
 EVERYTHING = {"picture", "action", "state", "instruction", "timestamp"}

@@ -50,19 +50,6 @@ def masked_crc32c(data: bytes | memoryview) -> int:
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
-def encode_record(payload: bytes) -> bytes:
-    """One framed record; the inverse of `read_record`."""
-    length = struct.pack("<Q", len(payload))
-    return b"".join(
-        (
-            length,
-            _FOOTER.pack(masked_crc32c(length)),
-            payload,
-            _FOOTER.pack(masked_crc32c(payload)),
-        )
-    )
-
-
 def read_record(file: BinaryIO, where: str) -> bytes | None:
     """The next payload, checked; None at the end. Raises `DamagedRecordError`."""
     length = _read_length(file, where)
@@ -151,20 +138,6 @@ def parse_example(payload: bytes, wanted: Collection[str]) -> dict[str, FeatureV
     return found
 
 
-def encode_example(features: dict[str, FeatureValue]) -> bytes:
-    """Serialise an Example; the inverse of `parse_example`, used to make test data."""
-    entries = []
-    for name, value in features.items():
-        if isinstance(value, list):
-            kind, items = 1, b"".join(_field(1, item) for item in value)
-        elif value.dtype == np.float32:
-            kind, items = 2, _field(1, value.astype("<f4").tobytes())
-        else:
-            kind, items = 3, _field(1, b"".join(_encode_varint(int(v)) for v in value))
-        entries.append(_field(1, _field(1, name.encode()) + _field(2, _field(kind, items))))
-    return _field(1, b"".join(entries))
-
-
 def _feature(view: memoryview) -> FeatureValue:
     """The oneof of bytes_list = 1, float_list = 2, int64_list = 3."""
     for kind, content in _tagged(view):
@@ -228,16 +201,3 @@ def _varint(view: memoryview, at: int) -> tuple[int, int]:
             return value, at
         shift += 7
     raise IndexError("a number has no end")
-
-
-def _encode_varint(value: int) -> bytes:
-    value &= 0xFFFFFFFFFFFFFFFF
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return _encode_varint(number << 3 | _BYTES) + _encode_varint(len(content)) + content

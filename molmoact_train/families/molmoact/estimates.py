@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from molmoact_train.config import TrainConfig
+from molmoact_train.families.molmoact.flops import Work, forward_flops
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 from molmoact_train.families.molmoact.samples import MolmoActSample
 
@@ -26,17 +27,18 @@ def measure(samples: Sequence[MolmoActSample]) -> dict[str, float]:
 def flops_per_sample(
     model: MolmoActForActionReasoning, measured: Mapping[str, float], config: TrainConfig
 ) -> float:
-    """Matrix products of one sample, forward and backward: 2 per weight and token forward, 2 for the input's
-    gradient, 2 for the weight's (not with LoRA), and 2 more where activations are computed again."""
-    passes = 2 + 2 + (0 if config.lora else 2) + (2 if config.activation_checkpointing else 0)
-    language = _scalars(model.model.transformer.blocks) * measured["mean_tokens"]
-    head = _scalars(model.lm_head) * measured["mean_loss_tokens"]
-    vit = model.model.vision_backbone.image_vit
-    patches = vit.config.grid_hw[0] * vit.config.grid_hw[1] * measured["mean_distinct_crops"]
-    vision = _scalars(vit) * patches + _scalars(model.model.vision_backbone.image_projector) * (
-        patches / 4
+    """Forward, as much for the gradient of the input, as much for that of the weights (not with LoRA), and the
+    forward pass once more where activations are computed again."""
+    passes = 2 + (not config.lora) + config.activation_checkpointing
+    rows, columns = model.config.vit_config.grid_hw
+    crops = measured["mean_distinct_crops"]
+    work = Work(
+        crops=crops,
+        windows=crops * rows * columns / 4,
+        tokens=measured["mean_tokens"],
+        logit_rows=measured["mean_loss_tokens"],
     )
-    return passes * (language + head + vision)
+    return passes * forward_flops(model.config, work).total
 
 
 def memory_bytes(

@@ -14,15 +14,15 @@ from molmoact_train.families.molmoact.network import MolmoActConfig
 
 @dataclass(frozen=True)
 class Work:
-    """What one sample asks of the network."""
+    """What one sample asks of the network; means over samples too."""
 
-    crops: int
+    crops: float
     """Crops that are encoded."""
-    windows: int
+    windows: float
     """2x2 windows that are pooled and projected."""
-    tokens: int
+    tokens: float
     """Positions of the decoder."""
-    logit_rows: int
+    logit_rows: float
     """Positions that reach the LM head."""
 
 
@@ -71,7 +71,7 @@ def _connector_window(config: MolmoActConfig) -> float:
     return 2.0 * (pooling + projector)
 
 
-def _decoder(config: MolmoActConfig, tokens: int) -> float:
+def _decoder(config: MolmoActConfig, tokens: float) -> float:
     llm = config.llm_config
     inner = llm.num_attention_heads * llm.head_dim
     fused = inner + 2 * llm.num_key_value_heads * llm.head_dim
