@@ -22,7 +22,13 @@ def templates() -> list[Path]:
 
 def test_every_page_extends_the_frame_and_nothing_else_writes_one() -> None:
     pages = [path for path in templates() if path.name not in (FRAME, PIECES)]
-    assert {path.name for path in pages} == {"report.html", "labels.html", "run.html", "eval.html"}
+    assert {path.name for path in pages} == {
+        "report.html",
+        "labels.html",
+        "run.html",
+        "eval.html",
+        "web.html",
+    }
     for path in pages:
         assert path.read_text().startswith('{% extends "frame.html" %}'), path
     sources = [p for package in PACKAGES for p in (ROOT / package).rglob("*.py")]

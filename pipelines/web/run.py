@@ -22,11 +22,13 @@ from molmoact_data.config import content_hash
 from molmoact_data.errors import LimitExceeded, UserError
 from molmoact_data.files.folders import write_bytes, write_json
 from molmoact_data.web.catalogue import web_set
+from molmoact_data.web.measures import merged
 from molmoact_data.web.pictures import PictureFetcher
 from molmoact_data.web.rows import MANIFEST_FILE
 from pipelines.engine.runners import run_pipeline
 from pipelines.shards.progress import frames_counted, show_progress
 from pipelines.web.config import WebConfig
+from pipelines.web.page import write_web_report
 from pipelines.web.shards import (
     PICTURES,
     STATE,
@@ -134,8 +136,11 @@ def _finish(output: Path, config: WebConfig, shards: Sequence[WebShard], built: 
         "size_in_mixture": min(rows, entry.cap or rows),
         "rejects": dict(sorted(reasons.items())),
         "dead_links_by_host": dict(_by_host(rejects)),
-        "shards": [{k: v for k, v in asdict(shard).items() if k != "rejects"} for shard in shards],
+        "measures": merged(shard.measures for shard in shards).to_json(),
+        "shards": [_listed(shard) for shard in shards],
     }
+    if rows:
+        write_web_report(output, manifest)
     write_json(output / MANIFEST_FILE, manifest)
     share = len(rejects) / max(1, rows + len(rejects))
     if share > config.max_reject_fraction or not rows:
@@ -145,6 +150,11 @@ def _finish(output: Path, config: WebConfig, shards: Sequence[WebShard], built: 
             f"--max-reject-fraction {config.max_reject_fraction}; see {output / schema.REJECTS_FILE}."
         )
     return WebResult(str(output), rows, len(shards), built, dict(reasons))
+
+
+def _listed(shard: WebShard) -> dict[str, Any]:
+    """What the manifest says of one shard; the rejects and measures of all stand beside."""
+    return {k: v for k, v in shard.to_json().items() if k not in ("rejects", "measures")}
 
 
 def _by_host(rejects: Iterable[WebReject]) -> list[tuple[str, int]]:

@@ -16,6 +16,7 @@ from molmoact_data.files.folders import new_file, write_bytes, write_json
 from molmoact_data.outputs.shards import file_sha256
 from molmoact_data.web.catalogue import web_set
 from molmoact_data.web.examples import WebExample
+from molmoact_data.web.measures import WebMeasures, measure
 from molmoact_data.web.pictures import PictureFetcher, PictureRejected, check_picture
 from molmoact_data.web.reading import read_picture
 from molmoact_data.web.rows import web_row, web_table
@@ -45,13 +46,19 @@ class WebShard:
     rows: int
     num_bytes: int
     sha256: str
+    measures: WebMeasures
     rejects: tuple[WebReject, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self) | {"measures": self.measures.to_json()}
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> WebShard:
-        """The inverse of `asdict`."""
+        """The inverse of `to_json`."""
         rejects = tuple(WebReject(**reject) for reject in plain["rejects"])
-        return cls(**{**plain, "rejects": rejects})
+        measures = WebMeasures.from_json(plain["measures"])
+        return cls(**{**plain, "rejects": rejects, "measures": measures})
 
 
 def write_plan(output: Path, config: WebConfig) -> int:
@@ -131,9 +138,10 @@ def build_shard(config: WebConfig, number: int, chunks: int) -> WebShard:
         len(rows),
         path.stat().st_size,
         file_sha256(path),
+        measure(rows),
         tuple(rejects),
     )
-    write_json(output / STATE / "records" / f"{number:05d}.json", asdict(shard))
+    write_json(output / STATE / "records" / f"{number:05d}.json", shard.to_json())
     return shard
 
 
