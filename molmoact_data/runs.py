@@ -11,13 +11,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import is_taken, remove_left_overs, write_bytes, write_json
 from molmoact_data.files.lock import locked
-from molmoact_data.processes import World
 from molmoact_data.redaction import redacted
+
+if TYPE_CHECKING:
+    from molmoact_data.processes import World
 
 CONFIG_FILE = "config.json"
 """Written first, so that a folder says whose run it is from the beginning."""
@@ -69,27 +71,31 @@ def claim(
     from, and compares configurations.
     `overwrite` deletes what a run of this kind writes, and only in a folder that holds such a run.
     """
-    if resume and overwrite:
-        raise UserError("--resume continues a run and --overwrite deletes it; give one of them.")
-    file = next((path for path in (run, *run.parents) if path.is_file()), None)
-    if file is not None:
-        raise UserError(
-            f"{file} is a file, so {run} cannot be the run. Choose another {kind.flag}."
-        )
-    taken = is_taken(run)
+    taken = check_run(run, kind.flag, resume=resume, overwrite=overwrite)
     if resume and taken:
         remove_left_overs(run.iterdir())
         return
-    if taken and not overwrite:
-        raise UserError(
-            f"{run} is not empty. Continue the run that is there with --resume, replace it with --overwrite "
-            f"(which deletes its checkpoints), or choose another {kind.flag}."
-        )
     if taken:
         _refuse_strangers(run, kind)
         _delete_run(run, kind)
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / CONFIG_FILE, redacted(config))
+
+
+def check_run(run: Path, flag: str, *, resume: bool, overwrite: bool) -> bool:
+    """Whether something is there already; raises `UserError` where that was neither to be continued nor replaced."""
+    if resume and overwrite:
+        raise UserError("--resume continues a run and --overwrite deletes it; give one of them.")
+    file = next((path for path in (run, *run.parents) if path.is_file()), None)
+    if file is not None:
+        raise UserError(f"{file} is a file, so {run} cannot be the run. Choose another {flag}.")
+    taken = is_taken(run)
+    if taken and not (resume or overwrite):
+        raise UserError(
+            f"{run} is not empty. Continue the run that is there with --resume, replace it with --overwrite "
+            f"(which deletes its checkpoints), or choose another {flag}."
+        )
+    return taken
 
 
 def _refuse_strangers(run: Path, kind: RunKind) -> None:

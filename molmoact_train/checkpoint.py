@@ -49,12 +49,13 @@ from molmoact_data.files.typed import read_typed
 from molmoact_data.processes import World
 from molmoact_data.runs import CONFIG_FILE
 from molmoact_train.config import TrainConfig, changes_on_resume, from_json, to_json
+from molmoact_train.inputs import RUN_FLAG, TRAINER_FILE
 from molmoact_train.monitoring.metrics import PLOT_FILE
 from molmoact_train.monitoring.page import PAGE_FILE
 from molmoact_train.monitoring.progress import LOG_FILE
 from molmoact_train.weights import hub_commit, resolve_model_folder
 
-TRAINER_FILE, FILES_FILE = "trainer.json", "files.json"
+FILES_FILE = "files.json"
 STATE_DIR, FINAL_DIR = "model_and_optim", "final"
 _TEMPORARY = "-tmp"
 _STEP_FOLDER = re.compile(r"step(\d{8})")
@@ -159,7 +160,7 @@ def _is_ours(name: str) -> bool:
     return name in made or _STEP_FOLDER.match(name) is not None
 
 
-KIND = runs.RunKind("a training run", "--output-path", load_config, _is_ours)
+KIND = runs.RunKind("a training run", RUN_FLAG, load_config, _is_ours)
 
 
 def load_trainer_state(folder: Path) -> TrainerState:

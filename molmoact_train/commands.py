@@ -78,6 +78,9 @@ def train(
     if dry_run:
         _plan(settings, device, as_json=as_json)
         return
+    from molmoact_train.inputs import check_training
+
+    check_training(settings, resume=resume, overwrite=overwrite)
     from molmoact_train.train import train as run
 
     outcome = run(settings, resume=resume, overwrite=overwrite, device=device)
@@ -102,6 +105,9 @@ def _stage(given: str | None, written: Mapping[str, Any]) -> str:
 def _plan(settings: TrainConfig, device: str, *, as_json: bool) -> None:
     from molmoact_data.console.tables import show_facts
     from molmoact_data.processes import join_world
+    from molmoact_train.inputs import check_training
+
+    check_training(settings, resume=True, overwrite=False)  # nothing is written
     from molmoact_train.plan import facts, plan
 
     with join_world(device, group_of_one=True) as world:
@@ -281,10 +287,16 @@ def merge_lora(
     Example: molmoact merge-lora --adapter RUN/final --output-path merged --dtype bfloat16 --verify
     """
     from molmoact_data.console.tables import show_facts, size
-    from molmoact_train.folders.layout import Dtype
-    from molmoact_train.folders.merge import merge_lora as run, plan
+    from molmoact_data.files.folders import check_free
+    from molmoact_train.inputs import Dtype, check_adapter, check_model
 
     kept = chosen(dtype, "--dtype", Dtype)
+    check_adapter(adapter)
+    if base is not None:
+        check_model(base)
+    check_free(output_path, overwrite=overwrite, inputs=[adapter])
+    from molmoact_train.folders.merge import merge_lora as run, plan
+
     if dry_run:
         done = plan(adapter, output_path, base=base, dtype=kept, overwrite=overwrite)
     else:
@@ -334,12 +346,18 @@ def export_hf(
 
     Example: molmoact export-hf --checkpoint RUN/final --output-path my-model --dtype bfloat16
     """
+    from molmoact_data.files.folders import check_free
     from molmoact_data.statistics import read_entries
-    from molmoact_train.families.molmoact2.lerobot import convert
-    from molmoact_train.folders.export import export_folder, plan
-    from molmoact_train.folders.layout import Dtype
+    from molmoact_train.inputs import Dtype, check_model
 
     to = chosen(layout, "--layout", Literal["released", "lerobot"])
+    kept = chosen(dtype, "--dtype", Dtype)
+    check_model(checkpoint)
+    added = None if norm_stats is None else read_entries(norm_stats)
+    check_free(output_path, overwrite=overwrite, inputs=[Path(checkpoint)])
+    from molmoact_train.families.molmoact2.lerobot import convert
+    from molmoact_train.folders.export import export_folder, plan
+
     converted = convert(
         checkpoint, output_path, to, base=base, tag=unnorm_key, overwrite=overwrite, dry_run=dry_run
     )
@@ -347,15 +365,14 @@ def export_hf(
         report_export(converted, as_json=as_json, dry_run=dry_run)
         return
     if dry_run:
-        kept = chosen(dtype, "--dtype", Dtype)
         planned = plan(checkpoint, output_path, dtype=kept, overwrite=overwrite)
         report_export(planned, as_json=as_json, dry_run=True)
         return
     done = export_folder(
         checkpoint,
         output_path,
-        dtype=chosen(dtype, "--dtype", Dtype),
-        norm_stats=None if norm_stats is None else read_entries(norm_stats),
+        dtype=kept,
+        norm_stats=added,
         overwrite=overwrite,
     )
     report_export(done, as_json=as_json)
@@ -373,6 +390,11 @@ def unshard(
 
     Example: molmoact unshard --checkpoint RUN/step00002000 --output-path model
     """
+    from molmoact_data.files.folders import check_free
+    from molmoact_train.inputs import check_training_checkpoint
+
+    check_training_checkpoint(checkpoint)
+    check_free(output_path, overwrite=overwrite, inputs=[checkpoint])
     from molmoact_train.folders.export import plan, unshard as run
 
     if dry_run:

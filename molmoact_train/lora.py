@@ -18,11 +18,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from molmoact_data.files.folders import write_json
 from molmoact_train.config import TrainConfig
+from molmoact_train.inputs import ADAPTER_WEIGHTS
 
 ADAPTER = "default"
 PEFT_PREFIX = "base_model.model."
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from torch import nn
 from molmoact_data.errors import UserError
 from molmoact_data.files.inputs import is_git_lfs_pointer
 from molmoact_data.files.typed import read_typed
+from molmoact_train.inputs import check_model
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _AGAIN = "Download or export it again."
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def resolve_model_folder(checkpoint: str, revision: str | None = None) -> Path:
@@ -27,18 +27,9 @@ def resolve_model_folder(checkpoint: str, revision: str | None = None) -> Path:
 
     A path that exists always wins; anything that cannot be a Hub id is never looked up on the network.
     """
-    path = Path(checkpoint)
-    if path.is_dir():
-        if revision is not None:
-            raise UserError(
-                f"--checkpoint {checkpoint} is a folder, which has no revision {revision}: leave out "
-                "--checkpoint-revision, or give a Hub id."
-            )
-        return path
-    if not _HUB_ID.fullmatch(checkpoint):
-        raise UserError(
-            f"--checkpoint {checkpoint}: no such folder, and not a Hub id (owner/name)."
-        )
+    check_model(checkpoint, revision)
+    if Path(checkpoint).is_dir():
+        return Path(checkpoint)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

@@ -234,13 +234,18 @@ def _reasons(
 Source = ShardSource | ConversationSource
 
 
+def check_data_folder(path: str) -> None:
+    """Raises `UserError` where nothing is; a URL is looked at when it is opened."""
+    if "://" not in path and not Path(path).is_dir():
+        raise UserError(f"--data {path}: no such folder.")
+
+
 def open_source(path: str, options: SourceOptions) -> Source:
     """The source at a path or URL: our output if it has a manifest or our columns, else conversations."""
     if "://" in path:
         return ShardSource(path, options)
+    check_data_folder(path)
     folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(f"--data {path}: no such folder.")
     has_rows = (folder / "state.json").exists() or any(folder.rglob("*.parquet"))
     ours = (folder / schema.MANIFEST_FILE).exists() or (folder / schema.STATISTICS_FILE).exists()
     if ours or ((folder / schema.DATA_DIR).is_dir() and not _has_conversations(folder)):

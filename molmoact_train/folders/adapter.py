@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from molmoact_data.errors import UserError, first_line
 from molmoact_data.files.typed import read_typed
-from molmoact_train.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX
+from molmoact_train.inputs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter
+from molmoact_train.lora import PEFT_PREFIX
 
 SOUND_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base as it was."""
@@ -76,11 +77,7 @@ class Adapter:
 
 def read_adapter(folder: Path) -> Adapter:
     """A plain PEFT LoRA folder. Raises `UserError` for anything else than whole, finite A, B pairs."""
-    if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
-        raise UserError(
-            f"{folder} is not an adapter folder: {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} are expected. A step of "
-            "a LoRA run becomes one with `molmoact unshard`."
-        )
+    check_adapter(folder)
     config = read_config(folder)
     tensors: dict[str, torch.Tensor] = {}
     copies: dict[str, torch.Tensor] = {}

@@ -22,7 +22,6 @@ from molmoact_data.files.folders import check_free, new_folder, write_json
 from molmoact_train import lora
 from molmoact_train.checkpoint import (
     STATE_DIR,
-    TRAINER_FILE,
     load_config,
     no_remarks,
     verify_checkpoint,
@@ -36,6 +35,7 @@ from molmoact_train.folders.layout import (
     read_config,
     statistics_beside,
 )
+from molmoact_train.inputs import TRAINER_FILE, check_training_checkpoint
 from molmoact_train.optim import released_name
 from molmoact_train.weights import WeightFiles, resolve_model_folder
 
@@ -180,10 +180,7 @@ def _export_training_checkpoint(
 
 
 def _config_of(checkpoint: Path) -> TrainConfig:
-    if not (checkpoint / TRAINER_FILE).is_file():
-        raise UserError(
-            f"{checkpoint} is not a training checkpoint: expected a step folder of a run, such as RUN/step00002000."
-        )
+    check_training_checkpoint(checkpoint)
     return load_config(checkpoint)
 
 

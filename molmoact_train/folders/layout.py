@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -15,10 +15,9 @@ from safetensors.torch import save_file
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import write_json
-from molmoact_train.checkpoint import TRAINER_FILE
 from molmoact_train.families.registry import family_of
+from molmoact_train.inputs import TRAINER_FILE, Dtype
 
-Dtype = Literal["keep", "float32", "bfloat16"]
 SHARD_BYTES = 4 * 2**30
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "*.py")

@@ -1,0 +1,60 @@
+"""What the commands of models read and write, looked at before torch is imported: a typing error costs no waiting."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from molmoact_data.errors import UserError
+from molmoact_data.runs import check_run
+from molmoact_train.config import TrainConfig
+from molmoact_train.data.mixture import parse_data_argument
+from molmoact_train.data.sources import check_data_folder
+
+Dtype = Literal["keep", "float32", "bfloat16"]
+TRAINER_FILE = "trainer.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+RUN_FLAG = "--output-path"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def check_model(checkpoint: str, revision: str | None = None) -> None:
+    """A folder that is there, or what may be a Hub id. Raises `UserError`."""
+    if Path(checkpoint).is_dir():
+        if revision is not None:
+            raise UserError(
+                f"--checkpoint {checkpoint} is a folder, which has no revision {revision}: leave out "
+                "--checkpoint-revision, or give a Hub id."
+            )
+    elif not _HUB_ID.fullmatch(checkpoint):
+        raise UserError(
+            f"--checkpoint {checkpoint}: no such folder, and not a Hub id (owner/name)."
+        )
+
+
+def check_training_checkpoint(folder: Path) -> None:
+    """Raises `UserError` for what is no step of a run."""
+    if not (folder / TRAINER_FILE).is_file():
+        raise UserError(
+            f"{folder} is not a training checkpoint: expected a step folder of a run, such as RUN/step00002000."
+        )
+
+
+def check_adapter(folder: Path) -> None:
+    """Raises `UserError` for what is no PEFT LoRA folder."""
+    if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
+        raise UserError(
+            f"{folder} is not an adapter folder: {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} are expected. A step of "
+            "a LoRA run becomes one with `molmoact unshard`."
+        )
+
+
+def check_training(config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
+    """Every path of a run: base model, data, statistics, and the folder it writes."""
+    check_model(config.checkpoint, config.checkpoint_revision)
+    for entry in (*config.data, *config.eval_data):
+        check_data_folder(parse_data_argument(entry).path)
+    if config.norm_stats_path is not None and not Path(config.norm_stats_path).is_file():
+        raise UserError(f"--norm-stats-path {config.norm_stats_path}: no such file.")
+    check_run(Path(config.output_path), RUN_FLAG, resume=resume, overwrite=overwrite)
