@@ -26,6 +26,7 @@ from molmoact_data.errors import LimitExceeded, UserError, refused_by_system
 from molmoact_data.redaction import redact
 from molmoact_robot import commands as robots
 from molmoact_train import commands as models
+from molmoact_train.evaluation import commands as asking
 from pipelines import commands as labelling
 from pipelines.web import commands as web
 from vqvae import commands as codebooks
@@ -80,7 +81,7 @@ COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
     ),
     "Models": (
         models.train,
-        models.predict,
+        asking.predict,
         data.parse,
         models.unshard,
         models.merge_lora,

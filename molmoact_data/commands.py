@@ -46,6 +46,7 @@ def viz(
 
     Example: molmoact viz out --episode 3 --output-path episode3.mp4 --vqvae vae-final.pt
     """
+    from molmoact_data.outputs.output import Output
     from molmoact_data.pictures.film import (
         load_tokenizer,
         refuse_existing,
@@ -54,6 +55,8 @@ def viz(
     )
 
     path = refuse_existing(output_path, overwrite=overwrite)
+    if output is not None and tokens is None:
+        Output.open(output)
     tokenizer = load_tokenizer(vqvae, device) if vqvae else None
     if tokens is not None:
         show_codes(path, tokens, tokenizer)
@@ -132,13 +135,18 @@ def validate(
     """
     from molmoact_data.console.tables import show_facts, show_table
     from molmoact_data.files.folders import check_new_file, write_bytes
+    from molmoact_data.files.storage import Storage
     from molmoact_data.policies import family_name
     from molmoact_data.teachers.registry import SAMPLE_CHECKS, resolve
     from molmoact_data.validate import validate as run
 
     check_new_file(output_path, overwrite=overwrite)
+    if not Storage(output).is_remote and not Path(output).is_dir():
+        raise UserError(f"{output}: no such folder; give an output of `molmoact preprocess`.")
     samples = None
     if processor is not None:
+        if not processor.is_dir():
+            raise UserError(f"{processor} is not a folder: expected a checkpoint or a tokenizer.")
         named = (processor / "config.json").is_file()
         family = family_name(processor) if named else "molmoact"
         samples = partial(resolve("sample check", family, SAMPLE_CHECKS), processor)

@@ -189,6 +189,12 @@ def serve(
 def portal(
     *,
     checkpoint: Annotated[str, typer.Option(help="Model folder, or `embedded`.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Output of `preprocess`: step through its episodes, recorded beside predicted."
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the page.")] = 7860,
     vqvae: Annotated[
@@ -204,15 +210,20 @@ def portal(
 
     Example: molmoact portal --checkpoint embedded
     """
+    from molmoact_data.outputs.output import Output
     from molmoact_data.policies import load_policy
     from molmoact_robot.evaluation.player import PlayerConfig, check_checkpoint, depth_picture
 
     config = PlayerConfig(env="tabletop", checkpoint=checkpoint, vqvae=vqvae)
     check_checkpoint(config)
+    output = None if data is None else Output.open(data)
     from molmoact_robot.portal.app import build, serve
     from molmoact_robot.portal.live import Scenes
+    from molmoact_robot.portal.recorded import Episodes
 
     options = {"device": device, "statistics_key": unnorm_key}
     policy = load_policy(checkpoint, **{k: v for k, v in options.items() if v is not None})
     say(f"open http://{host}:{port}")
-    serve(build(policy, depth_picture(config), Scenes()), host=host, port=port)
+    episodes = None if output is None else Episodes(output)
+    page = build(policy, depth_picture(config), Scenes(), episodes)
+    serve(page, host=host, port=port)

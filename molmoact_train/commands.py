@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -104,10 +103,10 @@ def _stage(given: str | None, written: Mapping[str, Any]) -> str:
 
 def _plan(settings: TrainConfig, device: str, *, as_json: bool) -> None:
     from molmoact_data.console.tables import show_facts
-    from molmoact_data.processes import join_world
     from molmoact_train.inputs import check_training
 
     check_training(settings, resume=True, overwrite=False)  # nothing is written
+    from molmoact_data.processes import join_world
     from molmoact_train.plan import facts, plan
 
     with join_world(device, group_of_one=True) as world:
@@ -116,155 +115,6 @@ def _plan(settings: TrainConfig, device: str, *, as_json: bool) -> None:
         emit_json(found.to_json())
     else:
         show_facts(f"Would train in {settings.output_path}", facts(found))
-
-
-def predict(
-    *,
-    checkpoint: Annotated[Path, typer.Option(help="Model folder: released, exported or merged.")],
-    images: Annotated[
-        list[Path], typer.Option(help="Pictures of one moment, external camera first; repeat.")
-    ],
-    instruction: Annotated[str, typer.Option(help="What to do, in words.")],
-    more_images: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
-    unnorm_key: Annotated[
-        str | None, typer.Option(help="Entry of norm_stats; needed when there are several.")
-    ] = None,
-    norm_stats: Annotated[
-        Path | None,
-        typer.Option(help="dataset_statistics.json to use instead of the checkpoint's."),
-    ] = None,
-    trace: Annotated[
-        str | None,
-        typer.Option(
-            help="Steer: a JSON list of x, y pairs on 0..255, drawn on the first picture."
-        ),
-    ] = None,
-    action_chunk_size: Annotated[
-        int | None,
-        typer.Option(help="Steps per answer; default: what the checkpoint says, else 8."),
-    ] = None,
-    single_action: Annotated[
-        bool, typer.Option("--single-action", help="One flat action (pre- and mid-trained models).")
-    ] = False,
-    num_arms: Annotated[
-        int | None,
-        typer.Option(help="Traces per answer; default: what the checkpoint says, else 1."),
-    ] = None,
-    wording: Annotated[
-        str | None,
-        typer.Option(help="released or reference; default: what the checkpoint was trained on."),
-    ] = None,
-    constrained: Annotated[
-        bool,
-        typer.Option("--constrained/--unconstrained", help="Valid answers only, or free decoding."),
-    ] = True,
-    state: Annotated[
-        str | None, typer.Option(help="MolmoAct2: the robot's state, a JSON list in its units.")
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="MolmoAct2: of the noise that actions start from; default 0."),
-    ] = None,
-    mode: Annotated[
-        str | None,
-        typer.Option(help="MolmoAct2: continuous or discrete; default: as it was trained."),
-    ] = None,
-    think: Annotated[
-        bool | None,
-        typer.Option("--think/--no-think", help="MolmoAct2: depth before the action, or not."),
-    ] = None,
-    action_tokenizer: Annotated[
-        str | None,
-        typer.Option(help="MolmoAct2, discrete: folder or Hub id; default: in the checkpoint."),
-    ] = None,
-    output_path: Annotated[
-        Path | None, typer.Option(help="Folder for trace.png, depth.png and prediction.json.")
-    ] = None,
-    vqvae: Annotated[
-        Path | None,
-        typer.Option(
-            help="Decoder of depth.png, `released` too; default: vae-final.pt in the checkpoint."
-        ),
-    ] = None,
-    device: DeviceOption = "auto",
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Ask a model: depth codes, a trace, and actions in the robot's units.
-
-    Example: molmoact predict --checkpoint D --images front.png wrist.png --instruction "close the box"
-    """
-    from molmoact_data.policies import PredictionFailed
-    from molmoact_data.statistics import read_entries
-    from molmoact_data.teachers.registry import DEPTH_TOKENIZERS, resolve
-    from molmoact_data.text.prompts import Wording
-    from molmoact_train.families.molmoact.answers import (
-        check_answer_folder,
-        parse_trace_flag,
-        read_images,
-        summary,
-        write_pictures,
-    )
-    from molmoact_train.families.molmoact.policy import load_policy
-
-    check_answer_folder(output_path, overwrite=overwrite)
-    pictures = read_images([*images, *(more_images or [])])
-    drawn = None if trace is None else parse_trace_flag(trace)
-    flow_only = {"--state": state, "--seed": seed, "--mode": mode, "--think": think,
-                 "--action-tokenizer": action_tokenizer}  # fmt: skip
-    text_only = {"--action-chunk-size": action_chunk_size, "--single-action": single_action or None,
-                 "--num-arms": num_arms, "--wording": wording, "--output-path": output_path,
-                 "--vqvae": vqvae}  # fmt: skip
-    if registry.family_name(checkpoint) != registry.DEFAULT:
-        from molmoact_train.evaluation.asking import ask
-
-        _refuse(text_only, f"{checkpoint} is a MolmoAct2 folder")
-        kind = None if mode is None else chosen(mode, "--mode", Literal["continuous", "discrete"])
-        chunk = ask(checkpoint, pictures, instruction, state=state, trace=drawn, seed=seed or 0,
-                    device=device, statistics_key=unnorm_key, statistics=norm_stats, mode=kind or "auto",
-                    think=think, action_tokenizer=action_tokenizer, constrained=constrained)  # fmt: skip
-        emit_json(chunk) if as_json else typer.echo(json.dumps(chunk, indent=1))
-        return
-    _refuse(flow_only, f"{checkpoint} is a MolmoAct folder")
-    spoken = None if wording is None else chosen(wording, "--wording", Wording)
-    policy = load_policy(
-        checkpoint,
-        device=device,
-        statistics=None if norm_stats is None else read_entries(norm_stats),
-        statistics_key=unnorm_key,
-        constrained=constrained,
-        chunk_size=action_chunk_size,
-        single_action=single_action,
-        num_arms=num_arms,
-        wording=spoken,
-    )
-    try:
-        found = policy.answer(pictures, instruction, trace=drawn)
-    except PredictionFailed as failed:
-        raise UserError(f"{checkpoint} gave no action: {failed}.") from failed
-    if output_path is not None:
-        decoder = vqvae or next(iter(checkpoint.glob("vae-final.pt")), None)
-        tokenizer = None
-        if decoder is not None:
-            tokenizer = resolve("depth tokenizer", "vqvae", DEPTH_TOKENIZERS)(decoder)
-        for path in write_pictures(found, pictures[0], output_path, tokenizer):
-            say(f"wrote {path}")
-    if as_json:
-        emit_json(found.to_json())
-    else:
-        typer.echo(summary(found))
-    if found.problems:
-        raise UserError(
-            f"the answer is not well-formed ({'; '.join(found.problems)[:200]}); its actions must not move a robot. "
-            "--constrained allows valid answers only."
-        )
-
-
-def _refuse(flags: Mapping[str, object], why: str) -> None:
-    """Raises `UserError` for a flag that was given and means nothing to this family."""
-    given = [flag for flag, value in flags.items() if value is not None]
-    if given:
-        raise UserError(f"{given[0]} means nothing here: {why}.")
 
 
 def merge_lora(

@@ -208,7 +208,7 @@ def evaluate_labels(
         evaluate_labels,
         parse_point_every,
     )
-    from molmoact_data.label_quality.report import prepare_folder, write_results
+    from molmoact_data.label_quality.report import check_results, write_results
     from molmoact_data.sources.opening import open_source
     from molmoact_data.sources.selection import select_episodes
     from molmoact_data.teachers.choice import load_teachers
@@ -235,9 +235,10 @@ def evaluate_labels(
     chosen = select_episodes(episodes, source.episodes)
     check_truth(source, settings.truth, with_depth=labels.depth != NONE)
     warn_of_strange_choices(labels, source.info)
+    check_results(output_path, overwrite=overwrite)
     teachers = load_teachers(labels, device)
     teachers.check_source(source.info)
-    prepare_folder(output_path, overwrite=overwrite)
+    output_path.mkdir(parents=True, exist_ok=True)
     for result in evaluate_labels(source, chosen, teachers, settings):
         say(f"{result.episodes} of {len(chosen)} episodes, {result.frames} frames")
     write_results(output_path, result)

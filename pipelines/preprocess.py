@@ -64,10 +64,13 @@ def preprocess(config: PreprocessConfig, *, resume: bool, overwrite: bool) -> Su
     episodes = chosen_episodes(config, source)
     cameras = announced_cameras(config, source)
     warn_of_strange_choices(config.labels, source.info)
+    inputs = [config.dataset_path]
+    state.check_free(output, resume=resume, overwrite=overwrite, inputs=inputs)
+    if config.statistics is not None and config.labels.process_actions:
+        frozen_statistics(config, source)
     # Here too, although workers load their own: what is missing is missed before any work.
     teachers = load_teachers(config.labels, config.device)
     teachers.check_source(source.info)
-    inputs = [config.dataset_path]
     with state.claimed_output(output, resume=resume, overwrite=overwrite, inputs=inputs):
         statistics = statistics_for(config, source, output)
         job = make_job(config, source, cameras, teachers, statistics)

@@ -55,9 +55,7 @@ def claimed_output(
     `data/` or `manifest.json` belong to something else. What killed runs left half written goes, now and at the
     end: workers may have died while an engine went on without them.
     """
-    refuse_inputs(output, inputs)
-    if not output.is_remote and Path(output.root).is_file():
-        raise UserError(f"{output.root} is a file. Choose another --output-path.")
+    check_free(output, resume=resume, overwrite=overwrite, inputs=inputs)
     with locked(None if output.is_remote else Path(output.root)):
         _claim(output, resume=resume, overwrite=overwrite)
         output.remove_temporary_files()
@@ -65,13 +63,24 @@ def claimed_output(
         output.remove_temporary_files()
 
 
-def _claim(output: Storage, *, resume: bool, overwrite: bool) -> None:
+def check_free(
+    output: Storage, *, resume: bool, overwrite: bool, inputs: Sequence[str] = ()
+) -> bool:
+    """Whether something is there already; raises `UserError` where the run may not write. Changes nothing."""
+    refuse_inputs(output, inputs)
+    if not output.is_remote and Path(output.root).is_file():
+        raise UserError(f"{output.root} is a file. Choose another --output-path.")
     taken = bool(output.list())
     if taken and not (resume or overwrite):
         raise UserError(
             f"{output.root} is not empty. Add --resume to continue the run that is there, "
             "--overwrite to replace it, or choose another --output-path."
         )
+    return taken
+
+
+def _claim(output: Storage, *, resume: bool, overwrite: bool) -> None:
+    taken = check_free(output, resume=resume, overwrite=overwrite)
     if taken:
         _refuse_foreign(output)
     if taken and overwrite:

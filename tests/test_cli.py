@@ -57,7 +57,7 @@ MISTAKES: dict[Words, tuple[str, str]] = {
     ("version",): ("extra", "unexpected extra argument"),
     ("vqvae", "train"): ("--preset debg --output-path run", "Did you mean 'debug'"),
     ("vqvae", "eval"): ("--checkpoint full", "no data to measure on"),
-    ("vqvae", "encode"): ("--checkpoint full --input-path no.npy --output-path c.npy", "no VQ-VAE"),
+    ("vqvae", "encode"): ("--checkpoint full --input-path no.npy --output-path c.npy", "no depth to encode at no.npy"),
     ("vqvae", "decode"): ("--checkpoint full --output-path d.png", "give either --tokens TEXT or"),
     ("vqvae", "convert"): ("--input-path no.pt --output-path c.pt", "no VQ-VAE checkpoint at no.pt"),
 }  # fmt: skip

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from made_gl import needs_gl
 from made_worlds import FunctionPolicy
 
 from molmoact_data.errors import UserError
+from molmoact_data.outputs.output import Output
 from molmoact_data.pictures.film import write_picture
 from molmoact_data.policies import ActionChunk
 from molmoact_robot.portal.conversation import Table, ask, to_grid_point
 from molmoact_robot.portal.live import Scenes
+from molmoact_robot.portal.recorded import Episodes
 
 CHROMIUM = Path("/usr/bin/chromium")
 PICTURE = np.full((120, 200, 3), 90, np.uint8)
@@ -123,8 +126,40 @@ def test_the_command_opens_a_page_over_the_policy(molmoact, monkeypatch, tmp_pat
 # --- in a browser ---------------------------------------------------------------------------------
 
 
+# --- recorded episodes ----------------------------------------------------------------------------
+
+
 @pytest.fixture
-def page():
+def recorded(tmp_path):
+    from molmoact_train.debug.data import write_debug_dataset
+
+    return write_debug_dataset(tmp_path / "data", episodes=3, frames=6, size=56, chunk_size=4)
+
+
+def recorded_actions(folder, episode):
+    """Straight from the Parquet file."""
+    rows = pq.read_table(next((folder / "data").glob("*.parquet"))).to_pylist()
+    return np.array([r["action"] for r in rows if r["episode_index"] == episode], np.float32)
+
+
+def test_a_recorded_frame_stands_beside_the_answer_to_it(recorded) -> None:
+    episodes, policy = Episodes(Output.open(recorded)), Steerable(num_cameras=2)
+    beside = episodes.beside(policy, 1, 4)
+    true_TD = recorded_actions(recorded, 1)
+    np.testing.assert_array_equal(beside.recorded.actions_HD, true_TD[4:6])
+    answered = np.array([[0.5, 0, 0, 0, 0, 0, 1]] * 2, np.float32)
+    np.testing.assert_allclose(beside.difference_HD, answered - true_TD[4:6])
+    assert [row[1] for row in beside.table()["data"]] == ["recorded", "answered", "difference"] * 2
+    assert beside.line().startswith("episode 1, frame 4: move the square. Mean difference")
+    assert (beside.answered_picture != beside.recorded_picture).any()
+    assert policy.traces == [None], "the model goes its own way"
+    assert episodes.beside(policy, 1, 99).recorded.frame == 5, "no further than the end"
+    with pytest.raises(UserError, match=r"answers 6 action dimensions, the data have 7"):
+        episodes.beside(FunctionPolicy(lambda _: None, action_dim=6, horizon=8), 1, 0)
+
+
+@pytest.fixture
+def page(recorded):
     """The portal over a steerable policy, open in Chromium; `page.foreign`: what it asked of other hosts."""
     gradio = pytest.importorskip("gradio", reason="needs gradio")
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -133,7 +168,7 @@ def page():
     from molmoact_robot.portal.app import build, serve
 
     policy, scenes = Steerable(num_cameras=2), Scenes(image_size=64, quality="flat")
-    app = build(policy, None, scenes)
+    app = build(policy, None, scenes, Episodes(Output.open(recorded)))
     address = serve(app, host="127.0.0.1", port=None, wait=False)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
@@ -210,4 +245,27 @@ def test_a_live_scene_follows_the_finger(page) -> None:
         "document.querySelector('#live-state textarea, #live-state input').value.startsWith('step 8')"
     )
     assert len(page.policy.traces[-1]) == 2
+    assert page.foreign == []
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(900)
+def test_stepping_through_a_recorded_episode(page, recorded) -> None:
+    where = "document.querySelector('#where textarea, #where input').value"
+    page.get_by_role("tab", name="Recorded").click()
+    page.wait_for_function(f"{where}.startsWith('episode 0, frame 0')")
+    for frame in (1, 2):
+        page.locator("#next").click()
+        page.wait_for_function(f"{where}.startsWith('episode 0, frame {frame}')")
+    page.locator("#back").click()
+    page.wait_for_function(f"{where}.startsWith('episode 0, frame 1')")
+    table = page.locator("#beside").inner_text()
+    for word in (
+        "recorded",
+        "answered",
+        "difference",
+        f"{recorded_actions(recorded, 0)[1, 0]:.4f}",
+    ):
+        assert word in table
+    page.locator("#done img").wait_for()
     assert page.foreign == []

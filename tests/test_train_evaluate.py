@@ -22,11 +22,12 @@ from molmoact_train.families.measures import (
     trace_distance,
 )
 from molmoact_train.families.molmoact import predictor as predictor_module
+from molmoact_train.families.molmoact.answers import Prediction
 from molmoact_train.families.molmoact.evaluation import PartSums, answer_errors
 from molmoact_train.families.molmoact.family import FAMILY
 from molmoact_train.families.molmoact.grammar import build_grammar
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
-from molmoact_train.families.molmoact.predictor import Prediction, Predictor
+from molmoact_train.families.molmoact.predictor import Predictor
 
 SIZE = TinySize(width=32, layers=1, vit_width=16, vit_layers=2, image_size=56)
 ALONE = World(0, 1, torch.device("cpu"))

@@ -75,6 +75,7 @@ def train(
         else:
             show_facts(f"Would train in {output_path}", operations.facts(plan))
         return
+    operations.check_training(settings, output_path, resume=resume, overwrite=overwrite)
     from vqvae.training.train import train
 
     result = train(settings, output_path, resume=resume, overwrite=overwrite)
@@ -97,7 +98,8 @@ def evaluate(
     Example: molmoact vqvae eval --checkpoint runs/vqvae --data simulator:200:test --min-codes 100
     """
     from molmoact_data.files.folders import check_new_file
-    from vqvae import evaluate as measuring
+    from molmoact_data.teachers.codebook import codebook_path
+    from vqvae.depth.places import check_place
 
     if not flags.get("data"):
         raise UserError(
@@ -105,6 +107,11 @@ def evaluate(
         )
     settings = build(EvalConfig, flags)
     check_new_file(settings.output_path, overwrite=overwrite)
+    for place in settings.data:
+        check_place(place)
+    codebook_path(settings.checkpoint)
+    from vqvae import evaluate as measuring
+
     report = measuring.measure(settings)
     emit_json(report) if as_json else typer.echo(measuring.as_table(report))
     measuring.check_min_codes(report, settings.min_codes)

@@ -12,13 +12,13 @@ from molmoact_data.config import as_dict, load_yaml
 from molmoact_data.console.tables import Lines, size
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import check_new_file, is_taken
+from molmoact_data.runs import check_run
+from molmoact_data.teachers.codebook import codebook_path
 from molmoact_data.teachers.published import DEPTH_WEIGHTS
-from vqvae import checkpoint as checkpoint_io, files
-from vqvae.codec import VQVAECodec, choose_recipe
+from vqvae import files
 from vqvae.config import TrainConfig, merge, resolve_config
+from vqvae.depth.places import check_place
 from vqvae.recipe import Recipe
-from vqvae.training import folder as run_folder
-from vqvae.training.learner import Learner
 
 
 def train_config(
@@ -28,12 +28,23 @@ def train_config(
     values = load_yaml(config) if config is not None else {}
     if not resume or not is_taken(output):
         return resolve_config(preset, values, flags)
+    from vqvae.training import folder as run_folder
+
     stored = as_dict(run_folder.read_config(output))
     return resolve_config("released", merge(stored, values), flags)
 
 
+def check_training(config: TrainConfig, output: Path, *, resume: bool, overwrite: bool) -> None:
+    """Every path of a run, before torch is imported."""
+    for place in config.data:
+        check_place(place)
+    check_run(output, "--output-path", resume=resume, overwrite=overwrite)
+
+
 def plan(config: TrainConfig) -> dict[str, Any]:
     """What a training would be, without reading the data."""
+    from vqvae.training.learner import Learner
+
     learner = Learner(config.geometry, config.quantizer)
     parameters = sum(p.numel() for p in learner.parameters())
     teacher = DEPTH_WEIGHTS["vits"] if config.depth_encoder == "depth-anything-v2" else None
@@ -77,10 +88,11 @@ def encode(
 ) -> dict[str, Any]:
     """Depth file -> codes file. `input_range` and `resize` replace parts of the recipe."""
     check_new_file(target, overwrite=overwrite)
-    codec = VQVAECodec(
-        checkpoint, recipe=_recipe(checkpoint, recipe, input_range, resize), device=device
-    )
-    codes = codec.encode(files.read_depth_u8(source))
+    place, depth_u8 = codebook_path(checkpoint), files.read_depth_u8(source)
+    from vqvae.codec import VQVAECodec
+
+    codec = VQVAECodec(place, recipe=_recipe(place, recipe, input_range, resize), device=device)
+    codes = codec.encode(depth_u8)
     files.write_codes(target, codes)
     return {
         "maps": len(codes),
@@ -97,6 +109,9 @@ def _recipe(
     changes = _changes(input_range, resize)
     if not changes:
         return name
+    from vqvae import checkpoint as checkpoint_io
+    from vqvae.codec import choose_recipe
+
     stated = checkpoint_io.load(checkpoint).recipe
     return dataclasses.replace(choose_recipe(name, stated), **changes)
 
@@ -120,7 +135,10 @@ def decode(
     if (tokens is None) == (source is None):
         raise UserError("give either --tokens TEXT or --input-path FILE (npy or text).")
     codes = files.parse_codes(tokens) if tokens is not None else files.read_codes(source)  # type: ignore[arg-type]
-    codec = VQVAECodec(checkpoint, device=device)
+    place = codebook_path(checkpoint)
+    from vqvae.codec import VQVAECodec
+
+    codec = VQVAECodec(place, device=device)
     files.write_depth(target, codec.decode(codes))
     return {"maps": len(codes), "output": str(target)}
 
@@ -130,15 +148,16 @@ def convert(
 ) -> dict[str, Any]:
     """Released layout <-> ours; the suffix of `target` says which (.pt or .safetensors)."""
     check_new_file(target, overwrite=overwrite)
-    loaded = checkpoint_io.load(source)
-    recipe = dataclasses.replace(loaded.recipe, **_changes(input_range, resize))
-    loaded = dataclasses.replace(loaded, recipe=recipe)
-    if target.suffix == ".safetensors":
-        checkpoint_io.save_ours(target, loaded)
-    elif target.suffix in (".pt", ".pth"):
-        checkpoint_io.save_released(target, loaded)
-    else:
+    if target.suffix not in (".safetensors", ".pt", ".pth"):
         raise UserError(
             f"{target.name}: write .pt for the released layout or .safetensors for ours."
         )
+    place = codebook_path(source)
+    from vqvae import checkpoint as checkpoint_io
+
+    loaded = checkpoint_io.load(place)
+    recipe = dataclasses.replace(loaded.recipe, **_changes(input_range, resize))
+    loaded = dataclasses.replace(loaded, recipe=recipe)
+    ours = target.suffix == ".safetensors"
+    (checkpoint_io.save_ours if ours else checkpoint_io.save_released)(target, loaded)
     return {"output": str(target), "recipe": dataclasses.asdict(recipe)}

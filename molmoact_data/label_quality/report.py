@@ -25,12 +25,11 @@ Charts = list[tuple[str, str]]
 """(title, SVG); empty SVG where there is nothing to draw."""
 
 
-def prepare_folder(folder: Path, *, overwrite: bool) -> None:
-    """Make the folder before anything is measured; results that are there need `overwrite`."""
+def check_results(folder: Path, *, overwrite: bool) -> None:
+    """Raises `UserError` where earlier results would be lost."""
     there = [name for name in (RESULT_FILE, REPORT_FILE) if (folder / name).exists()]
     if there and not overwrite:
         raise UserError(f"{folder} already holds {there[0]}. Choose another folder or --overwrite.")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_results(folder: Path, result: LabelEvaluation) -> None:

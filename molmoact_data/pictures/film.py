@@ -185,8 +185,9 @@ def refuse_existing(path: Path, *, overwrite: bool) -> Path:
 
 def load_tokenizer(path: str, device: str) -> DepthTokenizer:
     """The VQ-VAE at a path, `released` or `embedded`."""
+    place = codebook_path(path)  # before torch is imported
     factory = registry.resolve("depth tokenizer", "vqvae", registry.DEPTH_TOKENIZERS)
-    return factory(codebook_path(path), device=device)
+    return factory(place, device=device)
 
 
 def show_codes(path: Path, text: str, tokenizer: DepthTokenizer | None) -> None:

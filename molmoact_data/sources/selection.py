@@ -20,9 +20,13 @@ def select_episodes(text: str | None, episodes: Sequence[EpisodeRef]) -> list[Ep
     """
     if text is None:
         return list(episodes)
-    known = [ref.episode_index for ref in episodes]
+    wanted = chosen_numbers(text, [ref.episode_index for ref in episodes])
+    return [ref for ref in episodes if ref.episode_index in wanted]
+
+
+def chosen_numbers(text: str, known: Sequence[int]) -> set[int]:
+    """Those of the known numbers that the text names; raises `UserError` as `select_episodes` does."""
     ranges = [_range(part.strip(), text) for part in text.split(",")]
-    chosen = [ref for ref in episodes if any(ref.episode_index in r for r in ranges)]
     missing = _first_missing(ranges, set(known))
     if missing:
         shown = ", ".join(map(str, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
@@ -30,7 +34,7 @@ def select_episodes(text: str | None, episodes: Sequence[EpisodeRef]) -> list[Ep
             f"--episodes {text}: no episode {shown}; the dataset has {len(known)}, numbered "
             f"{min(known)} to {max(known)}"
         )
-    return chosen
+    return {number for number in known if any(number in r for r in ranges)}
 
 
 def _first_missing(ranges: Sequence[range], known: set[int]) -> list[int]:

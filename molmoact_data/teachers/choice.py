@@ -17,10 +17,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from molmoact_data.config import build, option
-from molmoact_data.errors import unknown_name
+from molmoact_data.errors import UserError, unknown_name
 from molmoact_data.labels.depth import DepthEstimator, DepthTokenizer
 from molmoact_data.labels.pointing import DEFAULT_PROMPT, ColumnPointer, GripperPointer
 from molmoact_data.sources.base import SourceInfo
@@ -34,6 +35,7 @@ from molmoact_data.teachers.published import (
     POINTING_WEIGHTS,
     RELEASED_VQVAE,
     Published,
+    is_hub_id,
 )
 from molmoact_data.teachers.registry import DEPTH_ESTIMATORS, GRIPPER_POINTERS
 
@@ -132,6 +134,22 @@ def downloads(config: TeacherConfig) -> dict[str, Published]:
     return found
 
 
+def check_paths(config: TeacherConfig) -> None:
+    """Raises `UserError` for a file that is not there, before any network is imported."""
+    if config.depth != NONE and config.vqvae != RELEASED:
+        codebook_path(str(config.vqvae))
+    if config.pointer == "projection" and config.pointer_calibration is not None:
+        path = Path(config.pointer_calibration)
+        if not path.is_file():
+            raise UserError(f"--pointer-calibration {path}: no such file.")
+    for flag, given in (
+        ("--depth-checkpoint", config.depth_checkpoint),
+        ("--pointer-checkpoint", config.pointer_checkpoint if config.pointer != "server" else None),
+    ):
+        if given is not None and not Path(given).exists() and not is_hub_id(given):
+            raise UserError(f"{flag} {given}: nothing is there, and it is no Hub id (owner/name).")
+
+
 _lock = threading.Lock()
 _loaded: dict[tuple[TeacherConfig, str], Teachers] = {}
 
@@ -141,6 +159,7 @@ def load_teachers(config: TeacherConfig, device: str) -> Teachers:
     with _lock:
         key = (config, device)
         if key not in _loaded:
+            check_paths(config)
             depth = _load("depth teacher", config.depth, DEPTH_ESTIMATORS, config, device)
             tokenizer = _tokenizer(config, device)
             pointer = _load("gripper pointer", config.pointer, GRIPPER_POINTERS, config, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from molmoact_data.policies import ActionChunk, Policy, PredictionFailed
 from molmoact_robot.evaluation.film import DepthPicture
 from molmoact_robot.portal.conversation import Answers, Table, ask
 from molmoact_robot.portal.live import Scenes
+from molmoact_robot.portal.recorded import Episodes
 from molmoact_robot.tabletop.tasks import FAMILIES
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -30,8 +32,13 @@ CLOCK_JS = "(table, clock) => [table, performance.now()]"
 """Stamps a click where it is made; requests may overtake each other on the way."""
 
 
-def build(policy: Policy, depth_picture: DepthPicture | None, scenes: Scenes) -> gr.Blocks:
-    """The page over one policy."""
+def build(
+    policy: Policy,
+    depth_picture: DepthPicture | None,
+    scenes: Scenes,
+    episodes: Episodes | None = None,
+) -> gr.Blocks:
+    """The page over one policy; with `episodes`, recorded ones to step through."""
     info = policy.info
     with gr.Blocks(title="MolmoAct", analytics_enabled=False) as page:
         gr.Markdown(
@@ -40,6 +47,9 @@ def build(policy: Policy, depth_picture: DepthPicture | None, scenes: Scenes) ->
         )
         with gr.Tab("Pictures"):
             _pictures(policy, depth_picture)
+        if episodes is not None:
+            with gr.Tab("Recorded") as tab:
+                _recorded(tab, policy, depth_picture, episodes)
         with gr.Tab("Table-top, live"):
             _live(policy, scenes)
     return page
@@ -114,6 +124,48 @@ def _pictures(policy: Policy, depth_picture: DepthPicture | None) -> None:
         lambda: (*shown(Table()), None, None, None, []), None, [*view, trace, depth, actions, talk],
         api_visibility="private",
     )  # fmt: skip
+
+
+def _recorded(
+    tab: gr.Tab, policy: Policy, depth_picture: DepthPicture | None, episodes: Episodes
+) -> None:
+    numbers = episodes.numbers
+    with gr.Row():
+        episode = gr.Dropdown(numbers, value=numbers[0], label="Episode", elem_id="episode")
+        frame = gr.Slider(
+            0, episodes.length(numbers[0]) - 1, value=0, step=1, label="Frame", elem_id="frame"
+        )
+        back = gr.Button("Back", elem_id="back")
+        on = gr.Button("Next", variant="primary", elem_id="next")
+    line = gr.Textbox(label="Where", interactive=False, elem_id="where")
+    with gr.Row():
+        done = gr.Image(label="Recorded path", interactive=False, elem_id="done", buttons=BUTTONS)
+        planned = gr.Image(label="Path the model plans", interactive=False, buttons=BUTTONS)
+        depth = gr.Image(label="Depth the model writes", interactive=False, buttons=BUTTONS)
+    actions = gr.Dataframe(label="Recorded, answered, difference", elem_id="beside")
+    shown = [line, done, planned, depth, actions]
+
+    def show(number: int, position: float) -> tuple[Any, ...]:
+        beside = _told(episodes.beside, policy, int(number), int(position))
+        codes = beside.answer.depth_codes
+        painted = None if codes is None or depth_picture is None else depth_picture(codes)
+        pictures = (beside.recorded_picture, beside.answered_picture, painted)
+        return (beside.line(), *pictures, beside.table())
+
+    def step(number: int, position: float, by: int) -> tuple[Any, ...]:
+        last = episodes.length(int(number)) - 1
+        at = max(0, min(int(position) + by, last))
+        return (gr.Slider(maximum=last, value=at), *show(number, at))
+
+    def begin(number: int) -> tuple[Any, ...]:
+        return step(number, 0, 0)
+
+    where = [episode, frame]
+    tab.select(show, where, shown, api_visibility="private")
+    on.click(partial(step, by=1), where, [frame, *shown], api_visibility="private")
+    back.click(partial(step, by=-1), where, [frame, *shown], api_visibility="private")
+    frame.release(show, where, shown, api_visibility="private")
+    episode.input(begin, [episode], [frame, *shown], api_visibility="private")
 
 
 def _live(policy: Policy, scenes: Scenes) -> None:

@@ -47,6 +47,15 @@ def open_place(
     return _open_folder(Path(place), kind, estimator)
 
 
+def check_place(place: str) -> None:
+    """Raises `UserError` for a folder that is not there; what is in it is looked at when it is opened."""
+    made = place.partition(":")[0] in (PROCEDURAL, SIMULATOR)
+    if not made and not Storage(place).is_remote and not Path(place).is_dir():
+        raise UserError(
+            f"no folder at {place}; --data takes folders, 'procedural:N' or 'simulator:N'."
+        )
+
+
 def _numbers(place: str, arguments: list[str], defaults: tuple[int, ...]) -> list[int]:
     try:
         given = [int(a) for a in arguments]
@@ -70,10 +79,7 @@ def _open_url(
 def _open_folder(
     folder: Path, kind: DepthKind | Literal["auto"], estimator: DepthEstimator | None
 ) -> Iterator[DepthEpisode]:
-    if not folder.is_dir():
-        raise UserError(
-            f"no folder at {folder}; --data takes folders, 'procedural:N' or 'simulator:N'."
-        )
+    check_place(str(folder))
     if (folder / schema.MANIFEST_FILE).is_file():
         return shard_episodes(str(folder), estimator)
     if (folder / "meta" / "info.json").is_file():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -12,11 +14,51 @@ from PIL import Image, UnidentifiedImageError
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import check_new_file, write_bytes
 from molmoact_data.labels.depth import DepthTokenizer
+from molmoact_data.labels.traces import GRID_MAX
 from molmoact_data.pictures import overlay
-from molmoact_train.families.molmoact.images import ImageLike, to_rgb
-from molmoact_train.families.molmoact.predictor import Prediction, checked_trace
+from molmoact_train.families.molmoact.pictures import ImageLike, to_rgb
 
+Trace = Sequence[Sequence[int]]
 PREDICTION_FILE, TRACE_FILE, DEPTH_FILE = "prediction.json", "trace.png", "depth.png"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer in numbers."""
+
+    text: str
+    unnorm_key: str
+    depth_codes: list[list[int]]
+    """Per depth span; empty when steered by a trace."""
+    traces: list[list[list[float]]]
+    """Per arm, [x, y] on 0..255."""
+    action_bins: list[list[int]]
+    """[H][D], 1..256."""
+    actions: list[list[float]]
+    """[H][D] in the robot's units."""
+    problems: list[str]
+    """What was wrong with the text; always empty when constrained."""
+    seconds: dict[str, float]
+    """Wall time by stage: prepare, prefill, depth, trace, action, ..."""
+    forward_passes: int
+    num_tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def checked_trace(trace: Trace) -> list[list[int]]:
+    """A trace fit for drawing: at least two [x, y] points on 0..255."""
+    points = [list(point) for point in trace]
+    if len(points) < 2 or any(
+        len(p) != 2 or not all(isinstance(value, int) and 0 <= value <= GRID_MAX for value in p)
+        for p in points
+    ):
+        raise UserError(
+            f"a trace is at least two [x, y] points, x right and y down, 0..{GRID_MAX} over the first image; "
+            f"got {points}"
+        )
+    return points
 
 
 def parse_trace_flag(text: str) -> list[list[int]]:

@@ -15,7 +15,7 @@ from molmoact_data.errors import UserError
 from molmoact_data.policies import ActionChunk, Observation, PolicyInfo, PredictionFailed
 from molmoact_data.text.prompts import Wording
 from molmoact_train.families.loading import Dtype
-from molmoact_train.families.molmoact.images import ImageLike
+from molmoact_train.families.molmoact.pictures import ImageLike
 from molmoact_train.families.molmoact.predictor import Prediction, PredictOptions, Predictor
 from molmoact_train.weights import fingerprint, resolve_model_folder
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,18 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
 from molmoact_data.labels.actions import bin_centers, unnormalize, unnormalize_reference
-from molmoact_data.labels.traces import GRID_MAX
 from molmoact_data.pictures import overlay
 from molmoact_data.policies import PredictionFailed
 from molmoact_data.statistics import DatasetStatistics, bins_of, resolve_key
 from molmoact_data.text import prompts
 from molmoact_train.families.loading import Dtype, load_network
+from molmoact_train.families.molmoact.answers import Prediction, Trace, checked_trace
 from molmoact_train.families.molmoact.generate import Decoded, decode_constrained, decode_free
 from molmoact_train.families.molmoact.grammar import AnswerShape, Grammar, build_grammar
-from molmoact_train.families.molmoact.images import ImageLike, to_rgb
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
+from molmoact_train.families.molmoact.pictures import ImageLike, to_rgb
 from molmoact_train.families.molmoact.processor import MolmoActProcessor
 from molmoact_train.weights import resolve_model_folder
-
-Trace = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -46,31 +44,6 @@ class PredictOptions:
     constrained: bool = True
     wording: prompts.Wording = "released"
     """What the checkpoint was trained on: the published wording, or that of the reference's fine-tuning code."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One answer in numbers."""
-
-    text: str
-    unnorm_key: str
-    depth_codes: list[list[int]]
-    """Per depth span; empty when steered by a trace."""
-    traces: list[list[list[float]]]
-    """Per arm, [x, y] on 0..255."""
-    action_bins: list[list[int]]
-    """[H][D], 1..256."""
-    actions: list[list[float]]
-    """[H][D] in the robot's units."""
-    problems: list[str]
-    """What was wrong with the text; always empty when constrained."""
-    seconds: dict[str, float]
-    """Wall time by stage: prepare, prefill, depth, trace, action, ..."""
-    forward_passes: int
-    num_tokens: int
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Predictor:
@@ -211,17 +184,3 @@ def robot_actions(
     return unnormalize_reference(
         centers, np.array(action["q01"]), np.array(action["q99"]), action.get("mask")
     )
-
-
-def checked_trace(trace: Trace) -> list[list[int]]:
-    """A trace fit for drawing: at least two [x, y] points on 0..255."""
-    points = [list(point) for point in trace]
-    if len(points) < 2 or any(
-        len(p) != 2 or not all(isinstance(value, int) and 0 <= value <= GRID_MAX for value in p)
-        for p in points
-    ):
-        raise UserError(
-            f"a trace is at least two [x, y] points, x right and y down, 0..{GRID_MAX} over the first image; "
-            f"got {points}"
-        )
-    return points

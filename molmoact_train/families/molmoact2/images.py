@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
 from molmoact_train.families.molmoact.image_config import ImageProcessorConfig
-from molmoact_train.families.molmoact.images import ImageLike, cut_image, to_rgb
+from molmoact_train.families.molmoact.images import cut_image
+from molmoact_train.families.molmoact.pictures import ImageLike, to_rgb
 from molmoact_train.families.molmoact2 import vocabulary
 
 PROCESSOR_FILE = "processor_config.json"

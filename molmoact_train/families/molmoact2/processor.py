@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from molmoact_data.errors import UserError
-from molmoact_train.families.molmoact.images import ImageLike
+from molmoact_train.families.molmoact.pictures import ImageLike
 from molmoact_train.families.molmoact2 import images as pictures, prompts, vocabulary
 from molmoact_train.families.molmoact2.images import CutImages, ImageLayout
 from molmoact_train.families.molmoact2.network.config import MolmoAct2Config
