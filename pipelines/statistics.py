@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, UserError
 from molmoact_data.labels.actions import observe_gripper
+from molmoact_data.labels.gripper import gripper_table
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource, SourceInfo
 from molmoact_data.statistics import (
     ActionSpec,
@@ -190,12 +191,6 @@ class Numbers:
         return (json.dumps({key: entry}, indent=1) + "\n").encode()
 
 
-def _stored(spec: DimensionSpec) -> str:
-    """What becomes of a raw value a."""
-    raw = ("-a" if spec.normalize else "1 - a") if spec.invert else "a"
-    return f"{raw}, scaled" if spec.normalize else raw
-
-
 def clipped_words(column_N: NDArray[np.float32], spec: DimensionSpec) -> str:
     """How many values of an unscaled dimension have no bin of their own; empty where all have."""
     if spec.normalize:
@@ -210,13 +205,8 @@ def clipped_words(column_N: NDArray[np.float32], spec: DimensionSpec) -> str:
 
 
 def describe_grippers(statistics: DatasetStatistics, observed: Mapping[str, str]) -> list[str]:
-    """One line per gripper dimension: what was seen, and what is stored."""
-    return [
-        f"action dimension {d} is a gripper: observed {words}; stored as "
-        f"{_stored(statistics.spec.dimensions[int(d)])}. "
-        f"Another convention: --gripper {d}=keep, {d}=invert or {d}=scale; --gripper none: there is none."
-        for d, words in observed.items()
-    ]
+    """A small table per gripper dimension: what was seen, what is stored, and what that means to a model."""
+    return ["\n".join(gripper_table(statistics, int(d), words)) for d, words in observed.items()]
 
 
 def nothing_usable(rejects: Counter[str]) -> UserError:

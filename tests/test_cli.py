@@ -260,7 +260,16 @@ def test_a_checkout_that_is_not_installed_says_so(
 
 
 def test_a_missing_package_is_one_line_that_names_the_extras() -> None:
-    command = ["vqvae", "encode", "--checkpoint", "x", "--input-path", "y", "--output-path", "z"]
+    command = [
+        "vqvae",
+        "decode",
+        "--checkpoint",
+        "embedded",
+        "--tokens",
+        "1,2",
+        "--output-path",
+        "z",
+    ]
     code = (
         f"import sys; sys.modules['torch'] = None; sys.argv[1:] = {command}; import cli; cli.main()"
     )

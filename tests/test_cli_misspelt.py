@@ -58,10 +58,10 @@ NEAREST = {
     f"{CODEBOOK_RUN} --device cup": "cpu",
     f"vqvae eval --checkpoint {CODEBOOK} --data simulator:2:tset": "test",
     f"vqvae eval --checkpoint {CODEBOOK} --data procedural:1 --depth-kind metrc": "metric",
-    f"vqvae encode --checkpoint {CODEBOOK} --input d.npy --output c.npy --depth-recipe refrence": "reference",
-    f"vqvae encode --checkpoint {CODEBOOK} --input d.npy --output c.npy --resize nearst": "nearest",
-    f"vqvae encode --checkpoint {CODEBOOK} --input d.npy --output c.npy --input-range signd": "signed",
-    f"vqvae decode --checkpoint {CODEBOOK} --output d.png --tokens 1 --device cdua": "cuda",
+    f"vqvae encode --checkpoint {CODEBOOK} --input-path d.npy --output-path c.npy --depth-recipe refrence": "reference",
+    f"vqvae encode --checkpoint {CODEBOOK} --input-path d.npy --output-path c.npy --resize nearst": "nearest",
+    f"vqvae encode --checkpoint {CODEBOOK} --input-path d.npy --output-path c.npy --input-range signd": "signed",
+    f"vqvae decode --checkpoint {CODEBOOK} --output-path d.png --tokens 1 --device cdua": "cuda",
 }
 
 

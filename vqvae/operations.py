@@ -10,7 +10,7 @@ import numpy as np
 
 from molmoact_data.config import as_dict, load_yaml
 from molmoact_data.console.tables import Lines, size
-from molmoact_data.errors import UserError
+from molmoact_data.errors import UserError, unknown_name
 from molmoact_data.files.folders import check_new_file, is_taken
 from molmoact_data.runs import check_run
 from molmoact_data.teachers.codebook import codebook_path
@@ -18,7 +18,7 @@ from molmoact_data.teachers.published import DEPTH_WEIGHTS
 from vqvae import files
 from vqvae.config import TrainConfig, merge, resolve_config
 from vqvae.depth.places import check_place
-from vqvae.recipe import Recipe
+from vqvae.recipe import NAMED_RECIPES, RELEASED, Recipe
 
 
 def train_config(
@@ -88,6 +88,9 @@ def encode(
 ) -> dict[str, Any]:
     """Depth file -> codes file. `input_range` and `resize` replace parts of the recipe."""
     check_new_file(target, overwrite=overwrite)
+    if recipe not in ("checkpoint", *NAMED_RECIPES):
+        raise unknown_name("depth recipe", recipe, ["checkpoint", *NAMED_RECIPES])
+    dataclasses.replace(RELEASED, **_changes(input_range, resize))  # the names are known
     place, depth_u8 = codebook_path(checkpoint), files.read_depth_u8(source)
     from vqvae.codec import VQVAECodec
 

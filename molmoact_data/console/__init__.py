@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
@@ -34,7 +35,18 @@ OverwriteOption = Annotated[
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan and an estimate, do nothing.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
+
+
+def check_device_name(name: str) -> str:
+    """The name, if torch can know it: whether the machine has the device is seen when torch is there."""
+    if re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", name) is None:
+        raise unknown_name("device", name, ("auto", "cpu", "cuda", "cuda:0", "cuda:1"))
+    return name
+
+
+DeviceOption = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:1.", callback=check_device_name)
+]
 OutputArgument = Annotated[
     str, typer.Argument(help="Output folder (or URL) of `molmoact preprocess`.")
 ]

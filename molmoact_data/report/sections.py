@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from molmoact_data.labels.gripper import gripper_values
 from molmoact_data.labels.quality import QualitySums
 from molmoact_data.outputs.manifest import Manifest
 from molmoact_data.pages.charts import Line, bar_chart, stacked_bar
@@ -213,10 +214,20 @@ def actions(data: ReportData) -> list[dict[str, str]]:
             "words": ("scaled by quantiles" if spec.normalize else "not scaled")
             + (", stored as 1 - a" if spec.invert else "")
             + (f"; {percent(float(data.clipped_D[d]))} clipped" if spec.normalize else "")
-            + ".",
+            + "."
+            + (_gripper_words(data.statistics, d) if spec.gripper else ""),
         }
         for d, spec in enumerate(data.statistics.spec.dimensions)
     ]
+
+
+def _gripper_words(statistics: DatasetStatistics, d: int) -> str:
+    """Which recorded value the released models take for open."""
+    said = (
+        f"{v.recorded:.3g} becomes {v.stored:.3g}: {v.meaning}"
+        for v in gripper_values(statistics, d)
+    )
+    return f" To the released models {'; '.join(said)}."
 
 
 def _action_chart(statistics: DatasetStatistics, d: int, counts: Sequence[int]) -> str:
