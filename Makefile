@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OUT ?= out/demo
 PYTEST := $(BIN)/python -m pytest --durations=15 --durations-min=1
 
-.PHONY: help setup demo test test-fast check fmt bench fuzz cluster-test libero-env libero-test wheel-test lock clean
+.PHONY: help setup demo loop test test-fast check fmt bench fuzz cluster-test libero-env libero-test wheel-test lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -21,6 +21,11 @@ $(VENV)/.ready: requirements.lock pyproject.toml scripts/setup.sh scripts/find_p
 
 demo: setup ## the main job on the shipped dataset, with the embedded teachers, without network
 	$(BIN)/molmoact demo --output-path $(OUT) --overwrite
+
+LOOP ?= out/loop
+LOOP_SIZE ?= full
+loop: setup ## demonstrations -> labels -> a small model -> success rates (hours); LOOP_SIZE=debug: minutes
+	$(BIN)/python scripts/close_the_loop.py $(LOOP) --size $(LOOP_SIZE)
 
 test: check ## lint, types, every test
 	$(PYTEST) -n 2 --dist loadfile
