@@ -98,7 +98,7 @@ def make_model(out: Path, size: Size) -> Path:
         "--global-batch-size", size.batch, "--device-batch-size", size.batch,
     )  # fmt: skip
     molmoact(
-        "export-hf", "--checkpoint", run / "final", "--output-path", model, "--dtype", "float16"
+        "export-hf", "--checkpoint", run / "final", "--output-path", model, "--dtype", "bfloat16"
     )
     return model
 
