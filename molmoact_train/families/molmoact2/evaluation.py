@@ -34,7 +34,7 @@ def score(
     out = model(**inputs, chunks=chunks if flow else None, with_accuracy=True)
     sums = torch.zeros(5, dtype=torch.float64)
     if out.text is not None:
-        weights = inputs["loss_weights"].flatten()[out.text_rows].double().cpu()
+        weights = out.text_weights.double().cpu()
         sums[0] = (out.text.nll_R.double().cpu() * weights).sum()
         sums[1] = weights.sum()
         sums[2] = (out.text.correct_R.double().cpu() * weights).sum()

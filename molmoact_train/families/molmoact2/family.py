@@ -165,8 +165,7 @@ class MolmoAct2Family:
         if out.text is not None:
             terms |= {"cross_entropy": out.text.cross_entropy, "z_loss": out.text.z_loss}
             if accuracy:
-                weights = inputs["loss_weights"].flatten()[out.text_rows]
-                sums["accuracy"] = (weights * out.text.correct_R).sum()
+                sums["accuracy"] = (out.text_weights * out.text.correct_R).sum()
         if out.flow_BE is not None:
             terms["flow_loss"] = out.flow_BE.detach().sum() / (divisors["chunks"] or 1.0)
         return Losses(out.loss, terms, sums)

@@ -5,6 +5,8 @@ Legend: B batch, S query positions, K key positions, H heads, G key/value heads,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,6 +48,41 @@ def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
     if torch.is_autocast_enabled(tensors[0].device.type):
         return tensors
     return tuple(tensor.float() for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class RealTokens:
+    """The tokens of a batch that are no padding. What is computed token by token runs over these N alone."""
+
+    places_N: Tensor
+    """Index into the B * S places of the rectangle."""
+    shape: tuple[int, int]
+    """B, S."""
+
+    @classmethod
+    def of(cls, real_BS: Tensor) -> RealTokens:
+        """From the mask of real tokens."""
+        batch, places = real_BS.shape
+        return cls(real_BS.flatten().nonzero()[:, 0], (batch, places))
+
+    @property
+    def are_all(self) -> bool:
+        """Whether nothing is padded."""
+        return len(self.places_N) == self.shape[0] * self.shape[1]
+
+    def flat(self, x_BSL: Tensor) -> Tensor:
+        """[1, N, L]."""
+        return x_BSL.flatten(0, 1).index_select(0, self.places_N)[None]
+
+    def padded(self, x_1NL: Tensor) -> Tensor:
+        """[B, S, L], zeros at padded places; the inverse of `flat`."""
+        batch, places = self.shape
+        zeros = x_1NL.new_zeros(batch * places, x_1NL.shape[-1])
+        return zeros.index_copy(0, self.places_N, x_1NL[0]).view(batch, places, -1)
+
+    def numbers(self, chosen_BS: Tensor) -> Tensor:
+        """Which of the N tokens are the chosen ones; int64, in order."""
+        return chosen_BS.flatten()[self.places_N].nonzero()[:, 0]
 
 
 def padding_is_on_the_right(attention_mask_BK: Tensor) -> bool:

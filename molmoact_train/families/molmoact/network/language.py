@@ -7,16 +7,17 @@ Parameter names and the order of fused rows are those of the released checkpoint
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 
-from molmoact_train.families.molmoact.network.attention import attend
+from molmoact_train.families.molmoact.network.attention import RealTokens, attend
 from molmoact_train.families.molmoact.network.config import MolmoActLlmConfig
 
 KeysValues: TypeAlias = tuple[Tensor, Tensor]
@@ -34,6 +35,10 @@ class Context:
     """True = may be seen; None = plain causal, or a single query that sees everything."""
     is_causal: bool
     cache: Cache | None
+    tokens: RealTokens | None = None
+    """Where the stream holds real tokens alone, [1, N, L]: how it becomes the rectangle that attention needs."""
+    wanted_R: Tensor | None = None
+    """Of the last block: the tokens whose answer anybody reads; of the others, keys and values alone are needed."""
 
 
 class RMSNorm(nn.Module):
@@ -91,7 +96,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BSL: Tensor, context: Context) -> tuple[Tensor, KeysValues]:
         """What is added to the stream, and the keys and values that were attended to."""
-        query, key, value = self.att_proj(x_BSL).split(self.widths, dim=-1)
+        projected = self.att_proj(x_BSL)
+        if context.tokens is not None:
+            projected = context.tokens.padded(projected)
+        query, key, value = projected.split(self.widths, dim=-1)
         if self.use_qk_norm and not self.norm_per_head:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = (
@@ -111,7 +119,35 @@ class SelfAttention(nn.Module):
             is_causal=context.is_causal,
             dropout=self.dropout if self.training else 0.0,
         )
-        return self.attn_out(mixed.transpose(1, 2).flatten(2)), (key, value)
+        mixed = mixed.transpose(1, 2).flatten(2)
+        if context.tokens is not None:
+            mixed = context.tokens.flat(mixed)
+        return self.attn_out(_wanted(mixed, context)), (key, value)
+
+
+def _wanted(x_BSL: Tensor, context: Context) -> Tensor:
+    return x_BSL if context.wanted_R is None else x_BSL[:, context.wanted_R]
+
+
+class SiluGate(torch.autograd.Function):
+    """[..., up ; gate] -> silu(gate) * up. Its gradient is written into one tensor, and only the input is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, fused: Tensor) -> Tensor:  # type: ignore[override]
+        up, gate = fused.chunk(2, dim=-1)
+        ctx.save_for_backward(fused)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (fused,) = ctx.saved_tensors
+        up, gate = fused.chunk(2, dim=-1)
+        answer = torch.empty_like(fused)
+        of_up, of_gate = answer.chunk(2, dim=-1)
+        torch.mul(gradient, F.silu(gate), out=of_up)
+        torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=of_gate)
+        return answer
 
 
 class GatedMLP(nn.Module):
@@ -122,8 +158,11 @@ class GatedMLP(nn.Module):
         self.ff_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.ff_out = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.act = ACT2FN[config.hidden_act]
+        self.is_silu = config.hidden_act == "silu"
 
     def forward(self, x_BSL: Tensor) -> Tensor:
+        if self.is_silu:
+            return self.ff_out(SiluGate.apply(self.ff_proj(x_BSL)))
         up, gate = self.ff_proj(x_BSL).chunk(2, dim=-1)
         return self.ff_out(self.act(gate) * up)
 
@@ -141,10 +180,10 @@ class Block(nn.Module):
     def forward(self, x_BSL: Tensor, context: Context) -> tuple[Tensor, KeysValues]:
         if self.norm_after:
             mixed, keys_values = self.self_attn(x_BSL, context)
-            x_BSL = x_BSL + self.dropout(self.attn_norm(mixed))
+            x_BSL = _wanted(x_BSL, context) + self.dropout(self.attn_norm(mixed))
             return x_BSL + self.dropout(self.ff_norm(self.mlp(x_BSL))), keys_values
         mixed, keys_values = self.self_attn(self.attn_norm(x_BSL), context)
-        x_BSL = x_BSL + self.dropout(mixed)
+        x_BSL = _wanted(x_BSL, context) + self.dropout(mixed)
         return x_BSL + self.dropout(self.mlp(self.ff_norm(x_BSL))), keys_values
 
 
@@ -189,13 +228,27 @@ class LanguageModel(nn.Module):
         is_causal: bool,
         cache: Cache | None = None,
         keys_values: list[KeysValues] | None = None,
+        real_BS: Tensor | None = None,
+        wanted_BS: Tensor | None = None,
     ) -> Tensor:
-        """Normalised hidden states [B, S, L]; the layers' keys and values are appended to `keys_values`."""
+        """Normalised hidden states [B, S, L]; the layers' keys and values are appended to `keys_values`.
+
+        With `real_BS` (no cache) padding costs nothing but its attention, and its hidden states are zeros. With
+        `wanted_BS` too, the hidden states are those of the wanted tokens alone, [R, L].
+        """
         cos, sin = rotary_factors(position_ids_BS, self.config.head_dim, self.config.rope_theta)
         context = Context(cos, sin, mask_B1SK, is_causal, cache)
         x_BSL = self.emb_drop(embeddings_BSL)
-        for block in self.blocks:
+        tokens = None if real_BS is None else RealTokens.of(real_BS)
+        if tokens is not None and (wanted_BS is not None or not tokens.are_all):
+            x_BSL, context = tokens.flat(x_BSL), replace(context, tokens=tokens)
+        for number, block in enumerate(self.blocks):
+            if wanted_BS is not None and tokens is not None and number == len(self.blocks) - 1:
+                context = replace(context, wanted_R=tokens.numbers(wanted_BS))
             x_BSL, of_layer = block(x_BSL, context)
             if keys_values is not None:
                 keys_values.append(of_layer)
-        return self.ln_f(x_BSL)
+        x_BSL = self.ln_f(x_BSL)
+        if context.wanted_R is not None:
+            return x_BSL[0]
+        return x_BSL if context.tokens is None else context.tokens.padded(x_BSL)

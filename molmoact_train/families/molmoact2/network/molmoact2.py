@@ -27,6 +27,7 @@ from molmoact_train.families.molmoact2.network.config import ImageAttention, Mol
 from molmoact_train.families.molmoact2.network.depth_gate import DepthGate, gate_depth
 from molmoact_train.families.molmoact2.network.expert import ActionExpert, ExpertContext
 from molmoact_train.families.molmoact2.network.flow import ActionChunks, flow_loss
+from molmoact_train.families.molmoact2.network.layout import DocumentRows
 from molmoact_train.families.molmoact2.network.visibility import (
     decoder_mask,
     expert_visible,
@@ -40,7 +41,7 @@ class Encoded:
     """What the decoder made of a batch."""
 
     hidden_BSL: Tensor
-    """After the final norm."""
+    """After the final norm; [R, L] where only the wanted tokens were asked for."""
     keys: list[Tensor]
     """Per layer, rotated, [B, K, E]."""
     values: list[Tensor]
@@ -58,8 +59,8 @@ class Losses:
     """Scalar: cross-entropy + z-loss + flow, each over its own divisor."""
     logits: Tensor | None = None
     """[B, S, V], where no loss was asked for."""
-    text_rows: Tensor | None = None
-    """Index into B*S of the rows of `text`, int64 [R]."""
+    text_weights: Tensor | None = None
+    """Loss weight of each row of `text`, [R]."""
 
 
 class RotaryFrequencies(nn.Module):
@@ -126,10 +127,12 @@ class VisionLanguageModel(nn.Module):
         documents_BS: Tensor | None = None,
         position_ids_BS: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        wanted_BS: Tensor | None = None,
     ) -> Encoded:
         """One pass over new tokens; with a cache they follow what it holds.
 
         `real_BK` marks the tokens that are no padding (default: ids that are not negative), past ones included.
+        `wanted_BS` (without a cache): whose hidden states are needed; all others are spared the end of the network.
         """
         past = cache.length if cache is not None else 0
         if real_BK is None:
@@ -158,6 +161,8 @@ class VisionLanguageModel(nn.Module):
             is_causal=is_causal,
             cache=cache,
             keys_values=keys_values,
+            real_BS=real_BK if cache is None else None,
+            wanted_BS=wanted_BS,
         )
         return Encoded(hidden, [flat(k) for k, _ in keys_values], [flat(v) for _, v in keys_values])
 
@@ -264,7 +269,19 @@ class MolmoAct2(nn.Module):
         One decoder pass serves both. Divisors default to those of this batch; training gives those of the
         global one.
         """
+        if documents is not None and position_ids is None and real is None:
+            rows = DocumentRows.of(documents, chunks)
+            if rows.saves_attention:
+                input_ids, documents = rows.of_tokens(input_ids, -1), None
+                targets = None if targets is None else rows.of_tokens(targets, 0)
+                loss_weights = None if loss_weights is None else rows.of_tokens(loss_weights, 0)
+                chunks = None if chunks is None else rows.of_chunks(chunks)
         real = input_ids >= 0 if real is None else real
+        wanted = None
+        if targets is not None and loss_weights is not None:
+            wanted = loss_weights != 0
+        elif chunks is not None:
+            wanted = torch.zeros_like(real)
         encoded = self.model(
             input_ids,
             pixels,
@@ -272,24 +289,26 @@ class MolmoAct2(nn.Module):
             real_BK=real,
             documents_BS=documents,
             position_ids_BS=position_ids,
+            wanted_BS=wanted,
         )
         if targets is None and chunks is None:
             logits = self.lm_head(encoded.hidden_BSL)
             return Losses(text=None, flow_BE=None, loss=logits.new_zeros(()), logits=logits)
         parts: list[Tensor] = []
-        text, rows, flow = None, None, None
+        text, text_weights, flow = None, None, None
         if targets is not None:
             if loss_weights is None:
                 raise ValueError(
                     "targets need loss_weights: which tokens carry loss is never guessed"
                 )
             weights = loss_weights.flatten()
-            rows = weights.nonzero()[:, 0]
+            text_rows = weights.nonzero()[:, 0]
+            text_weights = weights[text_rows]
             text = token_loss(
-                encoded.hidden_BSL.flatten(0, 1)[rows],
+                encoded.hidden_BSL,
                 self.lm_head,
-                targets.flatten()[rows],
-                weights[rows],
+                targets.flatten()[text_rows],
+                text_weights,
                 divisor=weights.sum().clamp(min=1e-12) if loss_divisor is None else loss_divisor,
                 z_loss_scale=z_loss_scale,
                 chunk_rows=loss_chunk_rows,
@@ -307,7 +326,9 @@ class MolmoAct2(nn.Module):
                 chunks.exists_BE.sum().clamp(min=1) if chunk_divisor is None else chunk_divisor
             )
             parts.append(flow.sum() / divisor)
-        return Losses(text=text, flow_BE=flow, loss=torch.stack(parts).sum(), text_rows=rows)
+        return Losses(
+            text=text, flow_BE=flow, loss=torch.stack(parts).sum(), text_weights=text_weights
+        )
 
 
 def _chunk_mask(visible_BS: Tensor, documents_BS: Tensor | None, chunks: ActionChunks) -> Tensor:
