@@ -6,6 +6,7 @@ Legend: B packed rows, S their places, D documents, M tokens of the longest, E a
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class DocumentRows:
     def of_chunks(self, chunks: ActionChunks) -> ActionChunks:
         """At most one chunk per row, that of its document."""
         there = self.owner_BE >= 0
-        values = {}
+        values: dict[str, Any] = {}
         for field in fields(chunks):
             old = getattr(chunks, field.name)
             if field.name == "documents_BE":
