@@ -22,6 +22,7 @@ import json
 import statistics
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
 
 from molmoact_train.families.molmoact2 import think
 from molmoact_train.families.molmoact2.decoding import Decoding
@@ -257,6 +261,11 @@ def compare_training(folder: Path, lengths: list[int], draws: int, rounds: int) 
         "ours, packed": lambda: step(dict(packed.inputs), packed.chunks),
     }
     difference = gradient_difference(model, peer, ways)
+    bytes_held = {}
+    for name, way in ways.items():
+        bytes_held[name] = peak_bytes(way)
+        model.zero_grad(set_to_none=True)
+        peer.zero_grad(set_to_none=True)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -268,7 +277,41 @@ def compare_training(folder: Path, lengths: list[int], draws: int, rounds: int) 
     return {
         "draws": draws, "lengths": lengths, "largest gradient difference (relative)": difference,
         "samples/s over LeRobot's": ratios(seconds),
+        "peak memory over LeRobot's": {n: round(b / bytes_held["lerobot"], 2) for n, b in bytes_held.items()},
     }  # fmt: skip
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive, gradients included; parameters were there before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: Any = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self._see, made)
+        return made
+
+    def _see(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        self._known[storage] = size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._gone, size)
+
+    def _gone(self, size: int) -> None:
+        self.live -= size
+
+
+def peak_bytes(way: Callable[[], torch.Tensor]) -> int:
+    """The most bytes that a step holds at once, parameters left out."""
+    with LiveBytes() as counted:
+        way()
+    return counted.peak
 
 
 def gradient_difference(
