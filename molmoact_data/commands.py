@@ -187,14 +187,14 @@ def stats(
     Example: molmoact stats out-a out-b --key both --output-path merged.json
     """
     from molmoact_data.files.folders import check_new_file, write_bytes
-    from molmoact_data.outputs import measuring as feature_stats
+    from molmoact_data.outputs import measuring
 
     check_new_file(output_path, overwrite=overwrite)
     if lerobot_feature:
-        result = dict(feature_stats.lerobot_statistics_of(paths, lerobot_feature))
+        result = dict(measuring.lerobot_statistics_of(paths, lerobot_feature))
     else:
         name = key or "+".join(path.rstrip("/").rpartition("/")[2] for path in paths)
-        result = feature_stats.action_statistics(paths, key=name).to_json()
+        result = measuring.action_statistics(paths, key=name).to_json()
     if output_path is None:
         emit_json(result)
     else:

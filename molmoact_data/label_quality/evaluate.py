@@ -2,7 +2,7 @@
 
 Runs over episodes that know the truth (rendered ones: see docs/label-quality.md). Every frame is decoded and
 pointed at once; the trackers for all K listen to the same pass and are served the answers already given.
-Definitions of the numbers are in `label_metrics`.
+Definitions of the numbers are in `label_quality.metrics`.
 """
 
 from __future__ import annotations
