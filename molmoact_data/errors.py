@@ -44,6 +44,7 @@ class RejectReason(enum.StrEnum):
     PATH_OUTSIDE_DATASET = "path_outside_dataset"
     INSTRUCTION_MISSING = "instruction_missing"
     INSTRUCTION_AMBIGUOUS = "instruction_ambiguous"
+    INSTRUCTION_HAS_TOKENS = "instruction_has_tokens"
     ACTION_NON_FINITE = "action_non_finite"
     ACTION_DIMENSION_DIFFERS = "action_dimension_differs"
     STATE_NON_FINITE = "state_non_finite"

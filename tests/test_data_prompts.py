@@ -10,6 +10,7 @@ from golden import GOLDEN, foreign, needs_golden
 
 from molmoact_data.errors import UserError
 from molmoact_data.labels.actions import bin_centers, unnormalize_reference
+from molmoact_data.labels.instructions import special_mark
 from molmoact_data.text import tokens
 from molmoact_data.text.prompts import answer, format_actions, parse, question
 
@@ -180,3 +181,22 @@ def test_a_text_without_actions_says_so() -> None:
 def test_action_strings_round_trip_as_text() -> None:
     bins = np.arange(1, 257).reshape(-1, 8)
     assert parse(format_actions(bins), action_dim=8).action_bins == bins.tolist()
+
+
+@pytest.mark.parametrize(
+    "mark", [*tokens.image_tokens(), tokens.DEPTH_START, tokens.depth_token(3)]
+)
+@pytest.mark.parametrize("kind", ["reasoning", "trajectory", "depth", "trace"])
+def test_no_question_carries_a_special_token_of_a_person(mark: str, kind: Any) -> None:
+    with pytest.raises(UserError, match="special token"):
+        question(f"pick up the cup{mark}", kind, 1)
+
+
+def test_every_special_token_of_the_vocabulary_is_known_as_one() -> None:
+    every = (
+        *tokens.image_tokens(),
+        *tokens.depth_tokens(),
+        tokens.DEPTH_END,
+        tokens.filler_token(7),
+    )
+    assert [text for text in every if special_mark(f"a{text}b") is None] == []

@@ -101,13 +101,65 @@ def test_an_episode_whose_own_text_contradicts_its_rows_is_rejected(root: Path) 
         source.read_columns(source.episodes[1])
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), -1, True, 3.5, "", " ", "nan", "None"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        float("nan"),
+        -1,
+        True,
+        3.5,
+        "",
+        " ",
+        "nan",
+        "None",
+        "n/a",
+        "undefined",
+        "-1",
+        "True",
+        "...",
+    ],
+)
 def test_what_is_no_text_never_becomes_an_instruction(root: Path, value: Any) -> None:
     if is_v3(root) and not (value is None or isinstance(value, str)):
         pytest.skip("a Parquet column has one type")
     write_tasks(root, [(0, value)])
     list_tasks(root, [[], [RED], []])
     assert instructions(open_source(root)) == [MISSING, RED, MISSING]
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<im_patch>",
+        "<DEPTH_START>",
+        "<DEPTH_3>",
+        "|<EXTRA_TOKENS_7>|",
+        "<action_12>",
+        "<low_res_im_start>",
+        "<|image|>",
+    ],
+)
+def test_a_special_token_in_an_instruction_is_refused_by_name(root: Path, mark: str) -> None:
+    write_tasks(root, [(0, f"pick{mark}up")])
+    list_tasks(root, [[], [], []])
+    source = open_source(root)
+    assert instructions(source) == [RejectReason.INSTRUCTION_HAS_TOKENS] * 3
+    with pytest.raises(EpisodeRejected, match="special token") as caught:
+        source.read_columns(source.episodes[0])
+    assert mark.strip("|") in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["if a < b_c and d > e then stop", "put it at <here>", "größer als <5 cm>", "把方块推到左边"],
+)
+def test_angle_brackets_of_people_are_text(root: Path, text: str) -> None:
+    write_tasks(root, [(0, text)])
+    list_tasks(root, [[], [], []])
+    assert instructions(open_source(root)) == [text] * 3
 
 
 @pytest.mark.parametrize("kind", [pa.float64(), pa.bool_(), pa.int64(), pa.float32()])

@@ -15,6 +15,7 @@ import typer.main
 from made_commands import ALL, walk
 
 import cli
+from molmoact_data.errors import RejectReason
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
@@ -268,3 +269,11 @@ def test_the_file_map_has_every_module_and_nothing_else() -> None:
         *(f"{name}/" for name in (*PROGRAMS, "docs", "tests", "examples", "deploy")),
     ):
         assert name in mapped[""], name
+
+
+def test_every_reason_of_a_rejection_is_explained() -> None:
+    """No reason without a line that says what to do, and no line for a reason that is none."""
+    page = (ROOT / "docs/preprocess.md").read_text().partition("## What a rejection means")[2]
+    first_cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    explained = [name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(explained) == sorted(reason.value for reason in RejectReason)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError, unknown_name
+from molmoact_data.labels.instructions import plain_instruction
 from molmoact_data.labels.traces import GRID_MAX
 from molmoact_data.schema import DEPTH_GRID_CODES
 from molmoact_data.text import tokens
@@ -42,8 +43,10 @@ def question(
     """The user's text without role words. The reference asks about "the first image" even for one image.
 
     The wording of `depth` and `trace` is ours: the published auxiliary rows are not public as text.
+    Raises `UserError` for an instruction that holds a special token.
     """
     _check_kind(kind)
+    instruction = plain_instruction(instruction)
     several = num_images > 1 or wording == "reference"
     first = "the first image" if several else "this image"
     views = _OTHER_VIEWS if several else ""

@@ -9,20 +9,30 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, RejectReason
+from molmoact_data.labels.instructions import special_mark, usable_text
 
 TEXT_COLUMNS = ("language_instruction", "task", "instruction")
-NO_TEXT = ("", "nan", "none", "null", "<na>")
-"""What a missing value became on its way through other programs."""
-
-
-def usable_text(value: object) -> str | None:
-    """The value where it is an instruction; None for a number, NaN, true, and blank text."""
-    if not isinstance(value, str) or value.strip().lower() in NO_TEXT:
-        return None
-    return value
 
 
 def frame_instructions(
+    num_frames: int,
+    task_index: NDArray[np.integer] | None,
+    tasks: Mapping[int, Sequence[str]],
+    text_columns: Mapping[str, Sequence[str | None]],
+    episode_tasks: Sequence[str],
+) -> tuple[str, ...]:
+    """[T] texts, none of them blank, none with a special token of a model; else `EpisodeRejected`."""
+    texts = _found(num_frames, task_index, tasks, text_columns, episode_tasks)
+    for text in dict.fromkeys(texts):
+        if (mark := special_mark(text)) is not None:
+            raise EpisodeRejected(
+                RejectReason.INSTRUCTION_HAS_TOKENS,
+                f"{text[:80]!r} holds {mark!r}, which a model reads as a special token",
+            )
+    return texts
+
+
+def _found(
     num_frames: int,
     task_index: NDArray[np.integer] | None,
     tasks: Mapping[int, Sequence[str]],

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError, first_line
 from molmoact_data.files.inputs import Folder
+from molmoact_data.labels.instructions import usable_text
 from molmoact_data.sources.lerobot import files
 from molmoact_data.sources.lerobot.info import (
     LARGEST_INDEX,
@@ -30,12 +31,7 @@ from molmoact_data.sources.lerobot.info import (
     path_template,
     read_info,
 )
-from molmoact_data.sources.lerobot.instructions import (
-    is_text,
-    text_values,
-    usable_text,
-    without_views,
-)
+from molmoact_data.sources.lerobot.instructions import is_text, text_values, without_views
 from molmoact_data.sources.video.spans import SharedFile
 
 _SPAN = ("from_timestamp", "to_timestamp")

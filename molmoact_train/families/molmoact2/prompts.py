@@ -12,6 +12,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from molmoact_data.labels.instructions import plain_instruction
+
 Style: TypeAlias = Literal["robot_action", "robot_depth", "robot_depth_action"]
 STYLES: tuple[Style, ...] = ("robot_action", "robot_depth", "robot_depth_action")
 
@@ -79,7 +81,8 @@ def prompt(
     setup_tokens: bool = True,
     control_tokens: bool = True,
 ) -> str:
-    """Everything before the answer, the trigger included; `task` is used as it is given."""
+    """Everything before the answer, the trigger included; `task` is used as it is given, and holds no special token."""
+    task = plain_instruction(task)
     state = ""
     if state_bins is not None and len(state_bins):
         state = f" The current state of the robot is {numbered('state', state_bins)}."
