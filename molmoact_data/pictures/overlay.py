@@ -16,8 +16,11 @@ from molmoact_data.labels.traces import GRID_MAX
 TRACE_RGB = (0, 255, 255)
 """Cyan, as in all published training data (whose code calls it yellow)."""
 TRACE_THICKNESS = 2
-ARM_COLOURS_RGB = ((255, 208, 0), (255, 92, 168), (120, 220, 80), (90, 160, 255))
+ARM_COLOURS_RGB = (TRACE_RGB, (255, 92, 168), (120, 220, 80), (90, 160, 255))
+"""Of each arm's trace wherever one is drawn; the first is the colour that models read."""
 POINT_RGB = (255, 64, 64)
+READABLE_HEIGHT = 240
+"""Pixels: a smaller picture is enlarged before people's marks are drawn on it, or they would cover it."""
 
 Trace = Sequence[Sequence[float]] | NDArray[np.number]
 
@@ -70,20 +73,29 @@ def draw_dot(
     return drawn
 
 
+def readable(rgb_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The same picture, at least `READABLE_HEIGHT` tall."""
+    import cv2
+
+    height, width = rgb_HWC.shape[:2]
+    if height >= READABLE_HEIGHT:
+        return rgb_HWC
+    size = (max(1, round(width * READABLE_HEIGHT / height)), READABLE_HEIGHT)
+    return cv2.resize(rgb_HWC, size, interpolation=cv2.INTER_CUBIC).astype(np.uint8, copy=False)
+
+
 def draw_labels(
     rgb_HWC: NDArray[np.uint8],
     *,
     traces: Sequence[Sequence[Sequence[int]]],
     points: Sequence[Sequence[float] | None],
 ) -> NDArray[np.uint8]:
-    """A copy with each arm's trace, its points as dots, and where the pointer sees the gripper now."""
-    drawn = rgb_HWC
-    radius = max(2, round(rgb_HWC.shape[1] / 110))
+    """A copy, large enough to be read, with each arm's trace, its points as dots, and where the gripper is seen now."""
+    drawn = readable(rgb_HWC)
+    radius = max(2, round(drawn.shape[1] / 110))
     for arm, trace in enumerate(traces):
-        if arm == 0:
-            drawn = draw_trace(drawn, trace)
-        else:
-            drawn = draw_path(drawn, trace, ARM_COLOURS_RGB[arm % len(ARM_COLOURS_RGB)], 2)
+        colour = ARM_COLOURS_RGB[arm % len(ARM_COLOURS_RGB)]
+        drawn = draw_path(drawn, trace, colour, TRACE_THICKNESS)
         for later in trace[1:]:
             drawn = draw_dot(drawn, later, (235, 255, 255), max(1, radius - 1))
     for point in points:

@@ -46,11 +46,10 @@ def read_pictures(
         for ref in members:
             row = {name: table[name][ref.row].as_py() for name in names}
             rgb = draw_labels(
-                decode_image(row[schema.image_column(camera)]["bytes"]),
+                shrink(decode_image(row[schema.image_column(camera)]["bytes"])),
                 traces=row.get(schema.TRACE) or [],
                 points=row.get(schema.GRIPPER_POINTS) or [],
             )
-            rgb = shrink(rgb)
             height, width = rgb.shape[:2]
             address = jpeg_address(rgb)
             pictures[ref] = Picture(ref, address, row[schema.INSTRUCTION], width, height)
