@@ -7,12 +7,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from molmoact_data.text import prompts, tokens
 from molmoact_train.config import resolve
+from molmoact_train.data.rendering import Rendered
 from molmoact_train.families.molmoact.grammar import AnswerShape, build_grammar, random_answer
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 from molmoact_train.families.molmoact.processor import MolmoActProcessor
+from molmoact_train.families.molmoact.samples import build_sample, collate
 from molmoact_train.families.molmoact.tabletop import tabletop_processor, write_tabletop_checkpoint
 
 
@@ -81,6 +84,24 @@ def test_the_same_seed_writes_the_same_checkpoint_and_it_loads(tmp_path) -> None
         [np.zeros((128, 128, 3), np.uint8)] * 2, "what?", "nothing"
     )
     assert len(sample["images"]) == 2, "one crop per camera"
+
+
+def test_pictures_reach_the_decoder_of_a_fresh_checkpoint(tmp_path) -> None:
+    """Drawn with the published deviation of 0.02 the encoder's gradient is a millionth of the decoder's."""
+    folder = write_tabletop_checkpoint(tmp_path / "fresh")
+    model = MolmoActForActionReasoning.from_pretrained(folder)
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(p) for p in rng.integers(0, 256, (2, 128, 128, 3), np.uint8)]
+    answer = random_answer(AnswerShape(action_dim=7), rng, num_points=5)
+    rendered = Rendered("here", "reasoning", pictures, "what?", answer, None)
+    batch = collate([build_sample(0, rendered, MolmoActProcessor.from_pretrained(folder))])
+    model(**batch.inputs, loss_divisor=batch.weights["loss_tokens"]).loss.backward()
+
+    def gradient(part: str) -> float:
+        found = [p.grad for name, p in model.named_parameters() if part in name]
+        return float(torch.stack([g.norm() for g in found if g is not None]).norm())
+
+    assert gradient("image_vit") > 0.01 * gradient("model.transformer.blocks") > 0
 
 
 def test_the_stage_trains_everything_from_both_cameras() -> None:
