@@ -37,8 +37,8 @@ PresetOption = Annotated[
     str | None, choice("`embedded` (small teachers for rendered scenes) or `debug`.", list(PRESETS))
 ]
 NOT_IN_A_PREVIEW = (
-    "arms", "depth_buffer", "point_every", "line_length", "filter_traces", "process_actions", "action_bins",
-    "action_chunk_size", "jpeg_quality", "batch_size", "gripper", "statistics", "frames_per_shard",
+    "arms", "depth_buffer", "point_every", "keyframes", "line_length", "filter_traces", "process_actions",
+    "action_bins", "action_chunk_size", "jpeg_quality", "batch_size", "gripper", "statistics", "frames_per_shard",
     "max_reject_fraction", "min_coverage", "point_cache", "dataset_name", "isolate_decoder", "runner", "workers",
     "beam_options",
 )  # fmt: skip

@@ -31,6 +31,8 @@ class LabelConfig(TeacherConfig):
     (consistent), or as its published annotation did (original)."""
     point_every: int = option(1, panel="Traces")
     """Ask the pointer on every K-th frame and track with optical flow in between."""
+    keyframes: Literal["regular", "motion"] = "regular"
+    """motion = ask when the arm has moved a fifth of the picture; --point-every is then the longest gap, say 100."""
     line_length: int = schema.TRACE_MAX_POINTS
     """Points per trace, at most 5."""
     filter_traces: bool = True
@@ -53,6 +55,11 @@ class LabelConfig(TeacherConfig):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.depth_buffer != "none" and self.depth == NONE:
             raise ValueError("depth_buffer needs depth codes, and depth is none")
+        if self.keyframes == "motion" and self.point_every == 1:
+            raise ValueError(
+                "keyframes motion asks at the latest after --point-every frames, which is 1: give the longest gap, "
+                "for example --point-every 100"
+            )
         if self.line_length > schema.TRACE_MAX_POINTS:
             raise ValueError(f"line_length is at most {schema.TRACE_MAX_POINTS}")
         if self.action_chunk_size > 127:

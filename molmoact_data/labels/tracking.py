@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
+from molmoact_data.labels.keyframes import EveryKth, KeyframeRule, WhereItMoved
 from molmoact_data.labels.pointing import ColumnPointer, GripperPointer, GripperPoints
 
 
@@ -99,14 +100,18 @@ class PointTracker:
         point_every: int = 1,
         *,
         flow: FlowConfig = FlowConfig(),
+        by_motion: bool = False,
     ) -> None:
-        """`point_every` = K: the pointer sees frames 0, K, 2K, ... and the last; 1 = every frame, no flow."""
+        """`point_every` = K: the pointer sees frames 0, K, 2K, ... and the last; 1 = every frame, no flow.
+
+        `by_motion`: it sees a frame when the arm has moved far enough, K at most after the one before.
+        """
         if point_every < 1:
             raise UserError(f"--point-every must be at least 1, got {point_every}.")
         self.pointer = pointer
         self.prompt = prompt
-        self.point_every = point_every
         self.flow = flow
+        self._rule: KeyframeRule = (WhereItMoved if by_motion else EveryKth)(point_every)
         self._pending: list[NDArray[np.uint8]] = []  # from the last keyframe on
         self._num_frames = 0
         self._answers: dict[int, _Answer] = {}
@@ -114,9 +119,10 @@ class PointTracker:
 
     def push(self, rgb_NHWC: NDArray[np.uint8]) -> None:
         """The next N frames, RGB uint8 [N,H,W,3]; all batches share H and W."""
-        first, every = self._num_frames, self.point_every
+        first = self._num_frames
         self._num_frames += len(rgb_NHWC)
-        keyframes = [i for i in range(first, self._num_frames) if i % every == 0]
+        numbered = enumerate(rgb_NHWC, start=first)
+        keyframes = [i for i, rgb_HWC in numbered if self._rule.is_keyframe(i, rgb_HWC)]
         self._ask({i: rgb_NHWC[i - first] for i in keyframes})
         frames = [*self._pending, *rgb_NHWC]
         self._fill(frames, first - len(self._pending), keyframes)

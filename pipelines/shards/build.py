@@ -138,7 +138,9 @@ def follow_points(
         source = job.source
         key = EpisodeKey(source.name, source.revision, job.labelled_camera, columns.episode_index)
         asked = CachedPointer(pointer, Path(job.point_cache), key)
-    return PointTracker(asked, job.labels.pointer_prompt, job.labels.point_every)
+    labels = job.labels
+    by_motion = labels.keyframes == "motion"
+    return PointTracker(asked, labels.pointer_prompt, labels.point_every, by_motion=by_motion)
 
 
 def depth_memory(job: Job) -> DepthMemory | None:
