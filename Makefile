@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OUT ?= out/demo
 PYTEST := $(BIN)/python -m pytest --durations=15 --durations-min=1
 
-.PHONY: help setup demo loop test test-fast check fmt bench fuzz cluster-test libero-env libero-test wheel-test lock clean
+.PHONY: help setup demo loop test test-fast check fmt bench fuzz cluster-test libero-env libero-test vllm-env vllm-test wheel-test lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -64,6 +64,16 @@ libero-env: ## LIBERO in a Python of its own (.venv-libero, 2 GB); one line wher
 libero-test: setup ## recorded roll-outs in the real LIBERO end as recorded
 	@bash scripts/libero/setup.sh; case $$? in \
 		0) $(BIN)/python -m pytest -m libero tests/test_robot_libero.py ;; \
+		75) ;; \
+		*) exit 1 ;; \
+	esac
+
+vllm-env: ## vLLM's CPU build and our plug-in in a Python of its own (.venv-vllm, 6 GB); one line where it cannot be had
+	@bash scripts/vllm/setup.sh
+
+vllm-test: setup ## vLLM writes our own answers, token by token, and none that is no action
+	@bash scripts/vllm/setup.sh; case $$? in \
+		0) $(BIN)/python -m pytest -m vllm tests/test_robot_vllm.py ;; \
 		75) ;; \
 		*) exit 1 ;; \
 	esac

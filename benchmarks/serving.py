@@ -3,8 +3,9 @@
     PYTHONPATH=. python benchmarks/serving.py [--robots 8] [--seconds 60] [--model-ms 0]
 
 The model answers at once (or sleeps `--model-ms`), so all time is overhead. Robots are openpi's own client with two
-256x256 pictures and a state. The other server is written as openpi's is: one asyncio WebSocket handler that unpacks,
-calls the policy and packs, with openpi's own msgpack code; it is not distributed as a package.
+256x256 pictures and a state; one robot asks both servers in turns. The other server is written as openpi's is: one
+asyncio WebSocket handler that unpacks, calls the policy and packs, with openpi's own msgpack code; it is not
+distributed as a package.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from openpi_client import msgpack_numpy
@@ -28,6 +29,8 @@ from molmoact_data.policies import ActionChunk, Observation, PolicyInfo
 from molmoact_robot.serving.config import ServeConfig
 from molmoact_robot.serving.server import in_background
 
+BLOCK = 25
+"""Questions to one server before it is the other's turn."""
 ACTIONS = np.zeros((8, 7), np.float32)
 QUESTION = {
     "observation/image": np.zeros((256, 256, 3), np.uint8),
@@ -88,36 +91,61 @@ def openpis_way(seconds: float) -> Iterator[str]:
 
 
 def robot(url: str, seconds: float) -> list[float]:
-    """Seconds per answer of one robot that asks again and again."""
-    client = WebsocketClientPolicy(url)
-    client.infer(QUESTION)
+    """Seconds per answer of one robot that asks again and again; the first answer is not counted."""
     times, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        began = time.perf_counter()
-        assert client.infer(QUESTION)["actions"].shape == ACTIONS.shape
-        times.append(time.perf_counter() - began)
+    with asking(url) as ask:
+        ask()
+        while time.perf_counter() < end:
+            times.append(ask())
     return times
 
 
-def report(name: str, times: list[float], model_s: float) -> float:
+def in_turns(ours: str, theirs: str, seconds: float) -> list[float]:
+    """Seconds per answer: `BLOCK` of ours, `BLOCK` of theirs, ...; the machine's moods meet both alike."""
+    times, end = [], time.perf_counter() + seconds
+    with asking(ours) as ask_ours, asking(theirs) as ask_theirs:
+        while time.perf_counter() < end:
+            for ask in (ask_ours, ask_theirs):
+                ask()  # the first after a pause finds a cold server
+                times += [ask() for _ in range(BLOCK)]
+    return times
+
+
+@contextlib.contextmanager
+def asking(url: str) -> Iterator[Callable[[], float]]:
+    """openpi's client as a function: one question, and the seconds until its checked answer."""
+    client = WebsocketClientPolicy(url)
+
+    def ask() -> float:
+        began = time.perf_counter()
+        actions = client.infer(QUESTION)["actions"]
+        seconds = time.perf_counter() - began
+        assert actions.shape == ACTIONS.shape, f"an answer is lost: {actions.shape}"
+        return seconds
+
+    try:
+        yield ask
+    finally:
+        client._ws.close()  # noqa: SLF001 - openpi's client has no way to say goodbye
+
+
+def report(name: str, times: Sequence[float], model_s: float) -> float:
     overhead = [1000 * (t - model_s) for t in times]
     p99 = statistics.quantiles(overhead, n=100)[98]
     median = statistics.median(overhead)
-    print(f"{name:34} {len(times):7} answers   median {median:6.2f} ms   p99 {p99:7.2f} ms")
+    print(f"{name:28} {len(times):7} answers   median {median:6.2f} ms   p99 {p99:7.2f} ms")
     return median
 
 
-def many_robots(url: str, robots: int, seconds: float) -> list[float]:
-    """Each in a process of its own; a robot that loses an answer fails the run."""
-    command = [sys.executable, __file__, "--as-robot", url, "--seconds", str(seconds)]
-    processes = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(robots)
-    ]
+def robots(urls: Sequence[str], count: int, seconds: float) -> list[list[float]]:
+    """The times of each of `count` processes; a robot that loses an answer fails the run."""
+    command = [sys.executable, __file__, "--seconds", str(seconds), "--as-robot", *urls]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
     outputs = [process.communicate()[0] for process in processes]
     lost = [process.returncode for process in processes if process.returncode]
     if lost:
-        raise SystemExit(f"{len(lost)} of {robots} robots lost an answer")
-    return [float(word) for output in outputs for word in output.split()]
+        raise SystemExit(f"{len(lost)} of {count} robots lost an answer")
+    return [[float(word) for word in output.split()] for output in outputs]
 
 
 def main() -> None:
@@ -125,25 +153,25 @@ def main() -> None:
     parser.add_argument("--robots", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--model-ms", type=float, default=0.0)
-    parser.add_argument("--as-robot", default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--as-robot", nargs="+", default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.as_robot:
-        print(*robot(args.as_robot, args.seconds))
+        one = in_turns if len(args.as_robot) == 2 else robot
+        print(*one(*args.as_robot, args.seconds))
         return
     model_s = args.model_ms / 1000
     with (
         in_background(Instant(model_s), ServeConfig(port=0)) as ours,
         openpis_way(model_s) as theirs,
     ):
-        medians: dict[str, list[float]] = {"ours": [], "openpi's way": []}
-        for _ in range(3):  # in turns, so that the machine's moods meet both
-            for name, url in (("ours", ours), ("openpi's way", theirs)):
-                times = many_robots(url, 1, 3.0)
-                medians[name].append(report(f"one robot, {name}", times, model_s))
-        ratio = min(medians["ours"]) / min(medians["openpi's way"])
-        print(f"overhead of one robot, ours / openpi's way: {ratio:.2f}")
-        many = many_robots(ours, args.robots, args.seconds)
+        (times,) = robots([ours, theirs], 1, args.seconds / 4)
+        turns = np.reshape(times, (-1, 2, BLOCK))
+        own = report("one robot, ours", turns[:, 0].ravel(), model_s)
+        other = report("one robot, openpi's way", turns[:, 1].ravel(), model_s)
+        print(f"overhead of one robot, ours / openpi's way: {own / other:.2f}")
+        many = [t for times in robots([ours], args.robots, args.seconds) for t in times]
         report(f"{args.robots} robots, ours", many, model_s)
+    print("no answer was lost")
 
 
 if __name__ == "__main__":
