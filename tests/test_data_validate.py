@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from molmoact_data import schema
+from molmoact_data.errors import UserError
 from molmoact_data.outputs.shards import file_sha256
 from molmoact_data.validate import Finding, validate
 from molmoact_data.validate.run import CheckedSample
@@ -341,11 +342,19 @@ def test_rows_without_a_possible_sample_are_not_counted_as_samples(make_output):
     assert report.samples == 0
 
 
-def test_a_folder_that_is_no_output_is_a_finding_not_a_traceback(tmp_path):
-    report = validate(str(tmp_path))
+def test_a_folder_that_is_no_output_is_a_mistake_and_an_unfinished_one_a_finding(make_output):
+    output = make_output()
+    (output / schema.MANIFEST_FILE).unlink()
+    report = validate(str(output))
 
     assert [p.finding for p in report.problems] == [Finding.MANIFEST_UNREADABLE]
     assert "did not finish" in report.problems[0].detail
+
+    other = output.parent / "other"
+    other.mkdir()
+    (other / "notes.txt").touch()
+    with pytest.raises(UserError, match="is not an output"):
+        validate(str(other))
 
 
 def test_the_listed_place_is_the_first_wrong_frame(make_output):

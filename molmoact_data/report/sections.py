@@ -142,7 +142,7 @@ def galleries(data: ReportData, pictures: Mapping[FrameRef, Picture]) -> list[Ga
         (
             "The surest frames",
             "The cyan line is what the model is asked to predict and what is drawn in trajectory-conditioned "
-            "samples. The red dot is where the pointer sees the gripper now. Under a picture: episode · frame, and "
+            "samples. The red dot is where the pointer sees the gripper now. Under a picture: where it stands, and "
             "the trace's quality: how sure it is, not whether it is right.",
             data.surest,
         ),
@@ -170,7 +170,7 @@ def without_trace(data: ReportData, pictures: Mapping[FrameRef, Picture]) -> lis
 def _figure(picture: Picture) -> Figure:
     ref = picture.ref
     return Figure(
-        name=f"{ref.episode} · {ref.frame}",
+        name=f"Episode {ref.episode}, frame {ref.frame}",
         address=picture.address,
         pill=in_words(ref.reason) if ref.reason else f"{ref.quality:.2f}",
         verdict="bad" if ref.reason else "good" if ref.quality >= SURE else "warn",

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
+from molmoact_data.files.storage import Storage
 from molmoact_data.outputs.manifest import OtherVersion
 from molmoact_data.outputs.output import BATCH_ROWS, Output, open_parquet
 from molmoact_data.outputs.shards import ShardRecord
@@ -39,12 +40,15 @@ made of it (no usable trace, for example), which training counts and leaves out.
 def validate(root: str, *, samples: Callable[[Output], SampleCheck] | None = None) -> Report:
     """Check one output. What is wrong with the data is in the report; nothing is raised for it.
 
+    Raises `UserError` where there is neither a manifest nor a shard: that is no output that could be wrong.
     `samples` makes the check of a checkpoint's processor for this output.
     """
     report = Report(root)
     try:
         output = Output.open(root)
     except UserError as error:
+        if not is_begun(Storage(root)):
+            raise
         report.extend([_unreadable(error)])
         return report
     report.extend(check_files(output))
@@ -62,6 +66,12 @@ def validate(root: str, *, samples: Callable[[Output], SampleCheck] | None = Non
         if count > 1
     )
     return report
+
+
+def is_begun(storage: Storage) -> bool:
+    """Whether anything of an output is there: a manifest, statistics or a shard."""
+    names = (schema.MANIFEST_FILE, schema.STATISTICS_FILE)
+    return any(map(storage.exists, names)) or bool(storage.list(schema.DATA_DIR))
 
 
 def _unreadable(error: UserError) -> Problem:
