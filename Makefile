@@ -27,8 +27,8 @@ LOOP_SIZE ?= full
 loop: setup ## demonstrations -> labels -> a small model -> success rates (hours); LOOP_SIZE=debug: minutes
 	$(BIN)/python scripts/close_the_loop.py $(LOOP) --size $(LOOP_SIZE)
 
-test: check ## lint, types, every test
-	$(PYTEST) -n 2 --dist loadfile
+test: check ## lint, types, every test that needs no environment or cluster of its own
+	$(PYTEST) -n 2 --dist loadfile -m "not flink and not libero"
 
 test-fast: setup ## the tests that take a second or less each
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not flink and not browser and not gpu"
