@@ -101,6 +101,40 @@ def test_an_episode_whose_own_text_contradicts_its_rows_is_rejected(root: Path) 
         source.read_columns(source.episodes[1])
 
 
+def add_text_column(root: Path, name: str, texts: list[list[str | None]]) -> None:
+    """A column of the rows; `texts` are repeated over the rows of each episode in turn."""
+    for path in sorted((root / "data").rglob("*.parquet")):
+        table = pq.read_table(path)
+        seen = {e: iter(texts[e] * LENGTHS[e]) for e in range(len(LENGTHS))}
+        column = [next(seen[e]) for e in table["episode_index"].to_pylist()]
+        pq.write_table(table.append_column(name, pa.array(column, pa.string())), path)
+
+
+@pytest.mark.parametrize("name", ["task", "language_instruction", "instruction"])
+def test_a_text_column_that_contradicts_the_table_is_rejected(root: Path, name: str) -> None:
+    write_tasks(root, [(0, RED)])
+    list_tasks(root, [[], [], []])
+    add_text_column(root, name, [[WIPE], [RED.upper() + "."], [RED, None, "", WIPE]])
+    source = open_source(root)
+    assert instructions(source) == [AMBIGUOUS, RED, AMBIGUOUS]
+    with pytest.raises(EpisodeRejected, match=f"'{name}' says '{WIPE}' .* is '{RED}' in meta/ta"):
+        source.read_columns(source.episodes[0])
+
+
+def test_the_episodes_own_list_decides_between_table_and_column(root: Path) -> None:
+    write_tasks(root, [(0, RED)])
+    list_tasks(root, [[RED], [RED, WIPE], [WIPE]])
+    add_text_column(root, "task", [[WIPE], [WIPE], [WIPE]])
+    assert instructions(open_source(root)) == [RED, AMBIGUOUS, AMBIGUOUS]
+
+
+def test_a_column_without_texts_contradicts_nothing(root: Path) -> None:
+    write_tasks(root, [(0, RED)])
+    list_tasks(root, [[], [], []])
+    add_text_column(root, "task", [[None], ["", "nan"], [None, RED]])
+    assert instructions(open_source(root)) == [RED] * 3
+
+
 @pytest.mark.parametrize(
     "value", [None, "", " ", "nan", "None", "n/a", "undefined", "-1", "True", "..."]
 )

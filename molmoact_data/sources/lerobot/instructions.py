@@ -44,7 +44,8 @@ def _found(
     The order is LeRobot's own first (`task_index` into the task table), then a text column in the
     rows, then the episode's metadata where that lists a single task. A number to which the table gives
     several texts means the one that the episode's metadata lists; a text that the metadata does not list
-    contradicts it, and nobody can tell which of the two is true.
+    contradicts it, and nobody can tell which of the two is true. The same holds for a text column that
+    says something else than the table, unless the metadata lists the table's text and not the column's.
     """
     missing = []
     if task_index is not None:
@@ -54,7 +55,9 @@ def _found(
         }
         texts = [chosen[int(number)] for number in task_index]
         if all(texts):
-            return tuple(str(text) for text in texts)
+            found = tuple(str(text) for text in texts)
+            _refuse_other_texts(found, text_columns, episode_tasks)
+            return found
         bad = texts.index(None)
         missing.append(f"task {int(task_index[bad])} of row {bad} is not in meta/tasks or is blank")
     for name, column in text_columns.items():
@@ -87,6 +90,25 @@ def _text_of_task(
             f"the rows' task {number} is {shown} in meta/tasks, the episode's metadata lists {own}"
         )
     raise EpisodeRejected(RejectReason.INSTRUCTION_AMBIGUOUS, detail)
+
+
+def _refuse_other_texts(
+    texts: Sequence[str],
+    text_columns: Mapping[str, Sequence[str | None]],
+    episode_tasks: Sequence[str],
+) -> None:
+    """`EpisodeRejected` where a column of the rows contradicts the table, and the metadata does not decide."""
+    listed = {_plain(text) for text in episode_tasks}
+    for name, column in text_columns.items():
+        for of_table, of_row in dict.fromkeys(zip(texts, column, strict=True)):
+            if of_row is None or not usable_text(of_row) or _plain(of_row) == _plain(of_table):
+                continue
+            if not listed or _plain(of_row) in listed:
+                raise EpisodeRejected(
+                    RejectReason.INSTRUCTION_AMBIGUOUS,
+                    f"column {name!r} says {of_row!r} where the row's task is {of_table!r} in meta/tasks, "
+                    "and the episode's metadata does not tell which",
+                )
 
 
 def _plain(text: str) -> str:
