@@ -49,6 +49,7 @@ class RejectReason(enum.StrEnum):
     ACTION_DIMENSION_DIFFERS = "action_dimension_differs"
     STATE_NON_FINITE = "state_non_finite"
     STATE_DIMENSION_DIFFERS = "state_dimension_differs"
+    NUMBER_ROUNDED = "number_rounded"
     DEPTH_NON_FINITE = "depth_non_finite"
     CHECKSUM_MISMATCH = "checksum_mismatch"
     DECODER_CRASHED = "decoder_crashed"

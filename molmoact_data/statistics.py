@@ -249,7 +249,7 @@ def bins_of(entry: Mapping[str, Any]) -> int:
 
 
 def _numbers(name: str, values: object) -> NDArray[np.float32]:
-    """[D] finite float32 from a list of numbers; true, text and what float32 cannot hold are none."""
+    """[D] finite float32 from a list of numbers; true, text and what float32 cannot hold are refused."""
     if not isinstance(values, list) or not values:
         raise UserError(f"statistics must be lists of numbers; {name} is {repr(values)[:40]}")
     if any(v is None or (isinstance(v, float | int) and not abs(v) <= LARGEST) for v in values):
@@ -257,6 +257,9 @@ def _numbers(name: str, values: object) -> NDArray[np.float32]:
     wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, int | float)]
     if wrong:
         raise UserError(f"statistics must be lists of numbers; {name} holds {repr(wrong[0])[:40]}")
+    rounded = [v for v in values if isinstance(v, int) and int(np.float32(v)) != v]
+    if rounded:
+        raise UserError(f"{name} holds {rounded[0]}, a whole number that float32 cannot hold")
     return np.asarray(values, dtype=np.float32)
 
 

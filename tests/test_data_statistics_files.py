@@ -73,6 +73,7 @@ DAMAGE: dict[str, tuple[Spoil, str]] = {
     "mask is true": (put("action", "mask", value=True), "a list of true and false"),
     "mask against spec": (put("action", "mask", value=[True] * 7), "a mask and a spec that contradict"),
     "a boolean for a number": (put("action", "q01", 0, value=True), "q01 holds True"),
+    "a rounded whole number": (put("action", "mean", 0, value=2**24 + 1), "mean holds 16777217"),
     "a text for a number": (put("action", "q99", 0, value="1.0"), "q99 holds '1.0'"),
     "a list for a number": (put("action", "mean", 0, value=[1.0]), r"mean holds \[1.0\]"),
     "1e308": (put("action", "q99", 0, value=1e308), "null, NaN or infinite values in q99"),

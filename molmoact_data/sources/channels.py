@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,24 +35,53 @@ class Channel:
             )
 
 
+class RoundedNumberError(ValueError):
+    """A whole number that float32 cannot hold."""
+
+
+def as_float32(values: NDArray[np.generic], name: str) -> NDArray[np.float32]:
+    """The same numbers in float32; fractions are rounded, beyond its range is infinite.
+
+    Raises `RoundedNumberError` for a whole number that would become another one: it counts something
+    (ticks, nanoseconds, an identity), and its neighbour is no approximation of it.
+    """
+    if values.dtype.kind in "iu" and (wrong := np.argwhere(~_held_by_float32(values))).size:
+        place = tuple(int(n) for n in wrong[0])
+        raise RoundedNumberError(
+            f"column {name!r}, row {place[0]}: {values[place]} is a whole number that float32 cannot hold "
+            f"(it would become {int(np.float32(values[place]))}); scale or offset the column, then run again"
+        )
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, and rejected by who asked
+        return values.astype(np.float32)
+
+
+def _held_by_float32(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where a whole number has at most 24 binary digits before its trailing zeros."""
+    bits = values.astype(np.uint64)
+    size = np.where(values < 0, ~bits + np.uint64(1), bits)
+    lowest_bit = np.maximum(size & (~size + np.uint64(1)), np.uint64(1))
+    return size // lowest_bit < 2**24
+
+
 def concatenate(
     channels: Sequence[Channel], values: Mapping[str, NDArray[np.generic]]
 ) -> NDArray[np.float32]:
     """[T, D] float32 from step features [T, ...], each channel sliced and converted.
 
-    Raises `ValueError` where a feature has fewer numbers than a channel names.
+    Raises `ValueError` where a feature has fewer numbers than a channel names, `RoundedNumberError`
+    where float32 cannot hold one of those.
     """
     parts = []
     for channel in channels:
-        with np.errstate(over="ignore"):  # beyond float32 is infinite, and rejected by who asked
-            feature = np.asarray(values[channel.feature]).astype(np.float32)
+        feature = np.asarray(values[channel.feature])
         flat = feature.reshape(len(feature), -1)
         if flat.shape[1] <= channel.start or flat.shape[1] < (channel.stop or 0):
             raise ValueError(
                 f"{channel.feature!r} has {flat.shape[1]} values, the mapping wants "
                 f"{channel.start}..{channel.stop or 'its end'}"
             )
-        parts.append(convert(flat[:, channel.start : channel.stop], channel.convert))
+        taken = as_float32(flat[:, channel.start : channel.stop], channel.feature)
+        parts.append(convert(taken, channel.convert))
     return np.concatenate(parts, axis=1)
 
 

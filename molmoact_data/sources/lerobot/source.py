@@ -21,7 +21,7 @@ from molmoact_data.sources.base import (
     EpisodeRef,
     SourceInfo,
 )
-from molmoact_data.sources.channels import Channel, concatenate
+from molmoact_data.sources.channels import Channel, RoundedNumberError, concatenate
 from molmoact_data.sources.images import image_batch, iter_image_batches, of_declared_size
 from molmoact_data.sources.lerobot.clock import clock_problem
 from molmoact_data.sources.lerobot.instructions import frame_instructions, text_columns, text_values
@@ -312,6 +312,8 @@ def _vectors(
     try:
         columns = {channel.feature: dense(table[channel.feature]) for channel in channels}
         values = concatenate(channels, columns)
+    except RoundedNumberError as error:
+        raise EpisodeRejected(RejectReason.NUMBER_ROUNDED, str(error)) from error
     except (RaggedColumnError, TypeError, ValueError) as error:
         raise EpisodeRejected(differs, f"{error}; the dataset has {dim}") from error
     if values.shape[1] != dim:

@@ -20,7 +20,7 @@ from molmoact_data.sources.base import (
     EpisodeRef,
     SourceInfo,
 )
-from molmoact_data.sources.channels import Channel, concatenate
+from molmoact_data.sources.channels import Channel, RoundedNumberError, concatenate
 from molmoact_data.sources.images import iter_image_batches, of_declared_size
 from molmoact_data.sources.lerobot.instructions import frame_instructions
 from molmoact_data.sources.rlds.features import RldsFeature
@@ -272,6 +272,8 @@ def _concatenated(
     """[T, D] float32, finite."""
     try:
         found = concatenate(channels, values)
+    except RoundedNumberError as error:
+        raise EpisodeRejected(RejectReason.NUMBER_ROUNDED, str(error)) from error
     except ValueError as error:
         raise EpisodeRejected(differs, str(error)) from error
     bad = np.argwhere(~np.isfinite(found))
