@@ -22,10 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from molmoact_data.errors import UserError
+from molmoact_data.errors import UserError, first_line
 from molmoact_data.files.folders import new_file, write_bytes
 from molmoact_data.files.inputs import is_git_lfs_pointer
-from molmoact_data.teachers.codebook import codebook_path
+from molmoact_data.teachers.codebook import RELEASED as FETCHED, codebook_path
+from molmoact_data.teachers.published import RELEASED_VQVAE
 from vqvae.config import Geometry
 from vqvae.model import VQVAE
 from vqvae.recipe import RELEASED, Recipe
@@ -62,7 +63,12 @@ def resolve_path(path: str | Path) -> Path:
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read either layout. Raises `UserError` for a file that is neither."""
+    """Read either layout. Raises `UserError` for a file that is neither.
+
+    The licence is what the file says of itself; the released file says nothing, so where `released` fetches it, it is
+    that of the repository it came from.
+    """
+    was_fetched = str(path) == FETCHED and not Path(path).exists()
     path = resolve_path(path)
     if is_git_lfs_pointer(path):
         raise UserError(
@@ -73,7 +79,8 @@ def load(path: str | Path) -> Checkpoint:
         is_zip_or_pickle = file.read(2) in (b"PK", b"\x80\x02")
     checkpoint = load_released(path) if is_zip_or_pickle else load_ours(path)
     checkpoint.model.eval().requires_grad_(requires_grad=False)
-    return dataclasses.replace(checkpoint, sha256=sha256)
+    licence = RELEASED_VQVAE.licence if was_fetched else checkpoint.licence
+    return dataclasses.replace(checkpoint, sha256=sha256, licence=licence)
 
 
 def load_ours(path: Path) -> Checkpoint:
@@ -93,7 +100,7 @@ def load_ours(path: Path) -> Checkpoint:
         )
     config = json.loads(metadata["config"])
     model = VQVAE(Geometry(**config["geometry"]))
-    model.load_state_dict(state, strict=True)
+    _fill(model, state, path)
     recipe = Recipe(**config["recipe"])
     return Checkpoint(model, recipe, config["licence"], config["training"])
 
@@ -119,14 +126,33 @@ def load_released(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise UserError(
-            f"{path} is not a plain state dict and was not opened (a pickle can run code): {error}"
+            f"{path} is not a plain state dict and was not opened (a pickle can run code): {first_line(error)}"
         ) from None
-    if not isinstance(content, dict) or "weights" not in content:
+    if not (isinstance(content, dict) and isinstance(content.get("weights"), dict)):
         raise UserError(f"{path} does not have the released layout: a dict with the key 'weights'.")
     weights = {k.removeprefix("module."): v.float() for k, v in content["weights"].items()}
     model = VQVAE(released_geometry(weights, path))
-    model.load_state_dict(_from_released_names(weights), strict=True)
+    _fill(model, _from_released_names(weights), path)
     return Checkpoint(model, RELEASED)
+
+
+def _fill(model: VQVAE, state: dict[str, Tensor], path: Path) -> None:
+    """Every tensor is there, fits and is finite; `UserError` names the first that is not."""
+    expected = model.state_dict()
+    if odd := sorted(expected.keys() ^ state.keys()):
+        what = "missing" if odd[0] in expected else "unknown"
+        raise UserError(
+            f"{path} is damaged or of another network: the tensor {odd[0]!r} is {what} ({len(odd)} such in all)."
+        )
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise UserError(
+                f"{path} is damaged: {name!r} is {list(tensor.shape)}, the other shapes imply "
+                f"{list(expected[name].shape)}."
+            )
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path} is damaged: the tensor {name!r} holds NaN or infinite values.")
+    model.load_state_dict(state)
 
 
 def save_released(path: Path, checkpoint: Checkpoint) -> None:

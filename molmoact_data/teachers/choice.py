@@ -182,7 +182,8 @@ def _load(
 def _tokenizer(config: TeacherConfig, device: str) -> DepthTokenizer | None:
     if config.depth == NONE:
         return None
-    path = codebook_path(str(config.vqvae))
     factory = registry.resolve("depth tokenizer", "vqvae", registry.DEPTH_TOKENIZERS)
-    tokenizer: DepthTokenizer = factory(path, recipe=config.depth_recipe, device=device)
+    tokenizer: DepthTokenizer = factory(
+        str(config.vqvae), recipe=config.depth_recipe, device=device
+    )
     return tokenizer

@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -204,12 +205,16 @@ def _load_original(path: Path, num_heads: int | None) -> tuple[nn.Module, str]:
             "repositories depth-anything/Depth-Anything-V2-{Small,Base,Large} on the Hugging Face Hub "
             "(Small: Apache-2.0; Base and Large: CC-BY-NC-4.0), or leave the checkpoint out."
         )
+    if is_git_lfs_pointer(path):
+        raise UserError(f"{path} is a Git LFS pointer; run `git lfs pull` in its folder.")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return build_from_original(state, num_heads=num_heads), f"sha256:{digest[:16]}"
     except (UnknownLayoutError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is not a Depth-Anything-V2 checkpoint: {error}") from error
+        raise UserError(
+            f"{path} is not a Depth-Anything-V2 checkpoint: {first_line(error)}"
+        ) from error
 
 
 def _load_hub(source: str, encoder: str, revision: str | None) -> tuple[nn.Module, str]:
@@ -229,16 +234,32 @@ def _load_hub(source: str, encoder: str, revision: str | None) -> tuple[nn.Modul
     if weights.is_file() and is_git_lfs_pointer(weights):
         raise UserError(f"{weights} is a Git LFS pointer; run `git lfs pull` in that folder.")
     try:
-        model = DepthAnythingForDepthEstimation.from_pretrained(
-            str(folder), use_safetensors=True, local_files_only=True
+        model, loading = DepthAnythingForDepthEstimation.from_pretrained(
+            str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise UserError(
             f"{source} is no Depth-Anything-V2 checkpoint ({first_line(error)}). Give a folder of "
             "Depth-Anything-V2-{Small,Base,Large}-hf, or an original depth_anything_v2_vit{s,b,l}.pth."
         ) from error
+    _check_complete(model, loading, source)
     _use_offset_embeddings(model)
     return model, commit or _folder_revision(folder)
+
+
+def _check_complete(model: nn.Module, loading: Mapping[str, Collection[Any]], source: str) -> None:
+    """transformers draws at random what a file lacks, and warns; here that is an error, as are NaN."""
+    for kind, what in (("missing_keys", "missing"), ("unexpected_keys", "unknown")):
+        if odd := sorted(loading[kind]):
+            raise UserError(
+                f"{source} is no complete Depth-Anything-V2 checkpoint: the tensor {odd[0]!r} is {what} "
+                f"({len(odd)} such in all); download it again."
+            )
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{source} is damaged: the tensor {name!r} holds NaN or infinite values."
+            )
 
 
 def _use_offset_embeddings(model: nn.Module) -> None:
