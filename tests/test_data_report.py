@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import re
 from dataclasses import replace
@@ -22,13 +23,16 @@ from molmoact_data.labels.quality import episode_sums, merge, summarise
 from molmoact_data.labels.traces import TraceConfig, episode_traces
 from molmoact_data.outputs.columns import label_columns
 from molmoact_data.outputs.shards import ShardWriter
-from molmoact_data.pictures.images import encode_jpeg
+from molmoact_data.pictures.images import decode_image, encode_jpeg
 from molmoact_data.report.data import FRAME_DISTANCE, NUM_WORST, read_report_data
+from molmoact_data.report.depth import codes_map, depth_strips, open_tokenizer
 from molmoact_data.report.findings import findings, overall
 from molmoact_data.report.page import render, write_report
 from molmoact_data.schema import RecordLayout
 from molmoact_data.sources.base import EpisodeColumns
 from molmoact_data.statistics import ActionSpec, DatasetStatistics, feature_statistics
+from molmoact_data.teachers.registry import EMBEDDED_VQVAE
+from vqvae.codec import VQVAECodec
 
 FULL = RecordLayout(cameras=("primary",), action_dim=7, state_dim=None, depth_codes=100)
 BARE = RecordLayout(
@@ -242,7 +246,7 @@ def test_strips_are_means_of_quality(output: Storage) -> None:
 def test_an_output_without_labels_still_has_a_page(tmp_path: Path) -> None:
     page = render(write_output(tmp_path / "bare", BARE))
     assert page.count("<figure>") > 0
-    for absent in ("Trace quality", "Depth codes", "Actions</h2>"):
+    for absent in ("Trace quality", "Depth</h2>", "Depth codes", "Actions</h2>"):
         assert absent not in page
 
 
@@ -343,3 +347,87 @@ def test_the_page_opens_with_the_overall_verdict_and_calls_nothing_best(page: st
     assert "The surest frames" in page
     text = re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)
     assert re.findall(r"(?i)\b(?:best|good) frames", text) == []
+
+
+def with_codes(root: Path, recipe: str, *, vqvae: str = "embedded", **card: str) -> Storage:
+    """An output whose every frame has the packaged VQ-VAE's codes of one depth map, nearer to the right."""
+    storage = write_output(root, FULL)
+    codec = VQVAECodec(EMBEDDED_VQVAE, recipe=recipe, device="cpu")
+    nearer_to_the_right = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
+    codes = codec.encode(nearer_to_the_right[None])[0].astype(np.uint8)
+    path = root / "data" / "episodes.parquet"
+    table = pq.read_table(path)
+    at = table.column_names.index("depth_codes")
+    column = pa.array([codes.tolist()] * len(table), table.schema.field(at).type)
+    pq.write_table(table.set_column(at, table.schema.field(at), column), path)
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["teachers"]["depth_tokenizer"] = {**codec.describe(), **card}
+    manifest["teachers"]["depth"]["encoder"] = "vits"
+    manifest["fingerprint"]["labels"]["vqvae"] = vqvae
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    return storage
+
+
+def strips_of(storage: Storage) -> Any:
+    data = read_report_data(storage)
+    strips = depth_strips(storage, data.manifest, data.depth)
+    assert strips is not None
+    return strips
+
+
+def drawn(figure: Any) -> np.ndarray:
+    return decode_image(base64.b64decode(figure.address.partition(",")[2])).astype(float)
+
+
+def test_depth_is_shown_beside_the_picture_with_its_recipe(tmp_path: Path) -> None:
+    storage = with_codes(tmp_path / "right", "checkpoint")
+    strips = strips_of(storage)
+    for words in ("depth by a-teacher", "encoder vits", "range signed", "resize nearest"):
+        assert words in strips.lead
+    assert {figure.verdict for figure in strips.figures} == {"good"}
+    assert len({figure.name for figure in strips.figures}) == len(strips.figures) == 6
+    strip = drawn(strips.figures[0])
+    frame = int(strips.figures[0].name.partition("· ")[2])
+    picture, depth = np.split(strip, 2, axis=1)
+    assert picture.mean() == pytest.approx(frame * 4, abs=3)  # the frame's own shade
+    fifths = [part.mean() for part in np.array_split(depth.mean(axis=(0, 2)), 5)]
+    assert (np.diff(fifths) > 0).all(), fifths
+    assert "Depth</h2>" in render(storage)
+
+
+def test_codes_of_the_wrong_range_are_yellow(tmp_path: Path) -> None:
+    strips = strips_of(with_codes(tmp_path / "wrong", "reference"))
+    assert "range unit" in strips.lead
+    assert {figure.verdict for figure in strips.figures} == {"warn"}
+
+
+def test_without_their_vqvae_the_codes_are_shown_and_the_page_says_so(
+    output: Storage, page: str, tmp_path: Path
+) -> None:
+    assert "was not at hand" in page  # its manifest names no VQ-VAE
+    other = with_codes(tmp_path / "other", "checkpoint", revision="sha256:" + "0" * 64)
+    assert "was not at hand" in strips_of(other).lead
+    counted = codes_map(np.arange(100), 100)
+    np.testing.assert_array_equal(counted[..., 0].ravel(), np.rint(np.arange(100) * 255 / 99))
+    assert counted.shape == (10, 10, 3)
+    assert codes_map(np.arange(200), 200).shape == (20, 10, 3)  # two levels, one above the other
+
+
+def test_the_vqvae_that_the_run_named_is_known_by_its_hash(tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    own = tmp_path / "own.safetensors"
+    with safe_open(EMBEDDED_VQVAE, "pt") as file:
+        weights = {name: file.get_tensor(name) * 1.5 for name in file.keys()}  # noqa: SIM118
+        save_file(weights, own, metadata=file.metadata())
+    revision = VQVAECodec(own, device="cpu").describe()["revision"]
+    named = with_codes(tmp_path / "named", "checkpoint", vqvae=str(own), revision=revision)
+    manifest = read_report_data(named).manifest
+    found = open_tokenizer(manifest)
+    assert found is not None
+    assert found.describe()["revision"] == revision
+    own.write_bytes(b"something else by now")
+    assert open_tokenizer(manifest) is None
+    own.unlink()
+    assert open_tokenizer(manifest) is None

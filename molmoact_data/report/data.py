@@ -29,6 +29,7 @@ HEAT_CELLS = 32
 STRIP_COLUMNS = 120
 MAX_STRIPS = 40
 NUM_SUREST, NUM_WORST, NUM_PER_REASON = 10, 20, 5
+NUM_DEPTH = 6
 # Neighbouring frames look alike, so pictures of one kind keep this distance within an episode.
 FRAME_DISTANCE = 10
 CANDIDATES = 400
@@ -71,6 +72,8 @@ class ReportData:
     rejected: dict[str, list[FrameRef]] = field(default_factory=dict)
     plain: list[FrameRef] = field(default_factory=list)
     """Frames to show where there are no traces."""
+    depth: list[FrameRef] = field(default_factory=list)
+    """Frames whose depth is shown."""
 
 
 def read_report_data(storage: Storage, manifest: Manifest | None = None) -> ReportData:
@@ -112,6 +115,7 @@ class _Collector:
         self._surest = _Smallest(CANDIDATES)
         self._worst = _Smallest(CANDIDATES)
         self._plain = _Smallest(CANDIDATES)
+        self._depth = _Smallest(CANDIDATES)
         self._by_reason: dict[str, _Smallest] = {}
         self._outside = 0
         self._values = 0
@@ -146,6 +150,7 @@ class _Collector:
             for reason, refs in sorted(self._by_reason.items())
         }
         data.plain = spread_out(self._plain.sorted(), NUM_SUREST, per_episode=2)
+        data.depth = spread_out(self._depth.sorted(), NUM_DEPTH, per_episode=1)
 
     def _add_actions(self, action_ND: NDArray[np.float32], statistics: DatasetStatistics) -> None:
         limits = statistics.action
@@ -172,6 +177,8 @@ class _Collector:
         episode = table[schema.EPISODE_INDEX].to_numpy()
         frame = table[schema.FRAME_INDEX].to_numpy()
         draw = _draw(episode, frame)
+        if self._data.manifest.layout.depth_codes is not None:
+            self._offer(self._depth, np.arange(len(episode)), draw, shard, group, table)
         if schema.TRACE_QUALITY not in table.column_names:
             self._offer(self._plain, np.arange(len(episode)), draw, shard, group, table)
             return

@@ -16,6 +16,7 @@ from molmoact_data.pages.page import Card, percent, render_page
 from molmoact_data.pictures.images import decode_image
 from molmoact_data.report import sections
 from molmoact_data.report.data import FrameRef, ReportData, read_report_data
+from molmoact_data.report.depth import depth_strips
 from molmoact_data.report.findings import findings, overall
 from molmoact_data.report.pictures import heat_picture, read_pictures
 
@@ -60,6 +61,7 @@ def render(storage: Storage, manifest: Manifest | None = None) -> str:
         trace_quality=sections.trace_quality(manifest.quality),
         galleries=sections.galleries(data, pictures),
         without_trace=sections.without_trace(data, pictures),
+        depth=depth_strips(storage, manifest, data.depth),
         codes=sections.codes(manifest.quality, sums),
         actions=sections.actions(data),
         rejects=data.rejects,

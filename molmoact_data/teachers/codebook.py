@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from molmoact_data.errors import UserError
@@ -27,3 +28,23 @@ def codebook_path(name: str | Path) -> Path:
         f"no VQ-VAE checkpoint at {path}. Give a vae-final.pt, a .safetensors file or a run folder of "
         f"`molmoact vqvae train`, or {named}."
     )
+
+
+def codebooks_at_hand(name: str | None) -> Iterator[Path]:
+    """Where the VQ-VAE that an output was made with (`name` as it was asked for then) may lie on this machine.
+
+    The packaged one first; nothing is fetched. Whether it is the same file, its hash says.
+    """
+    yield EMBEDDED_VQVAE
+    if name is None or name == EMBEDDED:
+        return
+    if Path(name).exists():
+        yield Path(name)
+    elif name == RELEASED:
+        from huggingface_hub import try_to_load_from_cache
+
+        place = try_to_load_from_cache(
+            RELEASED_VQVAE.repository, RELEASED_FILE, revision=RELEASED_VQVAE.revision
+        )
+        if isinstance(place, str):
+            yield Path(place)
