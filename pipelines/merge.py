@@ -155,6 +155,7 @@ def merged_header(sources: Sequence[Output]) -> Manifest:
     fingerprint = {**first.fingerprint, "source": {"name": name, "revision": revision}}
     rates = {output.manifest.dataset.fps for output in sources}
     robots = {output.manifest.dataset.robot_type for output in sources}
+    names = {output.manifest.dataset.action_names for output in sources}
     dataset = replace(
         first.dataset,
         name=name,
@@ -164,6 +165,7 @@ def merged_header(sources: Sequence[Output]) -> Manifest:
         robot_type=robots.pop() if len(robots) == 1 else None,
         warnings=tuple(w for output in sources for w in output.manifest.dataset.warnings),
         sources=parts,
+        action_names=names.pop() if len(names) == 1 else (),
     )
     return replace(
         first, fingerprint=fingerprint, config_hash=content_hash(fingerprint), dataset=dataset

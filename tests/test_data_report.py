@@ -24,6 +24,7 @@ from molmoact_data.labels.traces import TraceConfig, episode_traces
 from molmoact_data.outputs.columns import label_columns
 from molmoact_data.outputs.shards import ShardWriter
 from molmoact_data.pictures.images import decode_image, encode_jpeg
+from molmoact_data.report.curves import MAX_POINTS, gripper_curves, read_actions
 from molmoact_data.report.data import FRAME_DISTANCE, NUM_WORST, read_report_data
 from molmoact_data.report.depth import codes_map, depth_strips, open_tokenizer
 from molmoact_data.report.findings import findings, overall
@@ -431,3 +432,48 @@ def test_the_vqvae_that_the_run_named_is_known_by_its_hash(tmp_path: Path) -> No
     assert open_tokenizer(manifest) is None
     own.unlink()
     assert open_tokenizer(manifest) is None
+
+
+def test_the_gripper_is_drawn_over_the_frames_of_whole_episodes(output: Storage) -> None:
+    data = read_report_data(output)
+    (curve,) = gripper_curves(output, data)
+    assert curve.name == "dimension 6"
+    for episode in (0, 3, 4):
+        assert f"<title>episode {episode}</title>" in curve.chart
+    numbers = re.findall(r'text-anchor="end">([^<]*)</text>', curve.chart)
+    assert numbers[:3] == ["0", "0.5", "1"]  # the y axis: the gripper is 0 or 1
+    lines = re.findall(r'<polyline points="([^"]*)"', curve.chart)
+    heights = [float(place.partition(",")[2]) for place in lines[1].split()]
+    recorded = columns_of(3).action[:, 6]
+    assert len(heights) == FRAMES <= MAX_POINTS
+    low, high = max(heights), min(heights)
+    np.testing.assert_allclose([(low - h) / (low - high) for h in heights], recorded, atol=0.01)
+
+
+def test_the_gripper_curve_takes_an_episode_across_row_groups(
+    output: Storage, tmp_path: Path
+) -> None:
+    write_output(tmp_path / "twin", FULL)
+    path = tmp_path / "twin" / "data" / "episodes.parquet"
+    pq.write_table(pq.read_table(path), path, row_group_size=7)
+    key = ("data/episodes.parquet", 3)
+    actions = read_actions(Storage(str(tmp_path / "twin")), [key])
+    np.testing.assert_array_equal(actions[key], columns_of(3).action)
+
+
+def test_dimensions_have_the_names_that_the_source_gives_them(
+    page: str, output: Storage, tmp_path: Path
+) -> None:
+    assert "<h3>dimension 0</h3>" in page  # an output of before: its manifest names none
+    named = write_output(tmp_path / "named", FULL)
+    manifest = json.loads((tmp_path / "named" / "manifest.json").read_text())
+    names = ["x", "y", "z", "roll", "pitch", "yaw", "<hand>"]
+    manifest["dataset"]["action_names"] = names
+    (tmp_path / "named" / "manifest.json").write_text(json.dumps(manifest))
+    read = read_report_data(named).manifest
+    assert read.to_json()["dataset"]["action_names"] == names
+    assert "action_names" not in read_report_data(output).manifest.to_json()["dataset"]
+    told = render(named)
+    for heading in ("0 · x", "5 · yaw", "6 · &lt;hand&gt; · gripper", "6 · &lt;hand&gt;"):
+        assert f"<h3>{heading}</h3>" in told
+    assert "dimension 0</h3>" not in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from molmoact_data.outputs.measuring import (
 )
 from molmoact_data.outputs.output import Output
 from molmoact_data.validate import validate
-from pipelines.merge import merge
+from pipelines.merge import merge, merged_header
 from pipelines.retokenize import RetokenizeConfig, retokenize
 
 LATER = DotSource(lengths=(6, 11), first_episode=4)
@@ -172,6 +173,25 @@ def test_merge_refuses_another_depth_recipe(make_output, tmp_path):
 def test_merge_refuses_an_episode_that_is_in_both(make_output, tmp_path):
     with pytest.raises(UserError, match="episode 0 of dots"):
         merged(tmp_path / "both", make_output("one"), make_output("two", frames_per_shard=100))
+
+
+def test_names_of_dimensions_are_kept_and_merged_where_all_sources_agree(make_output, tmp_path):
+    def named(path: Path, *names: str) -> Path:
+        """The finished output at `path`, as a source with these names would have left it."""
+        manifest = Output.open(path).manifest
+        manifest = replace(manifest, dataset=replace(manifest.dataset, action_names=names))
+        (path / schema.MANIFEST_FILE).write_bytes(manifest.to_bytes())
+        return path
+
+    one = named(make_output("one"), "x", "y")
+    two = named(make_output("two", source=DotSource(name="spots")), "x", "y")
+    other = named(make_output("other", source=DotSource(name="blots")), "x", "hand")
+    opened = [Output.open(path) for path in (one, two, other)]
+
+    assert merged_header(opened[:2]).dataset.action_names == ("x", "y")
+    assert merged_header(opened).dataset.action_names == ()
+    new = retokenized(one, tmp_path / "new", RetokenizeConfig(action_bins=32))
+    assert Output.open(new).manifest.dataset.action_names == ("x", "y")
 
 
 def test_merged_statistics_are_those_of_the_concatenated_rows(make_output):

@@ -39,6 +39,8 @@ class DatasetFacts:
     """Where the dataset's own metadata were wrong, in words."""
     sources: tuple[SourceName, ...] = ()
     """Of a merged output; empty = the dataset itself."""
+    action_names: tuple[str, ...] = ()
+    """Of the action's dimensions; empty = the source has none, or a merged output's sources differ."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,9 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """Plain data; the inverse of `read_manifest`."""
         plain = json.loads(json.dumps(asdict(self)))
-        if not self.dataset.sources:
-            del plain["dataset"]["sources"]
+        for optional in ("sources", "action_names"):
+            if not plain["dataset"][optional]:
+                del plain["dataset"][optional]
         return plain
 
     def to_bytes(self) -> bytes:

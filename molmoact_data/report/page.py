@@ -15,6 +15,7 @@ from molmoact_data.outputs.output import open_parquet
 from molmoact_data.pages.page import Card, percent, render_page
 from molmoact_data.pictures.images import decode_image
 from molmoact_data.report import sections
+from molmoact_data.report.curves import gripper_curves
 from molmoact_data.report.data import FrameRef, ReportData, read_report_data
 from molmoact_data.report.depth import depth_strips
 from molmoact_data.report.findings import findings, overall
@@ -64,6 +65,7 @@ def render(storage: Storage, manifest: Manifest | None = None) -> str:
         depth=depth_strips(storage, manifest, data.depth),
         codes=sections.codes(manifest.quality, sums),
         actions=sections.actions(data),
+        gripper=gripper_curves(storage, data),
         rejects=data.rejects,
         max_listed_rejects=MAX_LISTED_REJECTS,
         rejects_file=schema.REJECTS_FILE,

@@ -16,6 +16,7 @@ from molmoact_data.labels.quality import QualitySums
 from molmoact_data.outputs.manifest import Manifest
 from molmoact_data.pages.charts import Line, bar_chart, stacked_bar
 from molmoact_data.pages.page import Figure, percent
+from molmoact_data.report.curves import dimension_name
 from molmoact_data.report.data import HISTOGRAM_BINS, FrameRef, ReportData
 from molmoact_data.report.pictures import Picture, strips_picture
 from molmoact_data.statistics import DatasetStatistics
@@ -209,7 +210,8 @@ def actions(data: ReportData) -> list[dict[str, str]]:
         return []
     return [
         {
-            "name": f"dimension {d}" + (" · gripper" if spec.gripper else ""),
+            "name": dimension_name(data.manifest.dataset, d)
+            + (" · gripper" if spec.gripper else ""),
             "chart": _action_chart(data.statistics, d, data.action_histogram_DB[d].tolist()),
             "words": ("scaled by quantiles" if spec.normalize else "not scaled")
             + (", stored as 1 - a" if spec.invert else "")

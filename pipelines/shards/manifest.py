@@ -39,6 +39,7 @@ def header(job: Job) -> Manifest:
             fps=source.fps,
             robot_type=source.robot_type,
             warnings=tuple(source.warnings),
+            action_names=source.action_names or () if job.layout.action_dim is not None else (),
         ),
         cameras=job.cameras,
         layout=job.layout,
