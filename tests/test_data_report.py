@@ -388,7 +388,7 @@ def test_depth_is_shown_beside_the_picture_with_its_recipe(tmp_path: Path) -> No
     assert {figure.verdict for figure in strips.figures} == {"good"}
     assert len({figure.name for figure in strips.figures}) == len(strips.figures) == 6
     strip = drawn(strips.figures[0])
-    frame = int(strips.figures[0].name.partition("· ")[2])
+    frame = int(strips.figures[0].name.rpartition(" ")[2])
     picture, depth = np.split(strip, 2, axis=1)
     assert picture.mean() == pytest.approx(frame * 4, abs=3)  # the frame's own shade
     fifths = [part.mean() for part in np.array_split(depth.mean(axis=(0, 2)), 5)]

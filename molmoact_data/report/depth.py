@@ -183,7 +183,7 @@ def _figure(frame: DepthFrame, right_HWC: NDArray[np.uint8], pill: str, *, fills
     right = cv2.resize(right_HWC, size, interpolation=cv2.INTER_NEAREST)
     strip = np.concatenate([left, right], axis=1).astype(np.uint8, copy=False)
     return Figure(
-        name=f"{frame.ref.episode} · {frame.ref.frame}",
+        name=f"Episode {frame.ref.episode}, frame {frame.ref.frame}",
         address=jpeg_address(strip),
         pill=pill,
         verdict="good" if fills else "warn",
