@@ -21,6 +21,7 @@ from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.outputs.output import Output
 from molmoact_data.outputs.rows import ParquetRows, padded_chunk
+from molmoact_data.sources.images import as_rgb
 
 
 class FrameDataset(Dataset):
@@ -91,7 +92,7 @@ class FrameDataset(Dataset):
 
 
 def _decoded(encoded: bytes) -> Tensor:
-    rgb_HWC = np.array(Image.open(io.BytesIO(encoded)).convert("RGB"))
+    rgb_HWC = np.array(as_rgb(Image.open(io.BytesIO(encoded))))
     return torch.from_numpy(rgb_HWC).permute(2, 0, 1).contiguous()
 
 

@@ -17,6 +17,7 @@ from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.outputs.output import EpisodeRows, Output
 from molmoact_data.policies import Observation
+from molmoact_data.sources.images import as_rgb
 from molmoact_data.sources.selection import chosen_numbers
 
 
@@ -106,4 +107,4 @@ def _picture(image: dict[str, Any]) -> NDArray[np.uint8]:
     """RGB [height, width, 3]."""
     from PIL import Image
 
-    return np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))
+    return np.asarray(as_rgb(Image.open(io.BytesIO(image["bytes"]))))

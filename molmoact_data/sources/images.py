@@ -11,12 +11,31 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from molmoact_data.errors import EpisodeRejected, RejectReason
+from molmoact_data.errors import EpisodeRejected, RejectReason, UserError
 from molmoact_data.sources.base import CameraBatch, CameraFeature
 
-PASSED_THROUGH = ("JPEG", "PNG")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")
+PASSED_THROUGH = ("JPEG", "PNG")
 UPRIGHT = 1
+
+
+class NotEightBitError(UserError):
+    """A picture whose grey levels do not fit into 8 bits: mono16, depth, float."""
+
+
+def check_eight_bit(image: Image.Image) -> None:
+    """Raises `NotEightBitError` where converting to RGB would clip the picture, mostly to white."""
+    if image.mode not in EIGHT_BIT_MODES:
+        kind = f"{image.format} of mode" if image.format else "a picture of mode"
+        raise NotEightBitError(
+            f"{kind} {image.mode!r}, not 8-bit colour; convert it to 8 bits first"
+        )
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The picture in mode RGB, not turned. Raises `NotEightBitError`."""
+    check_eight_bit(image)
+    return image.convert("RGB")
 
 
 def iter_image_batches(
@@ -87,17 +106,18 @@ def _decode(
         with Image.open(io.BytesIO(data)) as image:
             if is_depth:
                 return _depth_pixels(image), False
-            if image.mode not in EIGHT_BIT_MODES:  # converting would clip it, mostly to white
-                raise EpisodeRejected(
-                    RejectReason.IMAGE_UNDECODABLE,
-                    f"{key}, frame {frame}: {image.format} of mode {image.mode!r}, not 8-bit colour",
-                )
             plain = image.mode == "RGB" and image.format in PASSED_THROUGH
             orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
             if orientation != UPRIGHT:  # most readers turn it, some do not: store it turned
-                return np.asarray(ImageOps.exif_transpose(image).convert("RGB")), False
-            return np.asarray(image.convert("RGB")), plain
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+                return np.asarray(as_rgb(ImageOps.exif_transpose(image))), False
+            return np.asarray(as_rgb(image)), plain
+    except (
+        NotEightBitError,
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:
         raise EpisodeRejected(
             RejectReason.IMAGE_UNDECODABLE, f"{key}, frame {frame}: {error}"
         ) from error

@@ -17,6 +17,7 @@ from molmoact_data.files.storage import Storage
 from molmoact_data.outputs.manifest import OtherVersion
 from molmoact_data.outputs.output import BATCH_ROWS, Output, open_parquet
 from molmoact_data.outputs.shards import ShardRecord
+from molmoact_data.sources.images import NotEightBitError, as_rgb
 from molmoact_data.validate.files import check_files, check_shard_bytes
 from molmoact_data.validate.findings import Finding, Problem, Report
 from molmoact_data.validate.rows import Expectation, RowChecker
@@ -214,7 +215,7 @@ def _image(
         return
     try:
         size = _decoded_size(encoded)
-    except OSError as error:
+    except (NotEightBitError, OSError) as error:
         yield Problem(Finding.IMAGE_UNDECODABLE, place, f"{name}: {error}")
         return
     first = sizes.setdefault((name, row[schema.EPISODE_INDEX]), size)
@@ -224,12 +225,11 @@ def _image(
 
 
 def _decoded_size(encoded: bytes) -> tuple[int, int]:
-    """Width and height of an image that decodes to its last row. Raises `OSError`."""
+    """Width and height of an image that decodes to its last row. Raises `OSError`, `NotEightBitError`."""
     from PIL import Image
 
     with Image.open(io.BytesIO(encoded)) as image:
-        image.load()
-        return image.size
+        return as_rgb(image).size
 
 
 def _check_sample(sample: CheckedSample | None, place: str, report: Report) -> None:

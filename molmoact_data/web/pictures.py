@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urljoin, urlsplit
 
 from molmoact_data.files.folders import write_bytes, write_json
+from molmoact_data.sources.images import NotEightBitError, as_rgb
 
 if TYPE_CHECKING:
     import httpx
@@ -35,6 +36,7 @@ Reason = Literal[
     "link_busy",
     "too_large",
     "not_a_picture",
+    "not_eight_bit",
     "other_content",
     "file_missing",
 ]
@@ -279,8 +281,10 @@ def check_picture(content: bytes, max_pixels: int) -> tuple[int, int]:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise PictureRejected("too_large", f"{image.width} x {image.height} pixels")
-            image.load()
+            as_rgb(image)
             return image.width, image.height
+    except NotEightBitError as error:
+        raise PictureRejected("not_eight_bit", str(error)) from error
     except (
         UnidentifiedImageError,
         OSError,

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from molmoact_data.errors import UserError
+from molmoact_data.sources.images import as_rgb
 from molmoact_data.web.examples import Picture
-from molmoact_data.web.pictures import PictureFetcher, PictureRejected
+from molmoact_data.web.pictures import PictureFetcher, PictureRejected, check_picture
 
 _BOX_RGB = (25, 249, 255)
 """The published colour of the boxes under the letters."""
@@ -25,7 +26,10 @@ def read_picture(root: Path, picture: Picture, fetcher: PictureFetcher) -> bytes
     if picture.parquet:
         return _cell(root / picture.parquet, picture.row, picture.column)
     content = _file(root, picture.file)
-    return draw_letters(content, picture) if picture.labels else content
+    if not picture.labels:
+        return content
+    check_picture(content, fetcher.config.max_pixels)
+    return draw_letters(content, picture)
 
 
 def _file(root: Path, name: str) -> bytes:
@@ -75,7 +79,7 @@ def draw_letters(content: bytes, picture: Picture) -> bytes:
     """
     from PIL import Image, ImageDraw
 
-    image = Image.open(io.BytesIO(content)).convert("RGB")
+    image = as_rgb(Image.open(io.BytesIO(content)))
     draw = ImageDraw.Draw(image, "RGBA" if picture.transparent else "RGB")
     for letter, (x1, y1, x2, y2) in picture.labels:
         left, right, top, bottom = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)

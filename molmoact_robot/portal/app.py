@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from molmoact_data.errors import UserError
 from molmoact_data.pictures.overlay import draw_trace
@@ -71,7 +72,11 @@ def _pictures(policy: Policy, depth_picture: DepthPicture | None) -> None:
     with gr.Row():
         with gr.Column():
             upload = gr.Image(
-                label="Add a picture", type="numpy", sources=["upload"], elem_id="upload"
+                label="Add a picture",
+                type="pil",
+                image_mode=None,  # as it is: converted by the page, a 16-bit picture is clipped
+                sources=["upload"],
+                elem_id="upload",
             )
             canvas = gr.Image(
                 label="First view: click up to five points to steer",
@@ -95,10 +100,10 @@ def _pictures(policy: Policy, depth_picture: DepthPicture | None) -> None:
     def shown(now: Table) -> tuple[Table, Rgb | None, str]:
         return now, now.drawn(), "  ".join(f"{x},{y}" for x, y in now.points)
 
-    def add(now: Table, picture: Rgb | None) -> tuple[Any, ...]:
+    def add(now: Table, picture: Image.Image | None) -> tuple[Any, ...]:
         if picture is None:
             return (*shown(now), None)
-        with_it = _told(now.with_picture, np.asarray(picture)[..., :3], policy.info.num_cameras)
+        with_it = _told(now.with_upload, picture, policy.info.num_cameras)
         return (*shown(with_it), None)
 
     def click(now: Table, at: float, event: gr.SelectData) -> tuple[Any, ...]:

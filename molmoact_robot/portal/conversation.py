@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from molmoact_data.errors import UserError
 from molmoact_data.labels.traces import GRID_MAX
 from molmoact_data.pictures.overlay import POINT_RGB, draw_dot, draw_trace
 from molmoact_data.policies import ActionChunk, Observation, Policy
 from molmoact_data.schema import TRACE_MAX_POINTS
+from molmoact_data.sources.images import as_rgb
 
 Rgb = NDArray[np.uint8]
 Point = tuple[int, int]
@@ -40,6 +42,10 @@ class Table:
                 f"this model reads {budget} picture{'s' * (budget > 1)}, and so many are here. Start anew first."
             )
         return replace(self, pictures=(*self.pictures, rgb_HWC))
+
+    def with_upload(self, picture: Image.Image, budget: int) -> Table:
+        """One more picture as a visitor gives it. Raises `UserError` beyond 8 bits, too."""
+        return self.with_picture(np.array(as_rgb(picture)), budget)
 
     def with_click(self, column: int, row: int, at: float) -> Table:
         """One more point, from a click in pixels of the first picture; a sixth is not taken.

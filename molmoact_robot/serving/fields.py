@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from molmoact_data.errors import unknown_name
 from molmoact_data.pictures.images import decode_image
 from molmoact_data.policies import Observation, PolicyInfo
+from molmoact_data.sources.images import NotEightBitError, check_eight_bit
 from molmoact_robot.serving.protocol import IMAGE_LIST, Refused
 
 MAX_PIXELS = 4096 * 4096
@@ -117,10 +118,17 @@ def _decoded(name: str, encoded: bytes) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(encoded)) as header:
             width, height = header.size
+            check_eight_bit(header)
         if width * height > MAX_PIXELS:
             raise Refused("too_large", f"{name} has {width} x {height} pixels")
         return decode_image(encoded)
-    except (ValueError, OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (
+        NotEightBitError,
+        ValueError,
+        OSError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+    ) as error:
         raise Refused("wrong_image", f"{name} cannot be decoded: {error}") from error
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from molmoact_data.errors import UserError
+from molmoact_data.sources.images import NotEightBitError, as_rgb
 from molmoact_data.text import prompts
 from molmoact_data.text.annotations import render as render_annotation
 from molmoact_data.text.prompts import SampleKind
@@ -157,6 +158,6 @@ def _draw(image: Image.Image, traces: Sequence[Sequence[Sequence[int]]]) -> Imag
 def decode_image(encoded: bytes, where: str) -> Image.Image:
     """Encoded RGB -> picture; `where` names the row in the error."""
     try:
-        return Image.open(io.BytesIO(encoded)).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+        return as_rgb(Image.open(io.BytesIO(encoded)))
+    except (NotEightBitError, UnidentifiedImageError, OSError) as error:
         raise UserError(f"{where}: an image cannot be decoded ({error}).") from error

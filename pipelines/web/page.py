@@ -28,6 +28,7 @@ REASONS: Mapping[str, str] = {
     "link_refused": "not http, or a private address",
     "too_large": "above the limit of bytes or pixels",
     "not_a_picture": "a page instead of a picture, or half a picture",
+    "not_eight_bit": "grey levels that do not fit into 8 bits",
     "other_content": "the sha256 is not the one that the set names",
     "file_missing": "the raw files lack the picture",
 }

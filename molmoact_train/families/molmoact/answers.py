@@ -16,6 +16,7 @@ from molmoact_data.files.folders import check_new_file, write_bytes
 from molmoact_data.labels.depth import DepthTokenizer
 from molmoact_data.labels.traces import GRID_MAX
 from molmoact_data.pictures import overlay
+from molmoact_data.sources.images import NotEightBitError
 from molmoact_train.families.molmoact.pictures import ImageLike, to_rgb
 
 Trace = Sequence[Sequence[int]]
@@ -94,7 +95,7 @@ def read_images(paths: Sequence[Path]) -> list[Image.Image]:
 def _read_image(path: Path) -> Image.Image:
     try:
         return Image.fromarray(to_rgb(Image.open(path)))
-    except (OSError, UnidentifiedImageError) as error:
+    except (NotEightBitError, OSError, UnidentifiedImageError) as error:
         raise UserError(f"cannot read the image {path}: {error}") from error
 
 
