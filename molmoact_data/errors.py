@@ -36,6 +36,7 @@ class RejectReason(enum.StrEnum):
     VIDEO_SHORTER_THAN_ROWS = "video_shorter_than_rows"
     VIDEO_LONGER_THAN_ROWS = "video_longer_than_rows"
     VIDEO_SIZE_CHANGED = "video_size_changed"
+    VIDEO_STREAMS_AMBIGUOUS = "video_streams_ambiguous"
     VIDEO_SPAN_CONTRADICTED = "video_span_contradicted"
     FRAME_TIMESTAMP_MISMATCH = "frame_timestamp_mismatch"
     IMAGE_MISSING = "image_missing"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from av.stream import Disposition
 from made_datasets import FPS, FRONT, make_dataset, make_v3_dataset, rows_path, video_path
 from numbered import number_of, write_numbered
 
@@ -142,6 +145,104 @@ def test_rows_that_say_they_are_of_another_episode_are_not_used(v2: Path) -> Non
     ) as caught:
         source.read_columns(source.episodes[4])
     assert caught.value.reason is RejectReason.ROWS_OUT_OF_ORDER
+
+
+def change_rows(root: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    for path in sorted((root / "data").rglob("*.parquet")):
+        pq.write_table(change(pq.read_table(path)), path)
+
+
+@pytest.mark.parametrize("gone", [["frame_index", "timestamp"], ["frame_index"]])
+@pytest.mark.parametrize("version", ["v2", "v3"])
+def test_rows_without_frame_numbers_are_in_order_by_their_index(
+    version: str, gone: list[str], request: pytest.FixtureRequest
+) -> None:
+    root = request.getfixturevalue(version)
+    change_rows(root, lambda table: table.drop_columns(gone))
+    assert lengths(open_source(root)) == dict(enumerate(LENGTHS))
+    change_rows(
+        root,
+        lambda t: t.set_column(
+            t.column_names.index("index"), "index", t["index"].take(np.arange(len(t))[::-1])
+        ),
+    )
+    source = open_source(root)
+    assert set(lengths(source).values()) == {RejectReason.ROWS_OUT_OF_ORDER}
+    with pytest.raises(EpisodeRejected, match=r"row 1 says index \d+ after \d+, .* no frame_index"):
+        source.read_columns(source.episodes[0])
+
+
+def test_rows_without_any_number_of_a_frame_keep_their_order(v2: Path) -> None:
+    change_rows(v2, lambda table: table.drop_columns(["frame_index", "index"]))
+    assert lengths(open_source(v2)) == dict(enumerate(LENGTHS))
+
+
+@pytest.mark.parametrize(
+    ("spans", "said"),
+    [
+        ([(0, 12), (12, 21), (21, 35), (35, 42)], None),
+        ([(100, 112), (112, 121), (0, 14), (14, 21)], None),
+        ([(0, 11), (11, 21), (21, 35), (35, 42)], "of 2 .*: episode 0 is rows 0..11, and 12 long"),
+        ([(0, 12), (12, 21), (21, 35), (42, 35)], "of 1 .*: episode 3 is rows 42..35, and 7 long"),
+    ],
+)
+def test_row_spans_that_contradict_the_lengths_are_said(
+    v3: Path, spans: list[tuple[int, int]], said: str | None
+) -> None:
+    table = pq.read_table(v3 / EPISODES)
+    for place, name in enumerate(("dataset_from_index", "dataset_to_index")):
+        if name in table.column_names:
+            table = table.drop_columns([name])
+        table = table.append_column(name, pa.array([span[place] for span in spans], pa.int64()))
+    pq.write_table(table, v3 / EPISODES)
+    source = open_source(v3)
+    found = [w for w in source.info.warnings if "dataset_from_index" in w]
+    assert len(found) == (said is not None)
+    assert said is None or re.search(said, found[0])
+    assert lengths(source) == dict(enumerate(LENGTHS)), "the rows' own numbers decide"
+
+
+def add_stream(path: Path, *, cover: bool) -> None:
+    """A second video stream, in front: another film, or one picture that is marked as the cover."""
+    original = path.rename(path.with_suffix(".old.mp4"))
+    with av.open(str(original)) as read, av.open(str(path), "w") as written:
+        film = read.streams.video[0]
+        packets = [packet for packet in read.demux(film) if packet.dts is not None]
+        first = written.add_stream_from_template(film)
+        if cover:
+            second = written.add_stream("mjpeg", rate=1, width=64, height=64, pix_fmt="yuvj420p")
+            second.disposition = Disposition.attached_pic.value
+        else:
+            second = written.add_stream("libx264", rate=FPS, width=64, height=64)
+        other = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 90, np.uint8), format="rgb24")
+        written.start_encoding()
+        written.mux([*second.encode(other), *second.encode(None)])
+        for packet in packets:
+            packet.stream = first
+            written.mux(packet)
+    original.unlink()
+
+
+@pytest.mark.parametrize("version", ["v2", "v3"])
+def test_a_file_with_two_films_is_rejected_by_name(
+    version: str, request: pytest.FixtureRequest
+) -> None:
+    root = request.getfixturevalue(version)
+    path = video_path(root, 1) if version == "v2" else next((root / "videos").rglob("*.mp4"))
+    add_stream(path, cover=False)
+    source = open_source(root)
+    found = lengths(source)
+    assert found[1] is RejectReason.VIDEO_STREAMS_AMBIGUOUS
+    if version == "v2":
+        assert found == dict(enumerate(LENGTHS)) | {1: RejectReason.VIDEO_STREAMS_AMBIGUOUS}
+    with pytest.raises(EpisodeRejected, match=f"{path.name} has 2 video streams"):
+        list(source.iter_frames(source.episodes[1], [FRONT], 5))
+
+
+def test_a_cover_picture_is_no_film(v2: Path) -> None:
+    add_stream(video_path(v2, 1), cover=True)
+    source = open_source(v2)
+    assert numbers(source, 1) == list(range(9))
 
 
 def retime(root: Path, times: np.ndarray, episode: int = 0) -> None:

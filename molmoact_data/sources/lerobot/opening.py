@@ -32,6 +32,7 @@ from molmoact_data.sources.lerobot.places import (
     RowCounts,
     count_rows,
     rows_elsewhere,
+    span_warnings,
     warnings_of,
 )
 from molmoact_data.sources.lerobot.rows import (
@@ -82,6 +83,7 @@ def open_lerobot(folder: Folder, *, threads: int | None = None) -> LeRobotSource
         warnings=(
             *_count_warnings(metadata, counts),
             *warnings_of(metadata, elsewhere),
+            *span_warnings(metadata),
             *fps_warnings,
             *(warning for _, warnings in (*action, *state) for warning in warnings),
             *_task_warnings(metadata),

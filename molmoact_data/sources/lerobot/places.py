@@ -17,6 +17,8 @@ from molmoact_data.files.inputs import Folder
 from molmoact_data.sources.lerobot.metadata import LeRobotMetadata
 
 EPISODE_INDEX = "episode_index"
+SPAN = ("dataset_from_index", "dataset_to_index")
+"""Columns of the episode table: first row in the whole dataset, and the one after the last."""
 RowCounts = Mapping[str, Mapping[int, int]]
 """Row file -> episode -> rows of it in that file."""
 
@@ -55,6 +57,26 @@ def warnings_of(metadata: LeRobotMetadata, elsewhere: Mapping[int, Sequence[str]
     return [
         f"the rows of {len(elsewhere)} episodes are not where the metadata says; first: episode {episode} "
         f"is in {', '.join(files)}, the metadata names {named}"
+    ]
+
+
+def span_warnings(metadata: LeRobotMetadata) -> list[str]:
+    """One line where the episode table's row spans are not as long as its episodes; the rows decide."""
+    table = metadata.episodes
+    if not {*SPAN, "length"} <= {*table.column_names}:
+        return []
+    columns = [table[name].to_pylist() for name in (EPISODE_INDEX, *SPAN, "length")]
+    differ = [
+        row
+        for row in zip(*columns, strict=True)
+        if all(isinstance(value, int | float) for value in row) and row[2] - row[1] != row[3]
+    ]
+    if not differ:
+        return []
+    episode, first, end, length = differ[0]
+    return [
+        f"{SPAN[0]} and {SPAN[1]} of {len(differ)} episodes contradict their length; first: episode {episode} "
+        f"is rows {first}..{end}, and {length} long; the rows' own {EPISODE_INDEX} decides"
     ]
 
 

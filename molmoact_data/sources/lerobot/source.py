@@ -32,6 +32,8 @@ from molmoact_data.sources.lerobot.rows import RaggedColumnError, RowReader, den
 from molmoact_data.sources.video.clip import VideoClip, count_frames, iter_video, picture_hw
 
 FRAME_INDEX, TIMESTAMP, TASK_INDEX = "frame_index", "timestamp", "task_index"
+INDEX = "index"
+"""Rows of the whole dataset, counted from 0."""
 
 
 @dataclass
@@ -52,7 +54,8 @@ class LeRobotSource:
         episode = ref.episode_index
         texts = text_columns(self.rows.schema(episode))
         table = self._rows(
-            episode, [*self.mapping.columns, TIMESTAMP, FRAME_INDEX, TASK_INDEX, *texts, *extra]
+            episode,
+            [*self.mapping.columns, TIMESTAMP, FRAME_INDEX, INDEX, TASK_INDEX, *texts, *extra],
         )
         for name in (*self.mapping.columns, *extra):
             if name not in table.column_names:
@@ -88,7 +91,7 @@ class LeRobotSource:
         self, ref: EpisodeRef, camera_keys: Sequence[str], batch_size: int
     ) -> Iterator[dict[str, CameraBatch]]:
         """All cameras in lockstep, each decoded once; see `EpisodeSource.iter_frames`."""
-        table = self._rows(ref.episode_index, [TIMESTAMP, FRAME_INDEX])
+        table = self._rows(ref.episode_index, [TIMESTAMP, FRAME_INDEX, INDEX])
         _, timestamp_s = _clock(table, self.info.fps)
         with ExitStack() as stack:
             streams = {
@@ -286,6 +289,8 @@ def _clock(table: pa.Table, fps: float) -> tuple[NDArray[np.int32], NDArray[np.f
         raise EpisodeRejected(
             RejectReason.ROWS_OUT_OF_ORDER, f"row {row} says frame_index {frame_index[row]}"
         )
+    if FRAME_INDEX not in names and INDEX in names:
+        _refuse_other_order(numbers(table, INDEX))
     if TIMESTAMP not in names:
         return counted, (counted / fps).astype(np.float32)
     timestamp_s = numbers(table, TIMESTAMP).astype(np.float64)
@@ -299,6 +304,17 @@ def _clock(table: pa.Table, fps: float) -> tuple[NDArray[np.int32], NDArray[np.f
     if (problem := clock_problem(timestamp_s, fps)) is not None:
         raise EpisodeRejected(RejectReason.CLOCK_NOT_SECONDS, problem)
     return counted, timestamp_s.astype(np.float32)
+
+
+def _refuse_other_order(index: NDArray[Any]) -> None:
+    """`EpisodeRejected` where the dataset's row numbers [T], which stand for the frames', do not count up."""
+    jumps = np.flatnonzero(index[1:] != index[:-1] + 1)
+    if len(jumps):
+        row = int(jumps[0]) + 1
+        raise EpisodeRejected(
+            RejectReason.ROWS_OUT_OF_ORDER,
+            f"row {row} says {INDEX} {index[row]} after {index[row - 1]}, and there is no {FRAME_INDEX}",
+        )
 
 
 def _vectors(

@@ -15,6 +15,7 @@ from typing import Any, cast
 import av
 import numpy as np
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -116,14 +117,12 @@ class OpenVideo:
 
 @contextmanager
 def open_video(path: Path, index: VideoIndex | None = None) -> Iterator[OpenVideo]:
-    """The file and its first video stream; whatever FFmpeg refuses becomes VIDEO_UNDECODABLE.
+    """The file and its one video stream; whatever FFmpeg refuses becomes VIDEO_UNDECODABLE.
 
     `index` is the file's, where it is known.
     """
     with naming_decoder_errors(path), av.open(str(path), metadata_errors="ignore") as container:
-        if not container.streams.video:
-            raise EpisodeRejected(RejectReason.VIDEO_UNDECODABLE, f"no video stream in {path.name}")
-        stream = container.streams.video[0]
+        stream = _camera_stream(path, container)
         # Threads inside one decoder gain little on small frames; see `video_threads`.
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
@@ -133,12 +132,23 @@ def open_video(path: Path, index: VideoIndex | None = None) -> Iterator[OpenVide
 def read_picture_hw(path: Path) -> tuple[int, int]:
     """Height and width as a player shows them, without looking at more than the first frame."""
     with naming_decoder_errors(path), av.open(str(path), metadata_errors="ignore") as container:
-        if not container.streams.video:
-            raise EpisodeRejected(RejectReason.VIDEO_UNDECODABLE, f"no video stream in {path.name}")
-        stream = container.streams.video[0]
+        stream = _camera_stream(path, container)
         orientation = first_orientation(container, stream)
         height, width = stream.height, stream.width
     return orientation.size_hw(height, width)
+
+
+def _camera_stream(path: Path, container: InputContainer) -> VideoStream:
+    """The one stream that is a film; a cover picture is none. Raises `EpisodeRejected`."""
+    films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not films:
+        raise EpisodeRejected(RejectReason.VIDEO_UNDECODABLE, f"no video stream in {path.name}")
+    if len(films) > 1:
+        raise EpisodeRejected(
+            RejectReason.VIDEO_STREAMS_AMBIGUOUS,
+            f"{path.name} has {len(films)} video streams, and nothing tells which is the camera's",
+        )
+    return films[0]
 
 
 @contextmanager
