@@ -141,7 +141,7 @@ def facts(plan: Plan) -> dict[str, Lines | None]:
 def _told(source: Mapping[str, Any]) -> str:
     """One source of data, and why rows of it are left out."""
     left_out = "".join(f"; {n:,} left out: {why}" for why, n in source.get("left_out", {}).items())
-    return f"{source['name']}: {source['samples']:,} samples, drawn {source['rate']:.1%} of the time{left_out}"
+    return f"{source['name']}: {source['samples']:,} samples, drawn {source['rate']:.2%} of the time{left_out}"
 
 
 def measure_tokens(data: TrainingData, family: Family) -> dict[str, float]:

@@ -158,6 +158,11 @@ def test_the_plan_shows_the_table_and_a_few_steps_run(
     rates = {entry["name"]: entry["rate"] for entry in json.loads(out)["sources"]}
     assert len(rates) == 30
     assert rates["fractal20220817_data"] == pytest.approx(0.40)
+    code, out, err = molmoact("train", *flags, "--dry-run")
+    assert code == 0, err
+    told = " ".join(out.split())
+    assert all(f"{name}: " in told for name in rates)
+    assert "drawn 40.00% of the time" in told
     code, out, err = molmoact("train", *flags, "--json")
     assert code == 0, err
     assert json.loads(out)["step"] == 3
