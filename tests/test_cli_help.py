@@ -55,7 +55,9 @@ def test_old_names_of_flags_work_with_a_note(
     code, _, err = molmoact("validate", make_output(), "--report", found)
     assert (code, found.is_file()) == (0, True), err
     assert "note: --report is called --output-path now." in err
-    code, _, err = molmoact("vqvae", "convert", f"--input={tmp_path}", "--output", tmp_path / "x")
+    code, _, err = molmoact(
+        "vqvae", "convert", f"--input={tmp_path}", "--output", tmp_path / "x.pt"
+    )
     assert code == 2
     assert "note: --input is called --input-path now.\nnote: --output is called" in err
     assert "no VQ-VAE" in err

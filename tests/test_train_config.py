@@ -31,7 +31,7 @@ PUBLISHED = {
 
 
 def test_presets_are_the_published_commands() -> None:
-    assert set(registry.stages("molmoact")) == {*PUBLISHED, "debug"}
+    assert set(registry.stages("molmoact")) == {*PUBLISHED, "debug", "tabletop"}
     for stage, expected in PUBLISHED.items():
         c = resolve(stage, GIVEN)
         own = c.settings
