@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 
 from molmoact_data.console.tables import Lines, duration, size
+from molmoact_data.labels.pointing import ClipPointer
 from molmoact_data.outputs.shards import plan_shards
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 from molmoact_data.sources.opening import open_source
@@ -108,13 +109,22 @@ def _label_one_batch(
     columns = source.read_columns(ref, extra=getattr(teachers.pointer, "columns", ()))
     points = follow_points(teachers.pointer, job, columns)
     measured = (0.0, 0, 0)
+    all_frames = 0
     started = time.monotonic()
     for number, batch in enumerate(read_frames(job, source, ref)):
         DepthLabels().add(ref, batch.rgb_NHWC, teachers)
         if points:
             points.push(batch.rgb_NHWC)
         measured = (time.monotonic() - started, batch.images.nbytes, len(batch.rgb_NHWC))
+        all_frames += len(batch.rgb_NHWC)
         if number == 1:
             break
         started = time.monotonic()
+    if points and isinstance(teachers.pointer, ClipPointer):
+        # A clip is asked about when it is full: here at once, and this batch bears its share.
+        started = time.monotonic()
+        points.finish()
+        seconds, num_bytes, frames = measured
+        share = frames / all_frames
+        return seconds + (time.monotonic() - started) * share, num_bytes, frames
     return measured

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, UserError
 from molmoact_data.labels.depth import scale_to_u8
-from molmoact_data.labels.pointing import ColumnPointer, GripperPoints
+from molmoact_data.labels.pointing import ClipPointer, ColumnPointer, GripperPoints
 from molmoact_data.labels.traces import subsample, to_grid
 from molmoact_data.pictures.film import (
     CODES_NAME,
@@ -142,6 +142,8 @@ def point(
     if isinstance(pointer, ColumnPointer):
         points = pointer.point_columns(episode.extra, (rgb_NHWC.shape[1], rgb_NHWC.shape[2]))
         return GripperPoints(points.xy_NA2[wanted], points.confidence_NA[wanted])
+    if isinstance(pointer, ClipPointer):
+        return pointer.point_clip(rgb_NHWC, pointer.clips.prompt)
     return pointer.point(rgb_NHWC, config.labels.pointer_prompt)
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from molmoact_data.labels.labels import EpisodeLabels
-from molmoact_data.labels.pointing import GripperPoints
+from molmoact_data.labels.pointing import GripperPoints, Spent
 from molmoact_data.labels.quality import QualitySums, episode_sums, merge, summarise
 from molmoact_data.labels.traces import TraceConfig, episode_traces
+from molmoact_data.labels.tracking import TrackedPoints
 
 
 def labels_of(xy_T2: list[list[float]], codes_TG: list[list[int]] | None = None) -> EpisodeLabels:
@@ -49,16 +50,44 @@ def test_code_numbers_are_counted_by_hand() -> None:
 
 def test_tracking_agreement_ignores_keyframes() -> None:
     disagreement = np.array([[np.nan], [0.01], [0.05], [0.0]], dtype=np.float32)
+    labels = labels_of([[0.5, 0.5]] * 4)
+    assert labels.points is not None
     summary = summarise(
         episode_sums(
-            labels_of([[0.5, 0.5]] * 4),
+            labels,
             num_frames=4,
             codebook_size=2,
-            disagreement_TA=disagreement,
+            tracked=TrackedPoints(labels.points, np.ones(4, bool), disagreement),
         )
     )
     assert summary.forward_backward_agreement == pytest.approx(2 / 3)
     assert summary.forward_backward_mean == pytest.approx(0.02, abs=1e-6)
+
+
+def test_what_the_pointer_cost_is_counted_per_frame_of_the_dataset() -> None:
+    """Two episodes of four frames: three and one were asked about, one of them in vain."""
+    nan = float("nan")
+    labels = labels_of([[0.5, 0.5]] * 3 + [[nan, nan]])
+    assert labels.points is not None
+    asked = np.array([True, True, False, True])
+    first = TrackedPoints(labels.points, asked, None, Spent(2, 5, 2, 1000, 60))
+    second = TrackedPoints(
+        labels.points, asked & [True, False, False, False], None, Spent(1, 1, 1, 400, 20)
+    )
+    sums = [episode_sums(labels, num_frames=4, codebook_size=2, tracked=t) for t in (first, second)]
+    summary = summarise(merge(sums))
+    assert (summary.asked, summary.unanswered) == (4 / 8, 1 / 4)
+    assert (summary.calls_per_frame, summary.pictures_per_frame) == (3 / 8, 6 / 8)
+    assert (summary.read_tokens_per_frame, summary.written_tokens_per_frame) == (175, 10)
+    untold = TrackedPoints(labels.points, asked, None, Spent(3, 3))
+    partly = [*sums, episode_sums(labels, num_frames=4, codebook_size=2, tracked=untold)]
+    summary = summarise(merge(partly))
+    assert summary.calls_per_frame == 6 / 12
+    assert summary.read_tokens_per_frame is None
+    recorded = TrackedPoints(labels.points, np.ones(4, bool), None)
+    summary = summarise(episode_sums(labels, num_frames=4, codebook_size=2, tracked=recorded))
+    assert summary.asked is None
+    assert summary.calls_per_frame is None
 
 
 def test_rejected_frames_are_shares_by_reason() -> None:

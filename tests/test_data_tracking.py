@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
+from molmoact_data.labels.flow import FlowConfig, blend_paths
 from molmoact_data.labels.pointing import GripperPoints
-from molmoact_data.labels.tracking import FlowConfig, PointTracker, TrackedPoints, blend_paths
+from molmoact_data.labels.tracking import PointTracker, TrackedPoints
 
 SIDE = 128
 
@@ -144,7 +145,7 @@ def test_paths_that_part_on_the_way_are_not_blended(
         ]
         return (start_px + away).astype(np.float32)
 
-    monkeypatch.setattr("molmoact_data.labels.tracking.carry", bulging)
+    monkeypatch.setattr("molmoact_data.labels.flow.carry", bulging)
     pointer = TruthPointer(xy_T2)
     tracked = track(rgb, pointer, point_every=4)
     assert len(pointer.calls) == asked

@@ -17,6 +17,7 @@ import pytest
 from golden import SHARED_DATA, needs_shared_data
 from made_datasets import make_dataset
 from made_molmo import POINT, write_molmo
+from made_molmo2 import write_molmo2
 from made_released import COMMIT, into_cache, write_depth_anything, write_vqvae
 
 from molmoact_data import schema
@@ -104,6 +105,62 @@ def test_rollouts_with_molmo_killed_and_resumed_to_the_report(tmp_path: Path) ->
     np.testing.assert_allclose(points.reshape(len(rows), -1)[0], expected, atol=0.01)
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["teachers"]["gripper_pointer"]["name"] == "molmo/Molmo-7B-D-0924"
+
+
+@needs_shared_data
+def test_rollouts_in_clips_killed_and_resumed_to_the_report(tmp_path: Path) -> None:
+    """Molmo2 answers about windows of an episode that is longer than they are; no clip is asked about twice."""
+    said = [
+        '<tracks coords="',
+        "0.0 1 620 510",
+        *(f";{t / 2} 1 620 510" for t in range(1, 4)),
+        '">g',
+    ]
+    folder = write_molmo2(tmp_path / "Molmo2-4B", said)
+
+    def arguments(output: Path, cache: Path) -> list[str]:
+        return [
+            *("--dataset-path", str(SHARED_DATA / "libero_rollouts_v21"), "--output-path", str(output)),
+            *("--episodes", "4", "--depth", "none", "--pointer", "molmo2", "--pointer-checkpoint", str(folder)),
+            *("--point-every", "10", "--clip-frames", "4", "--clip-overlap", "2", "--point-cache", str(cache)),
+            *("--device", "cpu", "--batch-size", "16"),
+        ]  # fmt: skip
+
+    whole, whole_cache = tmp_path / "whole", tmp_path / "whole_cache"
+    finish(start(*arguments(whole, whole_cache)))
+    output, cache = tmp_path / "killed", tmp_path / "killed_cache"
+    process = start(*arguments(output, cache))
+    while process.poll() is None and len(lines_of(cache)) < 2:
+        time.sleep(0.02)
+    assert process.poll() is None, "the run was over before it could be killed"
+    process.kill()
+    process.communicate()
+    paid = lines_of(cache)
+    assert paid
+    finish(start(*arguments(output, cache), "--resume"))
+    asked = lines_of(cache)
+    assert len(asked) == len(set(asked)) == len(lines_of(whole_cache))
+    assert set(paid) <= set(asked)
+    assert data_of(output) == data_of(whole)
+    manifest = json.loads((output / "manifest.json").read_text())
+    frames, quality = manifest["counts"]["frames"], manifest["quality"]
+    keyframes = -(-(frames - 1) // 10) + 1
+    clips = [json.loads(line) for line in asked if line.startswith('{"clip"')]
+    assert len(clips) == 1 + -(-(keyframes - 4) // 2)
+    assert quality["asked"] == keyframes / frames
+    assert quality["unanswered"] == 0
+    assert quality["calls_per_frame"] == len(asked) / frames == len(clips) / frames
+    assert quality["pictures_per_frame"] == sum(clip["clip"] for clip in clips) / frames
+    assert quality["read_tokens_per_frame"] == sum(clip["tokens"][0] for clip in clips) / frames
+    assert manifest["teachers"]["gripper_pointer"]["clips"] == "told at 2 frames per second"
+    assert "questions per frame" in (output / "report.html").read_text()
+
+
+def lines_of(cache: Path) -> list[str]:
+    """Every answer in a point cache."""
+    return [
+        line for file in sorted(cache.rglob("*.jsonl")) for line in file.read_text().splitlines()
+    ]
 
 
 def released_cache(home: Path) -> None:

@@ -34,8 +34,8 @@ from molmoact_data.label_quality.traces import (
     TracedEpisode,
     filter_scores,
 )
+from molmoact_data.labels.flow import FlowConfig
 from molmoact_data.labels.pointing import DEFAULT_PROMPT, ColumnPointer
-from molmoact_data.labels.tracking import FlowConfig
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 from molmoact_data.teachers.choice import Teachers
 

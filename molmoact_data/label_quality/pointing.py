@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
-from molmoact_data.labels.pointing import ColumnPointer, GripperPointer, GripperPoints
-from molmoact_data.labels.tracking import FlowConfig, PointTracker
+from molmoact_data.labels.flow import FlowConfig
+from molmoact_data.labels.pointing import ColumnPointer, GripperPointer, GripperPoints, joined
+from molmoact_data.labels.tracking import PointTracker
 from molmoact_data.sources.base import EpisodeColumns
 
 
@@ -59,10 +60,7 @@ class _Answers:
     num_arms: int = 1
 
     def joined(self) -> GripperPoints:
-        return GripperPoints(
-            np.concatenate([b.xy_NA2 for b in self.batches]),
-            np.concatenate([b.confidence_NA for b in self.batches]),
-        )
+        return joined(self.batches)
 
     def point_frames(
         self, rgb_NHWC: NDArray[np.uint8], prompt: str, frame_index_N: Sequence[int]

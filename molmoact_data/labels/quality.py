@@ -19,6 +19,7 @@ from molmoact_data.labels.depth import perplexity
 from molmoact_data.labels.labels import EpisodeLabels
 from molmoact_data.labels.pointing import GripperPoints
 from molmoact_data.labels.traces import EpisodeTraces
+from molmoact_data.labels.tracking import TrackedPoints
 
 JUMP_DISTANCE = 0.1
 """A step between neighbouring frames longer than this share of the frame is a jump."""
@@ -71,6 +72,20 @@ class QualitySums:
     """Frame-arms with 0, 1, 2, ... trace points."""
     rejected_frames: Mapping[str, int] = field(default_factory=dict)
     """Frames without a trace, by reason."""
+    asked: int = 0
+    """Frames that the pointer was asked about."""
+    unanswered: int = 0
+    """Of those, without a point of every arm."""
+    calls: int = 0
+    """Questions, of one picture or one clip each, those that a cache answered included."""
+    pictures: int = 0
+    """Seen in them; a frame of two clips counts twice."""
+    counted_calls: int = 0
+    """Of the questions, those whose tokens are known."""
+    read_tokens: int = 0
+    """By the pointer, in those."""
+    written_tokens: int = 0
+    """By the pointer, in those."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the inverse of `from_json`."""
@@ -116,6 +131,16 @@ class LabelQuality:
     code_change_rate: float | None
     """Share of codes that differ from the frame before; flicker raises it."""
     quality_histogram: tuple[int, ...]
+    asked: float | None = None
+    """Share of frames that the pointer was asked about; None = nothing was asked (recorded points)."""
+    unanswered: float | None = None
+    """Share of those without a point of every arm."""
+    calls_per_frame: float | None = None
+    """Questions per frame of the dataset, of one picture or one clip each; answers of a cache included."""
+    pictures_per_frame: float | None = None
+    read_tokens_per_frame: float | None = None
+    """Of the pointer; None = not all of its answers tell."""
+    written_tokens_per_frame: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the manifest."""
@@ -127,14 +152,16 @@ def episode_sums(
     *,
     num_frames: int,
     codebook_size: int,
-    disagreement_TA: NDArray[np.float32] | None = None,
+    tracked: TrackedPoints | None = None,
 ) -> QualitySums:
-    """The sums of one episode's labels. `disagreement_TA`: NaN where nothing was tracked."""
+    """The sums of one episode's labels. `tracked`: the points, and what they cost."""
     values: dict[str, Any] = {"episodes": 1, "frames": num_frames}
     if labels.points is not None and labels.traces is not None:
         values |= _trace_sums(labels.points, labels.traces)
-    if disagreement_TA is not None:
-        measured = disagreement_TA[np.isfinite(disagreement_TA)].astype(np.float64)
+    if tracked is not None:
+        values |= _asked_sums(tracked)
+    if tracked is not None and (apart_TA := tracked.disagreement_TA) is not None:
+        measured = apart_TA[np.isfinite(apart_TA)].astype(np.float64)
         values["tracked"] = len(measured)
         values["disagreement_sum"] = float(measured.sum())
         values["disagreeing"] = int(np.count_nonzero(measured > DISAGREEMENT_LIMIT))
@@ -180,7 +207,33 @@ def summarise(sums: QualitySums) -> LabelQuality:
         code_perplexity=perplexity(counts) if counts.any() else None,
         code_change_rate=_share(sums.code_changes, sums.code_pairs),
         quality_histogram=sums.quality_histogram,
+        **_cost(sums),
     )
+
+
+def _cost(sums: QualitySums) -> dict[str, float | None]:
+    """What the pointer's answers cost, per frame of the dataset."""
+    asked_frames = sums.frames if sums.calls else 0
+    counted_frames = asked_frames if sums.counted_calls == sums.calls else 0
+    return {
+        "asked": _share(sums.asked, asked_frames),
+        "unanswered": _share(sums.unanswered, sums.asked),
+        "calls_per_frame": _share(sums.calls, asked_frames),
+        "pictures_per_frame": _share(sums.pictures, asked_frames),
+        "read_tokens_per_frame": _share(sums.read_tokens, counted_frames),
+        "written_tokens_per_frame": _share(sums.written_tokens, counted_frames),
+    }
+
+
+def _asked_sums(tracked: TrackedPoints) -> dict[str, int]:
+    if not tracked.spent.calls:
+        return {}
+    found_T = ~np.isnan(tracked.points.xy_NA2).any(axis=(1, 2))
+    return {
+        "asked": int(np.count_nonzero(tracked.from_pointer_T)),
+        "unanswered": int(np.count_nonzero(tracked.from_pointer_T & ~found_T)),
+        **asdict(tracked.spent),
+    }
 
 
 def _trace_sums(points: GripperPoints, traces: EpisodeTraces) -> dict[str, Any]:

@@ -1,20 +1,19 @@
 """Points for every frame from a pointer that is asked about few: keyframes and optical flow between them.
 
-The pointer sees every K-th frame and the last one. Between two keyframes the point is carried forwards
-from the first and backwards from the second by pyramidal Lucas-Kanade flow; each path is bent to end where
-the other begins, and the two are blended by distance in time. Where they come apart further than `tolerance`,
-needed bending by more than `max_drift`, or one of them is lost, flow is not to be trusted (an occlusion, a
-blurred or sudden motion, a wrong keyframe): the pointer is asked about the middle frame and both halves are
-tried again, down to single frames. With K = 1 the pointer answers every frame.
+The pointer sees every K-th frame and the last one, a picture at a time or many of them as one clip. Between two
+keyframes flow carries the point (`flow`). Where flow is not to be trusted (an occlusion, a blurred or sudden motion, a
+wrong keyframe), the pointer is asked about the picture in the middle and both halves are tried again, down to single
+frames. With K = 1 the pointer answers every frame.
 
-Letters: T frames of an episode, N of a batch, A arms, P points of a cluster. Memory is N + K frames.
+Letters: T frames of an episode, N of a batch, A arms, W keyframes of a clip. Memory is N + K frames, with clips
+N + W K.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import cv2
@@ -22,28 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
+from molmoact_data.labels.clips import ClipWindow, in_the_same_order
+from molmoact_data.labels.flow import FlowConfig, between
 from molmoact_data.labels.keyframes import EveryKth, KeyframeRule, WhereItMoved
-from molmoact_data.labels.pointing import ColumnPointer, GripperPointer, GripperPoints
+from molmoact_data.labels.pointing import (
+    ClipPointer,
+    ColumnPointer,
+    GripperPointer,
+    GripperPoints,
+    Spent,
+)
 
-
-@dataclass(frozen=True)
-class FlowConfig:
-    """When flow is believed. Lengths are shares of the image diagonal."""
-
-    tolerance: float = 0.02
-    """Largest distance between the (bent) forward and backward path that is blended."""
-    max_drift: float = 0.1
-    """Farthest that the forward path may end from the keyframe it leads to."""
-    cluster_radius: float = 0.025
-    """Half side of the square of points that moves together with the gripper."""
-    step_error_px: float = 1.0
-    """A point of the cluster counts if one step there and back returns this close."""
-    min_inliers: float = 0.1
-    """Share of the cluster that must count; below it the path is lost."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.tolerance < 1:
-            raise ValueError(f"the tracking tolerance must lie in (0, 1), got {self.tolerance}")
+DEFAULT_FLOW = FlowConfig()
 
 
 @dataclass(frozen=True)
@@ -56,6 +45,8 @@ class TrackedPoints:
     disagreement_TA: NDArray[np.float32] | None
     """Distance between the two (bent) paths as a share of the diagonal; NaN where there are none (keyframes, lost).
     None for recorded points, of which none is tracked."""
+    spent: Spent = field(default_factory=Spent)
+    """What the pointer's answers cost; nothing for recorded points."""
 
 
 @runtime_checkable
@@ -99,7 +90,7 @@ class PointTracker:
         prompt: str,
         point_every: int = 1,
         *,
-        flow: FlowConfig = FlowConfig(),
+        flow: FlowConfig = DEFAULT_FLOW,
         by_motion: bool = False,
     ) -> None:
         """`point_every` = K: the pointer sees frames 0, K, 2K, ... and the last; 1 = every frame, no flow.
@@ -112,33 +103,61 @@ class PointTracker:
         self.prompt = prompt
         self.flow = flow
         self._rule: KeyframeRule = (WhereItMoved if by_motion else EveryKth)(point_every)
-        self._pending: list[NDArray[np.uint8]] = []  # from the last keyframe on
+        self._window = ClipWindow(pointer.clips) if isinstance(pointer, ClipPointer) else None
+        self._pending: list[NDArray[np.uint8]] = []  # from the last settled keyframe on
         self._num_frames = 0
         self._answers: dict[int, _Answer] = {}
         self._from_pointer: set[int] = set()
+        self._spent = Spent()
 
     def push(self, rgb_NHWC: NDArray[np.uint8]) -> None:
         """The next N frames, RGB uint8 [N,H,W,3]; all batches share H and W."""
-        first = self._num_frames
+        numbered = list(enumerate(rgb_NHWC, start=self._num_frames))
         self._num_frames += len(rgb_NHWC)
-        numbered = enumerate(rgb_NHWC, start=first)
-        keyframes = [i for i, rgb_HWC in numbered if self._rule.is_keyframe(i, rgb_HWC)]
-        self._ask({i: rgb_NHWC[i - first] for i in keyframes})
-        frames = [*self._pending, *rgb_NHWC]
-        self._fill(frames, first - len(self._pending), keyframes)
+        self._pending.extend(rgb_NHWC)
+        keyframes = {i: rgb for i, rgb in numbered if self._rule.is_keyframe(i, rgb)}
+        self._fill(self._settle(keyframes))
 
     def finish(self) -> TrackedPoints:
         """Points of all frames so far; the last frame becomes a keyframe."""
         if not self._num_frames:
             raise ValueError("no frame was pushed")
         last = self._num_frames - 1
-        if last not in self._answers:
-            self._ask({last: self._pending[-1]})
-            self._fill(self._pending, last + 1 - len(self._pending), [last])
+        known = last in self._answers or (self._window and last in self._window.frames)
+        self._fill(self._settle({} if known else {last: self._pending[-1]}, at_end=True))
         return self._result()
 
+    def _settle(
+        self, rgb_by_frame: dict[int, NDArray[np.uint8]], *, at_end: bool = False
+    ) -> list[int]:
+        """Ask about the next keyframes as far as it is time; the keyframes whose answers will not change any more."""
+        if self._window is None:
+            self._ask(rgb_by_frame)
+            return list(rgb_by_frame)
+        settled: list[int] = []
+        for frame, rgb_HWC in rgb_by_frame.items():
+            self._window.add(frame, rgb_HWC)
+            if self._window.is_full:
+                settled += self._window.frames[: -self._window.config.overlap]
+                self._ask_clip(self._window)
+        if at_end and self._window.has_news:
+            settled += self._window.frames
+            self._ask_clip(self._window)
+        elif at_end:
+            settled += self._window.frames
+        return settled
+
+    def _ask_clip(self, window: ClipWindow) -> None:
+        """One question about the whole window."""
+        assert isinstance(self.pointer, ClipPointer)
+        points = self.pointer.point_clip(np.stack(window.rgb), window.config.prompt)
+        self._spent += Spent.of(points, calls=1)
+        known = {f: self._answers[f].xy_A2 for f in window.frames if f in self._answers}
+        self._take(window.frames, in_the_same_order(points, known, window.frames))
+        window.slide()
+
     def _ask(self, rgb_by_frame: dict[int, NDArray[np.uint8]]) -> None:
-        """One batched call of the pointer."""
+        """One question per picture, in one call of the pointer."""
         if not rgb_by_frame:
             return
         rgb_NHWC = np.stack(list(rgb_by_frame.values()))
@@ -146,14 +165,20 @@ class PointTracker:
             points = self.pointer.point_frames(rgb_NHWC, self.prompt, list(rgb_by_frame))
         else:
             points = self.pointer.point(rgb_NHWC, self.prompt)
-        nothing = np.full(points.xy_NA2.shape[1], np.nan, np.float32)
-        for row, frame in enumerate(rgb_by_frame):
-            xy_A2, confidence_A = points.xy_NA2[row], points.confidence_NA[row]
-            self._answers[frame] = _Answer(xy_A2, confidence_A, nothing)
-        self._from_pointer |= rgb_by_frame.keys()
+        self._spent += Spent.of(points, calls=len(rgb_NHWC))
+        self._take(list(rgb_by_frame), points)
 
-    def _fill(self, frames: list[NDArray[np.uint8]], first: int, keyframes: list[int]) -> None:
-        """Answer all frames between keyframes; what comes after the last one waits."""
+    def _take(self, frames: Sequence[int], points: GripperPoints) -> None:
+        """Remember answers; a point that an earlier clip found stands."""
+        for row, frame in enumerate(frames):
+            answer = _Answer.asked(points.xy_NA2[row], points.confidence_NA[row])
+            known = self._answers.get(frame)
+            self._answers[frame] = answer if known is None else known.completed_by(answer)
+        self._from_pointer |= set(frames)
+
+    def _fill(self, keyframes: list[int]) -> None:
+        """Answer all frames between settled keyframes; what comes after the last one waits."""
+        frames, first = self._pending, self._num_frames - len(self._pending)
         borders = sorted({first, *keyframes})
         cuts = [(a - first, b - first) for a, b in itertools.pairwise(borders)]
         segments = [self._segment(first + a, frames[a : b + 1]) for a, b in cuts if b - a > 1]
@@ -161,9 +186,23 @@ class PointTracker:
             failed = [segment for segment in segments if not self._track(segment)]
             halves = [segment.split() for segment in failed]
             self._ask({right.start: right.rgb[0] for _, right in halves})
+            if self._window is not None:
+                for left, right in halves:
+                    self._recognise(right.start, left.start, right.end)
             segments = [half for pair in halves for half in pair if len(half.rgb) > 2]
         # Copies, so that the caller's batch can be freed.
-        self._pending = [frame.copy() for frame in frames[borders[-1] - first :]]
+        self._pending = [
+            frame.copy() if frame.base is not None else frame
+            for frame in frames[borders[-1] - first :]
+        ]
+
+    def _recognise(self, frame: int, before: int, after: int) -> None:
+        """A picture tells its arms from left to right; put them in the order of the clips around it."""
+        known = self._answers[before].completed_by(self._answers[after]).xy_A2
+        answer = self._answers[frame]
+        points = GripperPoints(answer.xy_A2[None], answer.confidence_A[None])
+        ordered = in_the_same_order(points, {frame: known}, [frame])
+        self._answers[frame] = _Answer.asked(ordered.xy_NA2[0], ordered.confidence_NA[0])
 
     def _segment(self, start: int, rgb: list[NDArray[np.uint8]]) -> _Segment:
         return _Segment(start, rgb, [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in rgb])
@@ -172,7 +211,7 @@ class PointTracker:
         """Answer the inner frames of the segment, or say that the pointer must look again."""
         start, end = self._answers[segment.start], self._answers[segment.end]
         arms = [
-            _track_arm(segment, start.xy_A2[arm], end.xy_A2[arm], self.flow)
+            between(segment.gray, start.xy_A2[arm], end.xy_A2[arm], self.flow)
             for arm in range(len(start.xy_A2))
         ]
         if any(arm is None for arm in arms):
@@ -195,7 +234,7 @@ class PointTracker:
             np.stack([a.xy_A2 for a in answers]), np.stack([a.confidence_A for a in answers])
         )
         asked = np.array([i in self._from_pointer for i in range(self._num_frames)])
-        return TrackedPoints(points, asked, np.stack([a.apart_A for a in answers]))
+        return TrackedPoints(points, asked, np.stack([a.apart_A for a in answers]), self._spent)
 
 
 class RecordedPath:
@@ -228,116 +267,15 @@ class _Answer:
     confidence_A: NDArray[np.float32]
     apart_A: NDArray[np.float32]
 
+    @classmethod
+    def asked(cls, xy_A2: NDArray[np.float32], confidence_A: NDArray[np.float32]) -> _Answer:
+        """The pointer's own answer."""
+        return cls(xy_A2, confidence_A, np.full(len(xy_A2), np.nan, np.float32))
 
-@dataclass(frozen=True)
-class _Path:
-    """One arm through a segment: unit coordinates [S,2] and path distances [S] (share of the diagonal)."""
-
-    xy_S2: NDArray[np.float32]
-    apart_S: NDArray[np.float32]
-
-
-def _track_arm(
-    segment: _Segment,
-    start_xy: NDArray[np.float32],
-    end_xy: NDArray[np.float32],
-    config: FlowConfig,
-) -> _Path | None:
-    """Blend of the two paths of one arm; None where they come apart or only one end was found."""
-    frames = len(segment.rgb)
-    found = [not np.isnan(xy).any() for xy in (start_xy, end_xy)]
-    if not any(found):
-        # Out of sight at both ends: taken to be out of sight between them.
-        return _Path(np.full((frames, 2), np.nan, np.float32), np.full(frames, np.nan, np.float32))
-    if not all(found):
-        return None
-    height, width = segment.rgb[0].shape[:2]
-    to_px = np.array([width - 1, height - 1], np.float32)
-    diagonal = float(np.hypot(width, height))
-    forward_S2 = carry(segment.gray, start_xy * to_px, diagonal, config)
-    backward_S2 = carry(segment.gray[::-1], end_xy * to_px, diagonal, config)[::-1]
-    drift = np.linalg.norm(forward_S2[-1] - backward_S2[-1]) / diagonal
-    blended_S2, apart_px_S = blend_paths(forward_S2, backward_S2)
-    apart_S = apart_px_S / diagonal
-    # Comparisons with NaN, a lost path, are false.
-    if not (drift <= config.max_drift and (apart_S <= config.tolerance).all()):
-        return None
-    xy_S2 = np.clip(blended_S2 / to_px, 0, 1)
-    return _Path(xy_S2.astype(np.float32), apart_S.astype(np.float32))
-
-
-def blend_paths(
-    forward_S2: NDArray[np.float32], backward_S2: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Two paths in pixels, the one exact at its first and the other at its last frame -> one, and their distance.
-
-    A cluster with background in it lags behind the gripper, evenly along the way: each path is first bent so
-    that it ends where the other begins. Then they are blended by distance in time. The distance [S] is that
-    of the bent paths, 0 at both ends.
-    """
-    weight_S1 = np.linspace(0, 1, len(forward_S2), dtype=np.float32)[:, None]
-    forward_S2 = forward_S2 + weight_S1 * (backward_S2[-1] - forward_S2[-1])
-    backward_S2 = backward_S2 + (1 - weight_S1) * (forward_S2[0] - backward_S2[0])
-    blended_S2 = (1 - weight_S1) * forward_S2 + weight_S1 * backward_S2
-    return blended_S2, np.linalg.norm(forward_S2 - backward_S2, axis=1)
-
-
-def carry(
-    gray: Sequence[NDArray[np.uint8]],
-    start_px: NDArray[np.float32],
-    diagonal: float,
-    config: FlowConfig,
-) -> NDArray[np.float32]:
-    """Pixel positions [S,2] of the point that starts at `start_px` in the first frame; NaN once lost."""
-    path_S2 = np.full((len(gray), 2), np.nan, np.float32)
-    path_S2[0] = start_px
-    offsets_P2 = _cluster_offsets(config.cluster_radius * diagonal)
-    for step, (before, after) in enumerate(itertools.pairwise(gray), start=1):
-        motion = cluster_motion(before, after, path_S2[step - 1] + offsets_P2, config)
-        if motion is None:
-            break
-        path_S2[step] = path_S2[step - 1] + motion
-    return path_S2
-
-
-def cluster_motion(
-    before: NDArray[np.uint8],
-    after: NDArray[np.uint8],
-    points_P2: NDArray[np.float32],
-    config: FlowConfig,
-) -> NDArray[np.float32] | None:
-    """Median motion [2] in pixels of the points that return to where they came from; None = lost."""
-    height, width = before.shape
-    limit = np.array([width - 1, height - 1], np.float32)
-    inside_P = ((points_P2 >= 0) & (points_P2 <= limit)).all(axis=1)
-    points_P2 = np.ascontiguousarray(points_P2[inside_P], np.float32)
-    if not len(points_P2):
-        return None
-    there_P2, found_P = _flow(before, after, points_P2)
-    back_P2, returned_P = _flow(after, before, there_P2)
-    error_P = np.linalg.norm(back_P2 - points_P2, axis=1)
-    counts_P = found_P & returned_P & (error_P <= config.step_error_px)
-    if counts_P.mean() < config.min_inliers:
-        return None
-    return np.median(there_P2[counts_P] - points_P2[counts_P], axis=0)
-
-
-WINDOW = (21, 21)
-LEVELS = 3
-
-
-def _flow(
-    before: NDArray[np.uint8],
-    after: NDArray[np.uint8],
-    points_P2: NDArray[np.float32],
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Where the points went [P,2], and whether they were found [P]."""
-    there, status, _ = cv2.calcOpticalFlowPyrLK(
-        before, after, points_P2[:, None], None, winSize=WINDOW, maxLevel=LEVELS
-    )
-    return there[:, 0], status[:, 0].astype(bool)
-
-
-def _cluster_offsets(radius_px: float, per_side: int = 5) -> NDArray[np.float32]:
-    steps = np.linspace(-radius_px, radius_px, per_side, dtype=np.float32)
-    return np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+    def completed_by(self, other: _Answer) -> _Answer:
+        """This one, with the other's points of the arms that it lacks."""
+        missing_A = np.isnan(self.xy_A2[:, 0])
+        return _Answer.asked(
+            np.where(missing_A[:, None], other.xy_A2, self.xy_A2),
+            np.where(missing_A, other.confidence_A, self.confidence_A),
+        )

@@ -54,6 +54,8 @@ class Coverage:
     parts: Sequence[Part]
     pointer: Sequence[tuple[str, float]]
     """(what, share 0..1)."""
+    cost: Sequence[tuple[str, str]]
+    """What the pointer's answers cost: (what, number)."""
     trace_lengths: str
     """Chart of the traces by their number of points."""
 
@@ -76,9 +78,22 @@ def coverage(quality: Mapping[str, Any], sums: QualitySums) -> Coverage | None:
         ("steps that jump, before the filter", quality["jump_rate"]),
         ("moving steps that reverse, before the filter", quality["reversal_rate"]),
         ("tracked points that agree both ways", quality["forward_backward_agreement"]),
+        ("frames that the pointer was asked about", quality.get("asked")),
+        ("of those, without a point of every arm", quality.get("unanswered")),
     ]
     known = [(name, share) for name, share in pointer if share is not None]
-    return Coverage(chart, parts, known, _trace_lengths(sums.trace_lengths))
+    return Coverage(chart, parts, known, pointer_cost(quality), _trace_lengths(sums.trace_lengths))
+
+
+def pointer_cost(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Questions and tokens per frame of the dataset; nothing for recorded points and outputs that do not tell."""
+    told = [
+        ("questions per frame", quality.get("calls_per_frame")),
+        ("pictures looked at per frame", quality.get("pictures_per_frame")),
+        ("tokens read per frame", quality.get("read_tokens_per_frame")),
+        ("tokens written per frame", quality.get("written_tokens_per_frame")),
+    ]
+    return [(name, f"{number:.3g}") for name, number in told if number is not None]
 
 
 def in_words(name: str) -> str:

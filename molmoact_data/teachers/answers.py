@@ -32,6 +32,8 @@ class Answer:
     logprobs: list[float] = field(default_factory=list)
     complete: bool = False
     """It ended by itself or told what was asked; False = it was cut off."""
+    read_tokens: int = 0
+    """Of the question, pictures included."""
 
     def append(
         self,
@@ -83,6 +85,28 @@ class PointingModel(Protocol):
         ...
 
 
+class ClipModel(PointingModel, Protocol):
+    """One that also answers about many pictures at once."""
+
+    def answer_clip(
+        self,
+        frames: Sequence[NDArray[np.uint8]],
+        times_s: Sequence[float],
+        question: str,
+        *,
+        is_complete: Callable[[str], bool],
+        max_new_tokens: int,
+    ) -> Answer:
+        """One answer about the frames, RGB uint8 [H, W, 3], each told with its time."""
+        ...
+
+
+def tokens_of(answers: Sequence[Answer]) -> NDArray[np.int64]:
+    """Tokens read and written for each answer, [C, 2]."""
+    told = [(answer.read_tokens, len(answer.ids)) for answer in answers]
+    return np.array(told, np.int64).reshape(-1, 2)
+
+
 def parse_points(answer: str) -> list[tuple[float, float]]:
     """All well-formed points of an answer, percent 0..100 (x right, y down), in the order they are told.
 
@@ -118,9 +142,16 @@ def arms_from_percent(
     if len(points) < num_arms:
         return np.full((num_arms, 2), np.nan, np.float32)
     told = sorted(points[:num_arms]) if num_arms > 1 else points[:1]
+    return unit_from_percent(np.array(told), image_hw)
+
+
+def unit_from_percent(
+    percent_N2: NDArray[np.floating], image_hw: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Percent of the sides -> unit coordinates; NaN stays."""
     height, width = image_hw
     scale = np.array([width / max(width - 1, 1), height / max(height - 1, 1)])
-    return np.minimum(np.array(told) / 100 * scale, 1).astype(np.float32)
+    return np.minimum(percent_N2 / 100 * scale, 1).astype(np.float32)
 
 
 def answer_confidence(tokens: Sequence[str], logprobs: Sequence[float]) -> float:

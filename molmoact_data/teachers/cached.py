@@ -5,8 +5,8 @@ its revision, the camera, the prompt and the pointer's own description. A proces
 line leaves a torn last line, which is skipped when the file is read again; two workers that point at the
 same episode append the same answers twice, which is harmless. No locks, any file system.
 
-Every entry carries a checksum of the frame: videos are not part of a local dataset's revision, and a frame
-that changed is asked about again.
+Every entry carries a checksum of the frame, or of all frames of the clip: videos are not part of a local dataset's
+revision, and what changed is asked about again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from molmoact_data.config import content_hash
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import writing
 from molmoact_data.files.typed import parse_json
-from molmoact_data.labels.pointing import GripperPointer, GripperPoints
+from molmoact_data.labels.pointing import ClipPointer, GripperPointer, GripperPoints, joined
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,12 @@ class CachedPointer:
         """RGB uint8 [N,H,W,3] and their frame numbers -> points of the N frames."""
         file = self._file(prompt)
         checksums = [zlib.crc32(rgb.tobytes()) for rgb in rgb_NHWC]
-        keys = list(zip(frame_index_N, checksums, strict=True))
+        keys = [Key(*key) for key in zip(frame_index_N, checksums, strict=True)]
         missing = [row for row, key in enumerate(keys) if key not in file.entries]
         if missing:
             points = self._pointer.point(rgb_NHWC[missing], prompt)
-            file.append({keys[row]: _entry(points, i) for i, row in enumerate(missing)})
-        return GripperPoints(
-            np.stack([file.entries[key][0] for key in keys]),
-            np.stack([file.entries[key][1] for key in keys]),
-        )
+            file.append({keys[row]: points.rows([i]) for i, row in enumerate(missing)})
+        return joined([file.entries[key] for key in keys])
 
     def _file(self, prompt: str) -> _EpisodeFile:
         if prompt not in self._known:
@@ -76,16 +74,47 @@ class CachedPointer:
         return self._known[prompt]
 
 
-Entry = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""Unit coordinates [arms, 2] and confidence [arms] of one frame."""
-FrameKey = tuple[int, int]
-"""Frame number and checksum."""
+class CachedClipPointer(CachedPointer):
+    """A `ClipPointer` over one episode."""
+
+    def __init__(self, pointer: ClipPointer, folder: Path, episode: EpisodeKey) -> None:
+        assert isinstance(pointer, GripperPointer)
+        super().__init__(pointer, folder, episode)
+        self.clips = pointer.clips
+        self._of_clips: ClipPointer = pointer
+
+    def point_clip(self, rgb_NHWC: NDArray[np.uint8], prompt: str) -> GripperPoints:
+        """See `ClipPointer.point_clip`; known by the clip's content."""
+        file = self._file(prompt)
+        key = Key(None, zlib.crc32(rgb_NHWC.tobytes()), len(rgb_NHWC))
+        if key not in file.entries:
+            file.append({key: self._of_clips.point_clip(rgb_NHWC, prompt)})
+        return file.entries[key]
+
+
+def cached(
+    pointer: GripperPointer, folder: Path, episode: EpisodeKey
+) -> CachedPointer | CachedClipPointer:
+    """The cache in front of a pointer, of clips too where it looks at them."""
+    if isinstance(pointer, ClipPointer):
+        return CachedClipPointer(pointer, folder, episode)
+    return CachedPointer(pointer, folder, episode)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What an answer is about: a frame by its number, or a clip."""
+
+    frame: int | None
+    crc: int
+    length: int = 1
+    """Frames of the clip."""
 
 
 @dataclass
 class _EpisodeFile:
     path: Path
-    entries: dict[FrameKey, Entry]
+    entries: dict[Key, GripperPoints]
     torn: bool = False
     """Whether a killed process left the last line without its end."""
 
@@ -104,7 +133,7 @@ class _EpisodeFile:
         entries = dict(filter(None, map(decode_line, content.splitlines())))
         return cls(path, entries, torn=bool(content) and not content.endswith(b"\n"))
 
-    def append(self, entries: dict[FrameKey, Entry]) -> None:
+    def append(self, entries: dict[Key, GripperPoints]) -> None:
         """Remember and write; a torn last line of a killed process is closed first. Nothing is read again."""
         self.entries.update(entries)
         lines = b"".join(encode_line(key, entry) for key, entry in entries.items())
@@ -113,34 +142,83 @@ class _EpisodeFile:
         self.torn = False
 
 
+Points = list[list[float] | None]
+"""Of the arms of one frame."""
+
+
 @dataclass(frozen=True)
-class _Line:
-    """One answer as it is written."""
+class _Frame:
+    """An answer about a frame as it is written."""
 
     frame: int
     crc: int
-    xy: list[tuple[float, float] | None]
+    xy: Points
     confidence: list[float]
+    tokens: tuple[int, int] | None = None
+    """Read and written; absent = not told."""
 
 
-def encode_line(key: FrameKey, entry: Entry) -> bytes:
+@dataclass(frozen=True)
+class _Clip:
+    """An answer about a clip as it is written."""
+
+    clip: int
+    """Its frames."""
+    crc: int
+    xy: list[Points]
+    confidence: list[list[float]]
+    tokens: tuple[int, int] | None = None
+
+
+CLIP = b'{"clip"'
+"""How a line about a clip begins."""
+
+
+def encode_line(key: Key, points: GripperPoints) -> bytes:
     """One answer as a line; null = not found. float32 survive exactly."""
-    xy_A2, confidence_A = entry
-    points = [None if np.isnan(xy).any() else [float(x) for x in xy] for xy in xy_A2]
-    line = {"frame": key[0], "crc": key[1], "xy": points, "confidence": confidence_A.tolist()}
+    xy_NA: list[Points] = [
+        [None if np.isnan(xy).any() else [float(x) for x in xy] for xy in xy_A2]
+        for xy_A2 in points.xy_NA2
+    ]
+    confidence_NA = points.confidence_NA.tolist()
+    line: dict[str, Any] = {"crc": key.crc}
+    if key.frame is None:
+        line = {"clip": key.length, **line, "xy": xy_NA, "confidence": confidence_NA}
+    else:
+        line = {"frame": key.frame, **line, "xy": xy_NA[0], "confidence": confidence_NA[0]}
+    if points.tokens_C2 is not None:
+        line["tokens"] = points.tokens_C2[0].tolist()
     return json.dumps(line).encode() + b"\n"
 
 
-def decode_line(line: bytes) -> tuple[FrameKey, Entry] | None:
+def decode_line(line: bytes) -> tuple[Key, GripperPoints] | None:
     """The inverse; None for a line that a killed process did not finish."""
     try:
-        read = parse_json(_Line, line, "a line of the point cache")
+        read = _parse(line)
     except UserError:
         return None
-    xy = [(np.nan, np.nan) if point is None else point for point in read.xy]
-    entry = (np.array(xy, np.float32), np.array(read.confidence, np.float32))
-    return (read.frame, read.crc), entry
+    return _key_of(read), _points_of(read)
 
 
-def _entry(points: GripperPoints, row: int) -> Entry:
-    return points.xy_NA2[row], points.confidence_NA[row]
+def _parse(line: bytes) -> _Frame | _Clip:
+    where = "a line of the point cache"
+    if line.startswith(CLIP):
+        return parse_json(_Clip, line, where)
+    return parse_json(_Frame, line, where)
+
+
+def _key_of(read: _Frame | _Clip) -> Key:
+    if isinstance(read, _Clip):
+        return Key(None, read.crc, read.clip)
+    return Key(read.frame, read.crc)
+
+
+def _points_of(read: _Frame | _Clip) -> GripperPoints:
+    xy_NA = read.xy if isinstance(read, _Clip) else [read.xy]
+    confidence_NA = read.confidence if isinstance(read, _Clip) else [read.confidence]
+    told = [[(np.nan, np.nan) if xy is None else xy for xy in xy_A] for xy_A in xy_NA]
+    return GripperPoints(
+        np.array(told, np.float32),
+        np.array(confidence_NA, np.float32),
+        None if read.tokens is None else np.array([read.tokens], np.int64),
+    )

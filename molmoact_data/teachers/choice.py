@@ -23,7 +23,13 @@ from typing import Any, Literal
 from molmoact_data.config import build, option
 from molmoact_data.errors import UserError, unknown_name
 from molmoact_data.labels.depth import DepthEstimator, DepthTokenizer
-from molmoact_data.labels.pointing import DEFAULT_PROMPT, ColumnPointer, GripperPointer
+from molmoact_data.labels.pointing import (
+    CLIP_PROMPT,
+    DEFAULT_PROMPT,
+    ClipConfig,
+    ColumnPointer,
+    GripperPointer,
+)
 from molmoact_data.sources.base import SourceInfo
 from molmoact_data.teachers import registry
 from molmoact_data.teachers.codebook import EMBEDDED as EMBEDDED, RELEASED, codebook_path
@@ -71,7 +77,16 @@ class TeacherConfig:
     arms: int = 1
     """Grippers per frame, from left to right in the image; 2 for a bimanual robot."""
     pointer_prompt: str = DEFAULT_PROMPT
-    """What the pointing model is asked."""
+    """What the pointing model is asked about a picture."""
+    clip_frames: int = 1
+    """Of --pointer molmo2: so many of the frames that are asked about (--point-every) go into one question, as a clip;
+    1 = a picture at a time."""
+    clip_overlap: int = 4
+    """Frames that a clip shares with the one before it."""
+    clip_fps: float = 2.0
+    """Frames per second that a clip is told to have, whatever its real ones; Molmo2 was trained on 2."""
+    clip_prompt: str = CLIP_PROMPT
+    """What the pointing model is asked about a clip; `Track ...` tells which arm is which."""
 
     def __post_init__(self) -> None:
         for kind, name, table in (
@@ -84,6 +99,11 @@ class TeacherConfig:
             raise ValueError(
                 "depth codes need a VQ-VAE: --vqvae released, the path of one, or --depth none"
             )
+        if self.clip_frames != 1 and self.pointer != "molmo2":
+            raise ValueError(
+                f"--clip-frames is for --pointer molmo2, which reads clips; {self.pointer} is asked about pictures"
+            )
+        ClipConfig.of(self.clip_frames, self.clip_overlap, self.clip_fps, self.clip_prompt)
         if self.arms < 1:
             raise ValueError(f"arms must be at least 1, got {self.arms}")
 

@@ -25,6 +25,7 @@ from molmoact_data.teachers.answers import (
     answer_confidence,
     arms_from_percent,
     parse_points,
+    tokens_of,
 )
 from molmoact_data.teachers.published import (
     COMMIT,
@@ -100,12 +101,13 @@ class MolmoPointer:
         """RGB uint8 [N,H,W,3] -> points of the N frames; NaN where the answer has no well-formed point."""
         xy_NA2 = np.full((len(rgb_NHWC), self.num_arms, 2), np.nan, np.float32)
         confidence_NA = np.zeros((len(rgb_NHWC), self.num_arms), np.float32)
-        for row, answer in enumerate(self.answers(list(rgb_NHWC), prompt)):
+        answers = self.answers(list(rgb_NHWC), prompt)
+        for row, answer in enumerate(answers):
             image_hw = rgb_NHWC[row].shape[:2]
             xy_NA2[row] = arms_from_percent(self.read(answer.text), self.num_arms, image_hw)
             found_A = ~np.isnan(xy_NA2[row, :, 0])
             confidence_NA[row] = found_A * answer_confidence(answer.tokens, answer.logprobs)
-        return GripperPoints(xy_NA2, confidence_NA)
+        return GripperPoints(xy_NA2, confidence_NA, tokens_of(answers))
 
     def answers(self, frames: Sequence[NDArray[np.uint8]], prompt: str) -> list[Answer]:
         """What the model says about each frame, RGB uint8 [H, W, 3], of any sizes."""

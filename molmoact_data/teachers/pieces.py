@@ -16,7 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.labels.depth import DepthEstimator, DepthTokenizer
-from molmoact_data.labels.pointing import ColumnPointer, GripperPointer, GripperPoints
+from molmoact_data.labels.pointing import (
+    ClipPointer,
+    ColumnPointer,
+    GripperPointer,
+    GripperPoints,
+    joined,
+)
 from molmoact_data.teachers.choice import Teachers
 
 PIECE = 8
@@ -89,11 +95,21 @@ class PointerInPieces:
 
     def point(self, rgb_NHWC: NDArray[np.uint8], prompt: str) -> GripperPoints:
         """See `GripperPointer.point`."""
-        found = self.pieces.of(lambda rgb: self.teacher.point(rgb, prompt), rgb_NHWC)
-        return GripperPoints(
-            np.concatenate([points.xy_NA2 for points in found]),
-            np.concatenate([points.confidence_NA for points in found]),
-        )
+        return joined(self.pieces.of(lambda rgb: self.teacher.point(rgb, prompt), rgb_NHWC))
+
+
+class ClipPointerInPieces(PointerInPieces):
+    """One that looks at clips too; a clip is one call."""
+
+    def __init__(self, teacher: ClipPointer, pieces: Pieces) -> None:
+        assert isinstance(teacher, GripperPointer)
+        super().__init__(teacher, pieces)
+        self.clips = teacher.clips
+        self._of_clips: ClipPointer = teacher
+
+    def point_clip(self, rgb_NHWC: NDArray[np.uint8], prompt: str) -> GripperPoints:
+        """See `ClipPointer.point_clip`; on a thread of the pool, where one thread does a call."""
+        return self.pieces.pool.submit(self._of_clips.point_clip, rgb_NHWC, prompt).result()
 
 
 def in_pieces(teachers: Teachers, threads: int) -> Teachers:
@@ -105,7 +121,10 @@ def in_pieces(teachers: Teachers, threads: int) -> Teachers:
     pointer = teachers.pointer
     if pointer is not None and not isinstance(pointer, ColumnPointer):
         elsewhere = getattr(pointer, "works_elsewhere", False)
-        pointer = pointer if elsewhere else PointerInPieces(pointer, pieces)
+        if isinstance(pointer, ClipPointer):
+            pointer = ClipPointerInPieces(pointer, pieces)
+        elif not elsewhere:
+            pointer = PointerInPieces(pointer, pieces)
     return replace(
         teachers,
         depth=teachers.depth and DepthInPieces(teachers.depth, pieces),

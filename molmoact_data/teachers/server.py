@@ -117,16 +117,21 @@ class ServerPointer:
         """RGB uint8 [N,H,W,3] -> points of the N frames; NaN where the answer has no well-formed point."""
         xy_NA2 = np.full((len(rgb_NHWC), self.num_arms, 2), np.nan, np.float32)
         confidence_NA = np.zeros((len(rgb_NHWC), self.num_arms), np.float32)
-        choices = self._pool.map(lambda rgb: self._ask(rgb, prompt), rgb_NHWC)
-        for row, choice in enumerate(choices):
+        answers = list(self._pool.map(lambda rgb: self._ask(rgb, prompt), rgb_NHWC))
+        for row, choice in enumerate(choice for choice, _ in answers):
             text = choice["message"]["content"] or ""
             image_hw = (rgb_NHWC.shape[1], rgb_NHWC.shape[2])
             xy_NA2[row] = arms_from_percent(self._read(text), self.num_arms, image_hw)
             confidence_NA[row] = ~np.isnan(xy_NA2[row, :, 0]) * choice_confidence(choice)
-        return GripperPoints(xy_NA2, confidence_NA)
+        tokens = [told for _, told in answers if told is not None]
+        all_told = len(tokens) == len(answers)
+        counted = np.array(tokens, np.int64).reshape(-1, 2) if all_told else None
+        return GripperPoints(xy_NA2, confidence_NA, counted)
 
-    def _ask(self, rgb_HW3: NDArray[np.uint8], prompt: str) -> dict[str, Any]:
-        """The first choice of a chat completion about one frame."""
+    def _ask(
+        self, rgb_HW3: NDArray[np.uint8], prompt: str
+    ) -> tuple[dict[str, Any], tuple[int, int] | None]:
+        """The first choice of a chat completion about one frame, and the tokens read and written for it."""
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": _content(rgb_HW3, prompt)}],
@@ -142,7 +147,7 @@ class ServerPointer:
             raise UserError(
                 f"{self._client.base_url} did not answer with a chat completion: {str(answer)[:200]}"
             ) from error
-        return choice
+        return choice, told_tokens(answer)
 
     def _check_reachable(self) -> None:
         """Fail before any frame is decoded; what the server answers does not matter here."""
@@ -201,6 +206,13 @@ def choice_confidence(choice: dict[str, Any]) -> float:
     if not told:
         return 1.0
     return answer_confidence([t["token"] for t in told], [t["logprob"] for t in told])
+
+
+def told_tokens(answer: dict[str, Any]) -> tuple[int, int] | None:
+    """What a chat completion cost, tokens read and written; None where the server does not tell."""
+    usage = answer.get("usage") or {}
+    read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return (read, written) if isinstance(read, int) and isinstance(written, int) else None
 
 
 def _content(rgb_HW3: NDArray[np.uint8], prompt: str) -> list[dict[str, Any]]:

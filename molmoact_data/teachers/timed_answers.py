@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 _CLOSED = re.compile(r'<(?:points|tracks)\b[^<>]*?\scoords="([0-9 .,:;\t]*)"')
 _OPEN = re.compile(r'<(?:points|tracks)\b[^<>"]*?\scoords="([0-9 .,:;\t]*)\Z')
-_SEPARATOR = re.compile(r"[;\t:,]")
+_TRACKS = re.compile(r"<tracks\b")
+_GROUP = re.compile(r"[^;\t:,]+")
+_WORD = re.compile(r"\S+")
 _TIME = re.compile(r"\d+(?:\.\d*)?|\.\d+")
 _THOUSANDTHS = re.compile(r"\d{3,4}")
 _LARGEST = 1000
@@ -34,6 +36,8 @@ class TimedPoint:
     """Per cent of the width, 0..100, to the right."""
     y: float
     """Per cent of the height, 0..100, down."""
+    span: tuple[int, int] = field(default=(0, 0), compare=False)
+    """Where x and y stand in the answer."""
 
 
 def parse_timed_points(answer: str, *, streaming: bool = False) -> list[TimedPoint]:
@@ -43,25 +47,32 @@ def parse_timed_points(answer: str, *, streaming: bool = False) -> list[TimedPoi
     An attribute that is not closed counts for nothing, as in the makers' reader, unless `streaming`: then it is read
     up to the last number, which may still grow.
     """
-    told = [found[1] for found in _CLOSED.finditer(answer)]
+    told = [found.span(1) for found in _CLOSED.finditer(answer)]
     if streaming and (cut := _OPEN.search(answer)):
-        whole, blank, _ = cut[1].rpartition(" ")
-        told.append(whole if blank else "")
-    return [point for coords in told for point in _points(coords)]
+        start = cut.start(1)
+        told.append((start, start + max(0, cut[1].rfind(" "))))
+    return [point for start, stop in told for point in _points(answer, start, stop)]
 
 
-def _points(coords: str) -> Iterator[TimedPoint]:
-    for group in _SEPARATOR.split(coords):
-        time, *numbers = group.split() or [""]
-        if not _TIME.fullmatch(time):
+def _points(answer: str, start: int, stop: int) -> Iterator[TimedPoint]:
+    for group in _GROUP.finditer(answer, start, stop):
+        words = list(_WORD.finditer(answer, *group.span()))
+        if not words or not _TIME.fullmatch(words[0][0]):
             continue
-        for thing, x, y in zip(
-            *[iter(numbers)] * 3, strict=False
-        ):  # a cut last point has fewer numbers
-            if not (thing.isdigit() and _THOUSANDTHS.fullmatch(x) and _THOUSANDTHS.fullmatch(y)):
+        # A cut last point has fewer numbers.
+        for thing, x, y in zip(*[iter(words[1:])] * 3, strict=False):
+            if not (
+                thing[0].isdigit() and _THOUSANDTHS.fullmatch(x[0]) and _THOUSANDTHS.fullmatch(y[0])
+            ):
                 continue
-            if max(int(x), int(y)) <= _LARGEST:
-                yield TimedPoint(float(time), int(thing), int(x) / 10, int(y) / 10)
+            if max(int(x[0]), int(y[0])) <= _LARGEST:
+                yield TimedPoint(
+                    float(words[0][0]),
+                    int(thing[0]),
+                    int(x[0]) / 10,
+                    int(y[0]) / 10,
+                    (x.start(), y.end()),
+                )
 
 
 def tracks(points: Sequence[TimedPoint]) -> dict[float, dict[int, TimedPoint]]:
@@ -70,6 +81,34 @@ def tracks(points: Sequence[TimedPoint]) -> dict[float, dict[int, TimedPoint]]:
     for point in points:
         found.setdefault(point.time, {}).setdefault(point.thing, point)
     return dict(sorted(found.items()))
+
+
+def points_of_clip(
+    answer: str, times_s: Sequence[float], num_arms: int
+) -> list[list[TimedPoint | None]]:
+    """What an answer, whole or cut off, says of each of the told times: a point per arm, None = not found.
+
+    Tracking tells who is who: the arms are the `num_arms` lowest numbers, and one may be missing. Pointing numbers its
+    points anew in every frame: they go from left to right, and fewer than there are arms count as none. A time that was
+    not told belongs to no frame.
+    """
+    by_time = tracks(parse_timed_points(answer, streaming=True))
+    told = {f"{time:.1f}": things for time, things in by_time.items()}
+    if _TRACKS.search(answer):
+        numbers = sorted({number for things in by_time.values() for number in things})[:num_arms]
+        numbers += [-1] * (num_arms - len(numbers))
+        return [[told.get(f"{time:.1f}", {}).get(number) for number in numbers] for time in times_s]
+    frames: list[list[TimedPoint | None]] = []
+    for time in times_s:
+        points = list(told.get(f"{time:.1f}", {}).values())[:num_arms]
+        points.sort(key=lambda p: (p.x, p.y))
+        frames.append([*points] if len(points) == num_arms else [None] * num_arms)
+    return frames
+
+
+def is_told(answer: str) -> bool:
+    """Whether the points of an answer in the making are complete."""
+    return _CLOSED.search(answer) is not None
 
 
 def format_timed_points(

@@ -41,7 +41,7 @@ from molmoact_data.outputs.shards import (
 )
 from molmoact_data.sources.base import EpisodeColumns, EpisodeRef, EpisodeSource
 from molmoact_data.sources.opening import open_source
-from molmoact_data.teachers.cached import CachedPointer, EpisodeKey
+from molmoact_data.teachers.cached import EpisodeKey, cached
 from molmoact_data.teachers.choice import Teachers, load_teachers
 from molmoact_data.teachers.pieces import in_pieces
 from pipelines import state
@@ -121,7 +121,7 @@ def _label_episode(
         labels,
         num_frames=len(columns.frame_index),
         codebook_size=job.layout.codebook_size,
-        disagreement_TA=collected.disagreement_TA if collected else None,
+        tracked=collected,
     )
 
 
@@ -137,7 +137,7 @@ def follow_points(
     if job.point_cache is not None:
         source = job.source
         key = EpisodeKey(source.name, source.revision, job.labelled_camera, columns.episode_index)
-        asked = CachedPointer(pointer, Path(job.point_cache), key)
+        asked = cached(pointer, Path(job.point_cache), key)
     labels = job.labels
     by_motion = labels.keyframes == "motion"
     return PointTracker(asked, labels.pointer_prompt, labels.point_every, by_motion=by_motion)

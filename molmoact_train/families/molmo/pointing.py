@@ -51,13 +51,13 @@ class MolmoPointing:
 
         An answer ends with the end of text, as soon as `is_complete` says so of its text, or after `max_new_tokens`.
         """
-        answers = [Answer() for _ in frames]
         device = self.model.lm_head.weight.device
         inputs = {
             name: tensor.to(device) for name, tensor in self.processor(frames, question).items()
         }
         cache = DynamicCache(config=self.model.config)
         mask = inputs.pop("attention_mask")
+        answers = [Answer(read_tokens=read) for read in mask.sum(dim=1).tolist()]
         for _ in range(max_new_tokens):
             logits = self.model(
                 **inputs, attention_mask=mask, past_key_values=cache, logits_to_keep=1

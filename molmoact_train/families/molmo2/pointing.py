@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from molmoact_data.errors import UserError
 from molmoact_data.teachers.answers import Answer, extend_answers
 from molmoact_train.families.molmo2.network import Molmo2, load_molmo2
 from molmoact_train.families.molmo2.processor import Molmo2Processor, Prompt
@@ -53,13 +54,19 @@ class Molmo2Pointing:
     ) -> Answer:
         """One answer about all frames of a clip."""
         asked = self.processor.clip(frames, times_s, question)
-        return self._greedy([asked], is_complete, max_new_tokens)[0]
+        most, length = self.model.config.llm.max_position_embeddings, len(asked.input_ids)
+        if length >= most:
+            raise UserError(
+                f"a clip of {len(frames)} frames is {length} tokens long, and the model reads {most}: "
+                "use shorter clips (--clip-frames)."
+            )
+        return self._greedy([asked], is_complete, min(max_new_tokens, most - length))[0]
 
     @torch.inference_mode()
     def _greedy(
         self, prompts: Sequence[Prompt], is_complete: Callable[[str], bool], max_new_tokens: int
     ) -> list[Answer]:
-        answers = [Answer() for _ in prompts]
+        answers = [Answer(read_tokens=len(prompt.input_ids)) for prompt in prompts]
         device = self.model.lm_head.weight.device
         cache = KeyValueCache(self.model.config.llm.num_hidden_layers)
         ids, real = _padded([prompt.input_ids for prompt in prompts], device)
