@@ -27,8 +27,9 @@ from molmoact_data.labels.pointing import (
     ClipConfig,
     GripperPoints,
     Spent,
+    TrackedPoints,
 )
-from molmoact_data.labels.tracking import PointTracker, TrackedPoints
+from molmoact_data.labels.tracking import PointTracker
 from molmoact_data.teachers.answers import arms_from_percent, parse_points, unit_from_percent
 from molmoact_data.teachers.timed_answers import (
     TimedPoint,

@@ -17,8 +17,14 @@ from test_data_timed_answers import golden, needs_points
 
 from molmoact_data.config import build
 from molmoact_data.errors import UserError
-from molmoact_data.labels.pointing import ClipConfig, ClipPointer, GripperPointer, GripperPoints
-from molmoact_data.labels.tracking import PointTracker, TrackedPoints
+from molmoact_data.labels.pointing import (
+    ClipConfig,
+    ClipPointer,
+    GripperPointer,
+    GripperPoints,
+    TrackedPoints,
+)
+from molmoact_data.labels.tracking import PointTracker
 from molmoact_data.teachers.answers import Answer
 from molmoact_data.teachers.cached import CachedClipPointer, EpisodeKey, cached
 from molmoact_data.teachers.molmo2 import Molmo2ClipPointer, longest_answer

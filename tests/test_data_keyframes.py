@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from molmoact_data.config import build
 from molmoact_data.errors import UserError
 from molmoact_data.labels.keyframes import MotionConfig, WhereItMoved, motion, watched
-from molmoact_data.labels.pointing import GripperPoints
-from molmoact_data.labels.tracking import PointTracker, TrackedPoints
+from molmoact_data.labels.pointing import GripperPoints, TrackedPoints
+from molmoact_data.labels.tracking import PointTracker
 from pipelines.config import LabelConfig
 
 SIDE, DISC = 128, 41

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from molmoact_data.labels.labels import EpisodeLabels
-from molmoact_data.labels.pointing import GripperPoints, Spent
+from molmoact_data.labels.pointing import GripperPoints, Spent, TrackedPoints
 from molmoact_data.labels.quality import QualitySums, episode_sums, merge, summarise
 from molmoact_data.labels.traces import TraceConfig, episode_traces
-from molmoact_data.labels.tracking import TrackedPoints
 
 
 def labels_of(xy_T2: list[list[float]], codes_TG: list[list[int]] | None = None) -> EpisodeLabels:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
 from molmoact_data.labels.flow import FlowConfig, blend_paths
-from molmoact_data.labels.pointing import GripperPoints
-from molmoact_data.labels.tracking import PointTracker, TrackedPoints
+from molmoact_data.labels.pointing import GripperPoints, TrackedPoints
+from molmoact_data.labels.tracking import PointTracker
 
 SIDE = 128
 

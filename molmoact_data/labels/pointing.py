@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -138,6 +138,20 @@ class Spent:
             self.read_tokens + other.read_tokens,
             self.written_tokens + other.written_tokens,
         )
+
+
+@dataclass(frozen=True)
+class TrackedPoints:
+    """The points of T frames and where they came from."""
+
+    points: GripperPoints
+    from_pointer_T: NDArray[np.bool_]
+    """True where the pointer was asked; `sum()` is the number of calls."""
+    disagreement_TA: NDArray[np.float32] | None
+    """Distance between the two (bent) paths as a share of the diagonal; NaN where there are none (keyframes, lost).
+    None for recorded points, of which none is tracked."""
+    spent: Spent = field(default_factory=Spent)
+    """What the pointer's answers cost; nothing for recorded points."""
 
 
 @runtime_checkable

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from molmoact_data.labels.depth import perplexity
 from molmoact_data.labels.labels import EpisodeLabels
-from molmoact_data.labels.pointing import GripperPoints
+from molmoact_data.labels.pointing import GripperPoints, TrackedPoints
 from molmoact_data.labels.traces import EpisodeTraces
-from molmoact_data.labels.tracking import TrackedPoints
 
 JUMP_DISTANCE = 0.1
 """A step between neighbouring frames longer than this share of the frame is a jump."""

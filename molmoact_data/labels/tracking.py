@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import cv2
@@ -30,23 +30,10 @@ from molmoact_data.labels.pointing import (
     GripperPointer,
     GripperPoints,
     Spent,
+    TrackedPoints,
 )
 
 DEFAULT_FLOW = FlowConfig()
-
-
-@dataclass(frozen=True)
-class TrackedPoints:
-    """The points of T frames and where they came from."""
-
-    points: GripperPoints
-    from_pointer_T: NDArray[np.bool_]
-    """True where the pointer was asked; `sum()` is the number of calls."""
-    disagreement_TA: NDArray[np.float32] | None
-    """Distance between the two (bent) paths as a share of the diagonal; NaN where there are none (keyframes, lost).
-    None for recorded points, of which none is tracked."""
-    spent: Spent = field(default_factory=Spent)
-    """What the pointer's answers cost; nothing for recorded points."""
 
 
 @runtime_checkable

@@ -27,9 +27,9 @@ from molmoact_data.labels.actions import bin_actions, chunk, normalize
 from molmoact_data.labels.depth import scale_to_u8
 from molmoact_data.labels.depth_memory import CHANGE_RULES, BufferedCodes, DepthMemory, buffered
 from molmoact_data.labels.labels import EpisodeLabels
-from molmoact_data.labels.pointing import ColumnPointer, GripperPointer
+from molmoact_data.labels.pointing import ColumnPointer, GripperPointer, TrackedPoints
 from molmoact_data.labels.traces import TraceConfig, episode_traces
-from molmoact_data.labels.tracking import FramePointer, PointTracker, RecordedPath, TrackedPoints
+from molmoact_data.labels.tracking import FramePointer, PointTracker, RecordedPath
 from molmoact_data.outputs.columns import label_columns
 from molmoact_data.outputs.shards import (
     EpisodeSpool,
