@@ -14,16 +14,27 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
 
 from molmoact_data import commands as data
-from molmoact_data.console import say
+from molmoact_data.console import (
+    DryRunOption,
+    JsonOption,
+    OverwriteOption,
+    ResumeOption,
+    conclude,
+    emit_json,
+    say,
+)
 from molmoact_data.console.command import OURS, Command, VerboseOption, set_up_log, with_verbose
 from molmoact_data.errors import LimitExceeded, UserError, refused_by_system
 from molmoact_data.redaction import redact
+from molmoact_data.schema import DEMO_ANSWER_DIR, DEMO_RUN_DIR, REPORT_FILE
 from molmoact_robot import commands as robots
 from molmoact_train import commands as models
 from molmoact_train.evaluation import commands as asking
@@ -47,6 +58,58 @@ def version() -> None:
     typer.echo(installed_version())
 
 
+def demo(
+    *,
+    output_path: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("out/demo"),
+    duration: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Optimiser steps; 0 = stop after the dataset and its report; default: about a minute.",
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Local worker processes that label.")] = 1,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the whole way on the shipped episodes: labels and their report, a minute of training, one answer.
+
+    The teachers and the model that training starts from are small and shipped: nothing is fetched.
+
+    Example: molmoact demo --output-path out/demo
+    """
+    labels = labelling.demo_labels(output_path, workers)
+    run, answers = output_path / DEMO_RUN_DIR, output_path / DEMO_ANSWER_DIR
+    training = None if duration == 0 else models.demo_training(output_path, run, duration)
+    if dry_run:
+        plans = {"labels": labelling.plan_labels(labels, as_json=as_json)}
+        if training is not None:
+            plans["training"] = models.plan_demo(training, as_json=as_json)
+        if as_json:
+            emit_json(plans)
+        return
+    summary = labelling.label(labels, resume=resume, overwrite=overwrite)
+    if training is None:
+        labelling.finish_preprocess(summary, as_json=as_json)
+        return
+    say(
+        f"{summary.frames} frames of {summary.episodes} episodes; look at {output_path / REPORT_FILE}"
+    )
+    answer = models.train_and_ask(training, answers, resume=resume, overwrite=overwrite)
+    if as_json:
+        emit_json({**asdict(summary), "run": str(run), "answer": asdict(answer)})
+    else:
+        conclude(
+            f"{models.told(answer)}; see {answer.picture}",
+            then=("molmoact", "preview", "--dataset-path", "YOUR_DATASET", "--output-path", "preview.png",
+                  "--vqvae", "released"),
+        )  # fmt: skip
+    if summary.exceeded is not None:
+        raise LimitExceeded(summary.exceeded)
+
+
 def installed_version() -> str:
     """As pip knows it."""
     from importlib import metadata
@@ -63,7 +126,7 @@ def installed_version() -> str:
 # Heading of `molmoact --help` -> its commands, in the order in which people need them.
 COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
     "Data": (
-        labelling.demo,
+        demo,
         labelling.preview,
         labelling.preprocess,
         web.preprocess_web,

@@ -16,6 +16,7 @@ from molmoact_data.console import (
     JsonOption,
     OutputArgument,
     OverwriteOption,
+    conclude,
     emit_json,
     say,
 )
@@ -59,12 +60,15 @@ def viz(
         Output.open(output)
     tokenizer = load_tokenizer(vqvae, device) if vqvae else None
     if tokens is not None:
-        show_codes(path, tokens, tokenizer)
+        shown = f"{show_codes(path, tokens, tokenizer)} depth maps"
     elif output is not None:
-        show_episode(path, output, episode, tokenizer=tokenizer, frames=frames, columns=columns)
+        count = show_episode(
+            path, output, episode, tokenizer=tokenizer, frames=frames, columns=columns
+        )
+        shown = f"{count} frames of episode {episode}"
     else:
         raise UserError("give a preprocessed output, or --tokens with --vqvae.")
-    say(f"see {path}")
+    conclude(f"{shown}; see {path}")
 
 
 def parse(
@@ -109,7 +113,7 @@ def parse(
         decoded = decoder.decode(text)
         num_bad += bool(decoded["problems"])
         typer.echo(json.dumps(decoded) if as_json else summary_line(num_texts, decoded))
-    say(f"{num_texts} texts, {num_bad} with problems")
+    conclude(f"{num_texts} texts, {num_bad} with problems")
     if strict and num_bad:
         raise LimitExceeded(
             f"{num_bad} of {num_texts} texts have problems, and --strict was given."
@@ -164,6 +168,12 @@ def validate(
         if found.problems:
             rows = [(p.finding.value, p.where, p.detail) for p in found.problems[:20]]
             show_table("The first of them:", ("finding", "where", "what"), rows)
+    if found.passed and not as_json:
+        conclude(
+            f"{found.rows:,} rows without a problem",
+            then=("molmoact", "train", "--stage", "finetune", "--lora", "--checkpoint", "MODEL", "--data", output,
+                  "--output-path", "RUN"),
+        )  # fmt: skip
     if not found.passed:
         kinds = ", ".join(f"{name} ({n})" for name, n in result["findings"].items())
         raise LimitExceeded(f"{output} is not valid: {kinds}.")
@@ -199,7 +209,20 @@ def stats(
         emit_json(result)
     else:
         write_bytes(output_path, (json.dumps(result, indent=1) + "\n").encode())
-        say(f"statistics of {', '.join(result)} in {output_path}")
+        conclude(
+            f"statistics of {', '.join(result)} in {output_path}",
+            then=()
+            if lerobot_feature
+            else (
+                "molmoact",
+                "retokenize",
+                "OUT",
+                "--statistics",
+                output_path,
+                "--output-path",
+                "NEW",
+            ),
+        )
 
 
 def export(
@@ -238,7 +261,7 @@ def export(
         emit_json(asdict(done))
         return
     left_out = "".join(f"; {n} rows left out: {reason}" for reason, n in done.left_out.items())
-    say(f"{done.rows} rows as {done.format} in {done.output}{left_out}")
+    conclude(f"{done.rows} rows as {done.format} in {done.output}{left_out}")
 
 
 def publish(
@@ -270,10 +293,17 @@ def publish(
             if plan.non_commercial
             else "no teacher forbids commercial use; the pictures keep their source's licence",
         })  # fmt: skip
-    if not dry_run:
-        say(f"published at {run(output, plan, endpoint=endpoint)}")
+    address = None if dry_run else run(output, plan, endpoint=endpoint)
+    if address is not None:
+        conclude(f"published at {address}: {len(plan.files)} files, {size(plan.num_bytes)}")
     if as_json:
         emit_json(plan.to_json())
+    elif dry_run:
+        hidden = ("--private",) if private else ()
+        conclude(
+            f"{len(plan.files)} files, {size(plan.num_bytes)}; nothing was uploaded",
+            then=("molmoact", "publish", output, "--repo-id", repo_id, *hidden),
+        )
 
 
 def download(
@@ -352,3 +382,10 @@ def download(
         say(f"by hand: {line}")
     if as_json:
         emit_json(results)
+    elif dry_run:
+        conclude(
+            f"{len(results)} to fetch; nothing was",
+            then=("molmoact", "download", *names, "--output-path", output_path),
+        )
+    else:
+        conclude(f"{len(results)} fetched into {output_path}")

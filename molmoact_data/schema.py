@@ -82,6 +82,8 @@ STATISTICS_FILE = "dataset_statistics.json"
 MANIFEST_FILE = "manifest.json"
 REJECTS_FILE = "rejects.jsonl"
 REPORT_FILE = "report.html"
+DEMO_RUN_DIR, DEMO_ANSWER_DIR = "run", "prediction"
+"""What `molmoact demo` leaves in its output beside the dataset: never published."""
 
 TRACE_MAX_POINTS = 5
 # `datasets` decodes images on load only from this struct, not from a bare binary column.

@@ -12,9 +12,11 @@ from molmoact_data.console import (
     JsonOption,
     OverwriteOption,
     ResumeOption,
+    conclude,
     emit_json,
     say,
 )
+from molmoact_data.errors import LimitExceeded
 
 
 def eval_(
@@ -115,13 +117,20 @@ def eval_(
             overwrite=overwrite,
             progress=lambda result, done, total: say(one_line(result, done, total)),
         )
-    finally:
+    except (LimitExceeded, KeyboardInterrupt):
         if (output_path / PAGE).is_file():
             say(f"see {output_path / PAGE}")
+        raise
     if as_json:
         emit_json(results)
     else:
         typer.echo(summary(results))
+        conclude(
+            f"{results['successes']} of {results['n']} episodes succeeded; see {output_path / PAGE}",
+            then=("molmoact", "serve", "--checkpoint", checkpoint or "MODEL")
+            if checkpoint not in ("expert", "idle") and server is None
+            else (),
+        )
 
 
 def serve(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +17,7 @@ from molmoact_data.console import (
     JsonOption,
     OverwriteOption,
     chosen,
+    conclude,
     emit_json,
     options_of,
     say,
@@ -26,6 +27,9 @@ from molmoact_train.config import TrainConfig, resolve
 from molmoact_train.families import registry
 from molmoact_train.families.molmoact.settings import Settings as MolmoActSettings
 from molmoact_train.families.molmoact2.settings import Settings as MolmoAct2Settings
+
+if TYPE_CHECKING:
+    from molmoact_train.debug.demo import Answer
 
 DtypeOption = Annotated[str, typer.Option("--dtype", help="keep, float32 or bfloat16.")]
 
@@ -77,6 +81,7 @@ def train(
     if dry_run:
         _plan(settings, device, as_json=as_json)
         return
+    from molmoact_train.data.mixture import parse_data_argument
     from molmoact_train.inputs import check_training
 
     check_training(settings, resume=resume, overwrite=overwrite)
@@ -86,10 +91,62 @@ def train(
     if as_json:
         emit_json({**asdict(outcome), "folder": str(outcome.folder)})
     elif outcome.finished:
-        say(f"finished after step {outcome.step}; see {outcome.folder}")
+        then: tuple[object, ...] = ("molmoact", "predict", "--checkpoint", outcome.folder)
+        then = (*then, "--data", parse_data_argument(settings.data[0]).path)
+        if settings.lora:
+            then = ("molmoact", "merge-lora", "--adapter", outcome.folder, "--output-path", "MODEL")
+        conclude(headline(outcome.step, outcome.metrics, outcome.folder), then=then)
     if not outcome.finished:
         say(f"stopped after step {outcome.step}, which is saved in {outcome.folder}")
         raise typer.Exit(128 + outcome.signal)
+
+
+# The demo, which the door puts together.
+
+
+def demo_training(data: Path, run: Path, steps: int | None) -> TrainConfig:
+    """A minute of training, unless `steps` says otherwise."""
+    from molmoact_train.debug.demo import STEPS, demo_config
+
+    return demo_config(data, run, STEPS if steps is None else steps)
+
+
+def plan_demo(config: TrainConfig, *, as_json: bool) -> dict[str, Any]:
+    """What it would do, before its data are there: as a table for a person; returned for JSON."""
+    from molmoact_data.console.tables import show_facts
+
+    if not as_json:
+        facts = {"starts from": f"{config.checkpoint}: shipped, Apache-2.0",
+                 "steps": f"{config.duration} of {config.global_batch_size} samples",
+                 "held out": "one episode, which it is asked about afterwards",
+                 "time": "about a minute on two cores with the default steps", "downloads": "none"}  # fmt: skip
+        show_facts(f"Would then train in {config.output_path}", facts)
+    return {"output_path": config.output_path, "steps": config.duration}
+
+
+def train_and_ask(config: TrainConfig, answers: Path, *, resume: bool, overwrite: bool) -> Answer:
+    """Train as the demo does, and ask about the episode that was held out. A signal ends the command."""
+    from molmoact_train.debug.demo import ask
+    from molmoact_train.train import train as run
+
+    outcome = run(config, resume=resume, overwrite=overwrite, device="cpu")
+    if not outcome.finished:
+        raise typer.Exit(128 + outcome.signal)
+    say(headline(outcome.step, outcome.metrics, outcome.folder))
+    return ask(config, outcome.folder, answers)
+
+
+def told(answer: Answer) -> str:
+    """The demo's answer in a line."""
+    error = "" if answer.trace_error is None else f", its path {answer.trace_error:.0f} of 255 off"
+    return f"asked to {answer.instruction!r}, an episode that it has not seen{error}"
+
+
+def headline(step: int, metrics: Mapping[str, float], folder: Path) -> str:
+    """How a run ended: its last losses, and where it is."""
+    shown = {"loss": "train/loss", "accuracy": "train/accuracy", "held-out loss": "eval/loss"}
+    numbers = [f"{word} {metrics[key]:.3g}" for word, key in shown.items() if key in metrics]
+    return f"finished after step {step}: {', '.join(numbers) or 'no step was left'}; see {folder.parent / 'run.html'}"
 
 
 def _stage(given: str | None, written: Mapping[str, Any]) -> str:
@@ -161,12 +218,18 @@ def merge_lora(
                  "licence": "the base model's: see its card"}  # fmt: skip
         show_facts(f"Would write {done.folder}", facts)
         return
-    typer.echo(
-        f"{done.folder}: {done.adapted} of {done.num_tensors} tensors changed by up to "
-        f"{done.largest_change:.3g}, {done.num_bytes / 1e9:.2f} GB"
-    )
     if done.logit_difference is not None:
         typer.echo(f"logits differ from base + adapter by {done.logit_difference:.2e} (relative)")
+    conclude(
+        f"{done.folder}: {done.adapted} of {done.num_tensors} tensors changed by up to "
+        f"{done.largest_change:.3g}, {size(done.num_bytes)}",
+        then=ask_it(done.folder),
+    )
+
+
+def ask_it(folder: object) -> tuple[object, ...]:
+    """The next thing to do with a whole model."""
+    return ("molmoact", "predict", "--checkpoint", folder, "--images", "PICTURE", "--instruction", "WORDS")  # fmt: skip
 
 
 def export_hf(
@@ -257,6 +320,7 @@ def unshard(
 def report_export(done: Any, *, as_json: bool, dry_run: bool = False) -> None:
     """What was or would be written, as JSON or for people."""
     from molmoact_data.console.tables import show_facts, size
+    from molmoact_train.inputs import ADAPTER_CONFIG
 
     if as_json:
         emit_json(asdict(done))
@@ -266,4 +330,10 @@ def report_export(done: Any, *, as_json: bool, dry_run: bool = False) -> None:
                  "memory": "a few tensors at a time", "licence": "the model's: see its card"}  # fmt: skip
         show_facts(f"Would write {done.folder}", facts)
     else:
-        typer.echo(f"{done.folder}: {done.num_tensors} tensors, {done.num_bytes / 1e9:.2f} GB")
+        whole = not (Path(done.folder) / ADAPTER_CONFIG).is_file()
+        conclude(
+            f"{done.folder}: {done.num_tensors} tensors, {size(done.num_bytes)}",
+            then=ask_it(done.folder)
+            if whole
+            else ("molmoact", "merge-lora", "--adapter", done.folder, "--output-path", "MODEL"),
+        )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from molmoact_data.errors import UserError
+from molmoact_data.policies import checkpoint_folder
 from molmoact_data.runs import check_run
 from molmoact_train.config import TrainConfig
 from molmoact_train.data.mixture import parse_data_argument
@@ -20,8 +21,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def check_model(checkpoint: str, revision: str | None = None) -> None:
-    """A folder that is there, or what may be a Hub id. Raises `UserError`."""
-    if Path(checkpoint).is_dir():
+    """A folder that is there, `embedded`, or what may be a Hub id. Raises `UserError`."""
+    if checkpoint_folder(checkpoint).is_dir():
         if revision is not None:
             raise UserError(
                 f"--checkpoint {checkpoint} is a folder, which has no revision {revision}: leave out "

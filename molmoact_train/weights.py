@@ -16,6 +16,7 @@ from torch import nn
 from molmoact_data.errors import UserError
 from molmoact_data.files.inputs import is_git_lfs_pointer
 from molmoact_data.files.typed import read_typed
+from molmoact_data.policies import checkpoint_folder
 from molmoact_train.inputs import check_model
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -23,13 +24,13 @@ _AGAIN = "Download or export it again."
 
 
 def resolve_model_folder(checkpoint: str, revision: str | None = None) -> Path:
-    """A local folder as it is, or the local copy of a Hub id at `revision` (downloaded if needed).
+    """A local folder as it is, the shipped one for `embedded`, or the local copy of a Hub id (downloaded if needed).
 
     A path that exists always wins; anything that cannot be a Hub id is never looked up on the network.
     """
     check_model(checkpoint, revision)
-    if Path(checkpoint).is_dir():
-        return Path(checkpoint)
+    if (folder := checkpoint_folder(checkpoint)).is_dir():
+        return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

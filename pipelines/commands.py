@@ -1,4 +1,4 @@
-"""`molmoact demo | preview | preprocess | evaluate-labels | retokenize | merge`: from demonstrations to shards."""
+"""`molmoact preview | preprocess | evaluate-labels | retokenize | merge`: from demonstrations to shards."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from molmoact_data.console import (
     OverwriteOption,
     ResumeOption,
     choice,
+    conclude,
     emit_json,
     options_of,
     say,
@@ -71,19 +72,31 @@ def preprocess(
     Example: molmoact preprocess --dataset-path my/dataset --output-path out --camera primary=observation.images.front
     --vqvae vae-final.pt
     """
-    from molmoact_data.console.tables import show_facts
-    from pipelines.estimate import estimate, facts
-    from pipelines.preprocess import preprocess as run
-
     settings = preprocess_config(with_preset(flags, preset), config)
     if dry_run:
-        plan = estimate(settings)
+        plan = plan_labels(settings, as_json=as_json)
         if as_json:
-            emit_json(asdict(plan))
-        else:
-            show_facts(f"Would write {settings.output_path}", facts(plan))
+            emit_json(plan)
         return
-    finish_preprocess(run(settings, resume=resume, overwrite=overwrite), as_json=as_json)
+    finish_preprocess(label(settings, resume=resume, overwrite=overwrite), as_json=as_json)
+
+
+def label(settings: PreprocessConfig, *, resume: bool, overwrite: bool) -> Summary:
+    """Run it; Beam and torch are imported now."""
+    from pipelines.preprocess import preprocess as run
+
+    return run(settings, resume=resume, overwrite=overwrite)
+
+
+def plan_labels(settings: PreprocessConfig, *, as_json: bool) -> dict[str, Any]:
+    """What a run would do, as a table for a person; returned for JSON."""
+    from molmoact_data.console.tables import show_facts
+    from pipelines.estimate import estimate, facts
+
+    plan = estimate(settings)
+    if not as_json:
+        show_facts(f"Would write {settings.output_path}", facts(plan))
+    return asdict(plan)
 
 
 @options_of(PreprocessConfig, without=NOT_IN_A_PREVIEW)
@@ -113,22 +126,14 @@ def preview(
         result = {"output": str(path), "frames": shown.frames, "found": shown.found}
         emit_json({**result, "rejected": shown.rejected})
     else:
-        say(f"{shown.frames} frames, gripper found in {shown.found}; see {path}")
+        conclude(
+            f"{shown.frames} frames, gripper found in {shown.found}; see {path}",
+            then=("molmoact", "preprocess", "--dataset-path", settings.dataset_path, "--output-path", "OUT", "..."),
+        )  # fmt: skip
 
 
-def demo(
-    *,
-    output_path: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("out/demo"),
-    workers: Annotated[int, typer.Option(help="Local worker processes.")] = 1,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Run the whole pipeline on the shipped episodes, with the embedded teachers, without network.
-
-    Example: molmoact demo --output-path out/demo
-    """
-    from pipelines.preprocess import preprocess as run
-
+def demo_labels(output_path: Path, workers: int) -> PreprocessConfig:
+    """The shipped episodes, with the embedded teachers."""
     dataset = DEMO_DATASET if DEMO_DATASET.is_dir() else INSTALLED_DEMO_DATASET
     flags = {
         "dataset_path": str(dataset),
@@ -136,9 +141,7 @@ def demo(
         "preset": "embedded",
         "workers": workers,
     }
-    finish_preprocess(
-        run(preprocess_config(flags, None), resume=False, overwrite=overwrite), as_json=as_json
-    )
+    return preprocess_config(flags, None)
 
 
 def with_preset(flags: Mapping[str, Any], preset: str | None) -> Mapping[str, Any]:
@@ -154,9 +157,10 @@ def finish_preprocess(summary: Summary, *, as_json: bool) -> None:
         emit_json(asdict(summary))
     else:
         shards = f"{summary.shards} shard" + ("s" if summary.shards != 1 else "")
-        say(
+        conclude(
             f"{summary.frames} frames of {summary.episodes} episodes in {shards}; "
-            f"look at {summary.output.rstrip('/')}/{REPORT_FILE}"
+            f"look at {summary.output.rstrip('/')}/{REPORT_FILE}",
+            then=("molmoact", "validate", summary.output),
         )
     if summary.exceeded is not None:
         raise LimitExceeded(summary.exceeded)
@@ -245,7 +249,9 @@ def evaluate_labels(
     if as_json:
         emit_json(as_dict(result))
     else:
-        say(f"see {output_path / 'labels.html'}")
+        conclude(
+            f"{result.frames} frames of {result.episodes} episodes measured; see {output_path / 'labels.html'}"
+        )
 
 
 def retokenize(
@@ -279,7 +285,7 @@ def retokenize(
     config = RetokenizeConfig(frozen, action_bins, action_chunk_size)
     source, target = Output.open(output), Storage(output_path)
     done = run(source, target, config, resume=resume, overwrite=overwrite)
-    emit_json(asdict(done)) if as_json else say(f"{done.frames} frames in {done.output}")
+    finish_copy(done, as_json=as_json)
 
 
 def merge(
@@ -300,4 +306,14 @@ def merge(
 
     sources = [Output.open(path) for path in outputs]
     done = run(sources, Storage(output_path), resume=resume, overwrite=overwrite)
-    emit_json(asdict(done)) if as_json else say(f"{done.frames} frames in {done.output}")
+    finish_copy(done, as_json=as_json)
+
+
+def finish_copy(done: Any, *, as_json: bool) -> None:
+    """Say what a new output made from others holds."""
+    if as_json:
+        emit_json(asdict(done))
+    else:
+        conclude(
+            f"{done.frames} frames in {done.output}", then=("molmoact", "validate", done.output)
+        )

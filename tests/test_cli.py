@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import click
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from made_commands import ALL, Molmoact, Words
 from made_datasets import make_dataset
@@ -64,7 +66,7 @@ MISTAKES: dict[Words, tuple[str, str]] = {
 
 # Command -> the test in which it does its work.
 WORKS: dict[Words, str] = {
-    ("demo",): "test_cli.py::test_demo_labels_the_shipped_episodes_without_network",
+    ("demo",): "test_cli.py::test_demo_goes_from_episodes_to_an_answer_without_network_and_resumes",
     ("preview",): "test_data_viz.py::test_preview_command",
     ("preprocess",): "test_cli.py::test_preprocess_prints_one_json_object_and_nothing_else_on_stdout",
     ("viz",): "test_data_viz.py::test_viz_command",
@@ -224,20 +226,55 @@ def test_dry_run_plans_and_writes_nothing(tmp_path: Path, molmoact: Molmoact) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_demo_labels_the_shipped_episodes_without_network(
+def test_demo_goes_from_episodes_to_an_answer_without_network_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, molmoact: Molmoact
 ) -> None:
     def no_network(*_: object) -> None:
         raise AssertionError("the demo asked for the network")
 
     monkeypatch.setattr("socket.socket.connect", no_network)
-    code, out, err = molmoact("demo", "--output-path", tmp_path / "out", "--json")
-    assert code == 0, err
     listed = (ROOT / "examples/demo_dataset/meta/episodes.jsonl").read_text().splitlines()
+    episodes = [json.loads(line) for line in listed]
+    demo = ("demo", "--output-path", tmp_path / "out")
+
+    code, out, err = molmoact(*demo, "--dry-run", "--duration", 2)
+    assert (code, list(tmp_path.iterdir())) == (0, []), err
+    assert [piece in out for piece in ("Would write", "Would then train", "2 of 8 samples")] == [
+        True
+    ] * 3
+
+    code, out, err = molmoact(*demo, "--duration", 0, "--json")  # stops after the data
+    assert code == 0, err
     summary = json.loads(out)
-    assert summary["episodes"] == len(listed)
-    assert summary["frames"] == sum(json.loads(line)["length"] for line in listed)
+    assert summary["episodes"] == len(episodes)
+    assert summary["frames"] == sum(episode["length"] for episode in episodes)
     assert (tmp_path / "out" / "report.html").is_file()
+    assert not (tmp_path / "out" / "run").exists()
+
+    code, out, err = molmoact(*demo, "--duration", 2, "--resume")  # goes on from there
+    assert (code, out) == (0, ""), err
+    assert "finished after step 2: loss" in err
+    *_, headline, after = err.splitlines()
+    assert headline.startswith(
+        f"asked to {episodes[0]['tasks'][0]!r}, an episode that it has not seen"
+    )
+    assert after.startswith("next: molmoact preview --dataset-path YOUR_DATASET")
+    picture = tmp_path / "out" / "prediction" / "prediction.png"
+    assert str(picture) in headline
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    answer = json.loads((picture.parent / "prediction.json").read_text())
+    first = pq.read_table(next((tmp_path / "out/data").glob("*.parquet")), columns=["action"])
+    assert answer["recorded"] == first["action"][:8].to_pylist(), (
+        "episode 0, from its first frame on"
+    )
+    assert np.shape(answer["actions"]) == (8, 7)
+
+    code, out, err = molmoact(
+        "publish", tmp_path / "out", "--repo-id", "lab/demo", "--dry-run", "--json"
+    )
+    assert code == 0, err
+    listed = [entry["path"] for entry in json.loads(out)["files"]]
+    assert [path for path in listed if path.startswith(("run", "prediction"))] == []
 
 
 def test_version_is_that_of_the_package(

@@ -18,6 +18,7 @@ from molmoact_data.console import (
     OverwriteOption,
     ResumeOption,
     choice,
+    conclude,
     emit_json,
     options_of,
     say,
@@ -84,6 +85,15 @@ def train(
     if result.stopped_by_signal:
         say(f"stopped at step {result.step} of {result.num_steps}; continue with --resume")
         raise typer.Exit(result.exit_code)
+    if not as_json:
+        places = [word for place in settings.data for word in ("--data", place)] or [
+            "--data",
+            "DATA",
+        ]
+        conclude(
+            f"finished after step {result.step}; the codebook is {output_path}",
+            then=("molmoact", "vqvae", "eval", "--checkpoint", output_path, *places),
+        )
 
 
 @options_of(EvalConfig)
@@ -113,7 +123,15 @@ def evaluate(
     from vqvae import evaluate as measuring
 
     report = measuring.measure(settings)
-    emit_json(report) if as_json else typer.echo(measuring.as_table(report))
+    if as_json:
+        emit_json(report)
+    else:
+        typer.echo(measuring.as_table(report))
+        found = report[measuring.ALL]
+        conclude(
+            f"{found['codes_used']} codes used, error {found['mae']:.4f} of the range",
+            then=("molmoact", "preprocess", "--vqvae", settings.checkpoint, "..."),
+        )
     measuring.check_min_codes(report, settings.min_codes)
 
 
@@ -145,7 +163,14 @@ def encode(
         checkpoint, input_path, output_path,
         recipe=depth_recipe, input_range=input_range, resize=resize, device=device, overwrite=overwrite,
     )  # fmt: skip
-    emit_json(result) if as_json else say(f"{result['maps']} maps coded, see {output_path}")
+    if as_json:
+        emit_json(result)
+    else:
+        conclude(
+            f"{result['maps']} maps coded with {result['codes_used']} different codes, see {output_path}",
+            then=("molmoact", "vqvae", "decode", "--checkpoint", checkpoint, "--input-path", output_path,
+                  "--output-path", "DEPTH.png"),
+        )  # fmt: skip
 
 
 def decode(
@@ -180,7 +205,10 @@ def decode(
         device=device,
         overwrite=overwrite,
     )
-    emit_json(result) if as_json else say(f"{result['maps']} maps decoded, see {output_path}")
+    if as_json:
+        emit_json(result)
+    else:
+        conclude(f"{result['maps']} maps decoded, see {output_path}")
 
 
 def convert(
@@ -204,4 +232,10 @@ def convert(
     result = operations.convert(
         input_path, output_path, input_range=input_range, resize=resize, overwrite=overwrite
     )
-    emit_json(result) if as_json else say(f"wrote {output_path}")
+    if as_json:
+        emit_json(result)
+    else:
+        conclude(
+            f"wrote {output_path}",
+            then=("molmoact", "preprocess", "--vqvae", output_path, "..."),
+        )

@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import re
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
@@ -60,6 +61,16 @@ def emit_json(value: Any) -> None:
 def say(text: str) -> None:
     """A line for a person, on stderr."""
     typer.echo(redact(text), err=True)
+
+
+def conclude(headline: str, *, then: Sequence[object] = ()) -> None:
+    """How every command ends for a person: what came out, in numbers, and the words of what usually comes next.
+
+    Names in capitals stand for what only the person knows.
+    """
+    say(headline)
+    if then:
+        say(f"next: {shlex.join(map(str, then))}")
 
 
 def given(context: typer.Context) -> dict[str, Any]:

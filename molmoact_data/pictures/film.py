@@ -190,12 +190,13 @@ def load_tokenizer(path: str, device: str) -> DepthTokenizer:
     return factory(place, device=device)
 
 
-def show_codes(path: Path, text: str, tokenizer: DepthTokenizer | None) -> None:
-    """Write the depth that a token string, or a list of integers, stands for."""
+def show_codes(path: Path, text: str, tokenizer: DepthTokenizer | None) -> int:
+    """Write the depth that a token string, or a list of integers, stands for; returns the number of maps."""
     if tokenizer is None:
         raise UserError("--tokens needs --vqvae: codes mean nothing without their codebook.")
     pictures = [to_height(codes_picture(codes, tokenizer), 320) for codes in codes_in(text)]
     write_picture(path, contact_sheet(pictures, min(4, len(pictures))))
+    return len(pictures)
 
 
 def show_episode(
@@ -206,8 +207,8 @@ def show_episode(
     tokenizer: DepthTokenizer | None,
     frames: int,
     columns: int,
-) -> None:
-    """Write one episode of an output: every frame as a film, or some on a contact sheet."""
+) -> int:
+    """Write one episode of an output: every frame as a film, or some on a contact sheet; returns their number."""
     opened = Output.open(output)
     shown = {} if tokenizer is None else {"codebook_shown": tokenizer.describe()}
     warn_of_strange_labels(opened.manifest, shown)
@@ -217,10 +218,10 @@ def show_episode(
             raise UserError(
                 f"{output} merges datasets of different fps, so a film of it has none. Write a .png."
             )
-        write_video(path, episode_tiles(opened, episode, tokenizer=tokenizer), fps)
-    else:
-        tiles = list(episode_tiles(opened, episode, tokenizer=tokenizer, frames=frames))
-        write_picture(path, contact_sheet(tiles, columns))
+        return write_video(path, episode_tiles(opened, episode, tokenizer=tokenizer), fps)
+    tiles = list(episode_tiles(opened, episode, tokenizer=tokenizer, frames=frames))
+    write_picture(path, contact_sheet(tiles, columns))
+    return len(tiles)
 
 
 def _find(output: Output, episode: int) -> tuple[str, int]:

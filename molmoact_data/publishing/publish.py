@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from molmoact_data import schema
 from molmoact_data.errors import UserError, first_line
 from molmoact_data.files.folders import TEMPORARY_MARK
 from molmoact_data.files.hub import hub_errors
@@ -18,7 +19,7 @@ from molmoact_data.publishing import card
 from molmoact_data.teachers.knowledge import warn_of_strange_labels
 
 CARD_FILE, PICTURE_FILE = "README.md", "example.jpg"
-NOT_PUBLISHED = ("_state", ".cache", ".git")
+NOT_PUBLISHED = ("_state", ".cache", ".git", schema.DEMO_RUN_DIR, schema.DEMO_ANSWER_DIR)
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 _THEN = (

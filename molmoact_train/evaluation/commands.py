@@ -14,6 +14,7 @@ from molmoact_data.console import (
     JsonOption,
     OverwriteOption,
     chosen,
+    conclude,
     emit_json,
     say,
 )
@@ -23,7 +24,9 @@ from molmoact_train.families import registry
 
 def predict(
     *,
-    checkpoint: Annotated[Path, typer.Option(help="Model folder: released, exported or merged.")],
+    checkpoint: Annotated[
+        Path, typer.Option(help="Model folder: released, exported or merged; or `embedded`.")
+    ],
     images: Annotated[
         list[Path] | None,
         typer.Option(help="Pictures of one moment, external camera first; repeat."),
@@ -112,6 +115,7 @@ def predict(
 
     Example: molmoact predict --checkpoint my-model --images front.png wrist.png --instruction "close the box"
     """
+    from molmoact_data.policies import checkpoint_folder
     from molmoact_data.statistics import read_entries
     from molmoact_data.teachers.codebook import codebook_path
     from molmoact_data.text.prompts import Wording
@@ -128,6 +132,7 @@ def predict(
     asked = {"--images": images or more_images, "--instruction": instruction, "--trace": trace,
              "--state": state, "--vqvae": vqvae}  # fmt: skip
     # Everything that can be wrong is looked at before torch is imported.
+    checkpoint = checkpoint_folder(checkpoint)
     drawn = None if trace is None else parse_trace_flag(trace)
     if data is None:
         _refuse({"--episodes": episodes, "--every": every}, "it goes with --data")
@@ -166,7 +171,11 @@ def predict(
         )
         chunk = ask(checkpoint, pictures, str(instruction), state=state, trace=drawn,
                     seed=seed or 0, **options)  # fmt: skip
-        emit_json(chunk) if as_json else typer.echo(json.dumps(chunk, indent=1))
+        if as_json:
+            emit_json(chunk)
+        else:
+            typer.echo(json.dumps(chunk, indent=1))
+            conclude(f"{len(chunk['actions'])} actions, {chunk['num_tokens']} tokens")
     else:
         codebook = vqvae or next(iter(checkpoint.glob("vae-final.pt")), None)
         decoder = None if codebook is None or output_path is None else codebook_path(codebook)
@@ -196,6 +205,7 @@ def answer(
     """One answer of a MolmoAct; the codebook is opened before anything is generated."""
     from molmoact_data.policies import PredictionFailed
     from molmoact_data.teachers.registry import DEPTH_TOKENIZERS, resolve
+    from molmoact_train.evaluation.picture import PICTURE_FILE
     from molmoact_train.families.molmoact.answers import summary, write_pictures
     from molmoact_train.families.molmoact.policy import load_policy
 
@@ -208,12 +218,14 @@ def answer(
     except PredictionFailed as failed:
         raise UserError(f"{checkpoint} gave no action: {failed}.") from failed
     if output_path is not None:
-        for path in write_pictures(found, pictures[0], output_path, tokenizer):
+        for path in write_pictures(found, pictures[0], instruction, output_path, tokenizer):
             say(f"wrote {path}")
     if as_json:
         emit_json(found.to_json())
     else:
         typer.echo(summary(found))
+        where = "" if output_path is None else f"; see {output_path / PICTURE_FILE}"
+        conclude(f"{len(found.actions)} actions, {found.num_tokens} tokens{where}")
     if found.problems:
         raise UserError(
             f"the answer is not well-formed ({'; '.join(found.problems)[:200]}); its actions must not move a robot. "
@@ -249,13 +261,16 @@ def compare_with(
         content = (json.dumps(result, indent=1) + "\n").encode()
         write_bytes(output_path / comparing.COMPARISON_FILE, content)
         comparing.plot(found, names, output_path / comparing.PLOT_FILE)
-        say(f"see {output_path / comparing.PLOT_FILE}")
     if as_json:
         emit_json(result)
         return
     title = "Mean absolute error beside the recorded actions, in their units"
     show_table(title, *comparing.table(result, names))
-    typer.echo(comparing.headline(result))
+    where = "" if output_path is None else f"; see {output_path / comparing.PLOT_FILE}"
+    conclude(
+        comparing.headline(result) + where,
+        then=("molmoact", "serve", "--checkpoint", checkpoint),
+    )
 
 
 def check_comparison_folder(folder: Path | None, *, overwrite: bool) -> None:

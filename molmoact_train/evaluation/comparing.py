@@ -17,7 +17,7 @@ from molmoact_data.errors import UserError
 from molmoact_data.files.folders import new_file
 from molmoact_data.outputs.output import Output
 from molmoact_data.outputs.recorded import RecordedFrame, choose_episodes, recorded_frames
-from molmoact_data.policies import Policy, PredictionFailed
+from molmoact_data.policies import ActionChunk, Policy, PredictionFailed
 
 COMPARISON_FILE, PLOT_FILE = "comparison.json", "comparison.png"
 RECORDED_COLOUR, PREDICTED_COLOUR = "#555555", "#d1495b"
@@ -73,9 +73,9 @@ def compare(
             every=every or info.horizon,
             cameras=info.num_cameras,
         )
-        compared = [compare_frame(policy, frame) for frame in frames]
-        progress(f"episode {episode.index}: {len(compared)} frames")
-        found += compared
+        done = [compare_frame(policy, frame) for frame in frames]
+        progress(f"episode {episode.index}: {len(done)} frames")
+        found += done
     return found
 
 
@@ -85,6 +85,11 @@ def compare_frame(policy: Policy, frame: RecordedFrame) -> ComparedFrame:
         answer = policy.act(frame.observation)
     except PredictionFailed as failed:
         return ComparedFrame(frame, None, None, None, failed.reason)
+    return compared(answer, frame)
+
+
+def compared(answer: ActionChunk, frame: RecordedFrame) -> ComparedFrame:
+    """An answer beside what was recorded from the same moment on."""
     steps = len(frame.actions_HD)
     codes, trace = None, None
     if _alike(answer.depth_codes, frame.depth_codes):
@@ -112,9 +117,11 @@ def _resampled(points_P2: NDArray[np.float32], count: int = 16) -> NDArray[np.fl
 
 
 def names_of(output: Output) -> list[str]:
-    """What the dimensions are called in tables."""
-    spec = output.statistics.spec.dimensions if output.statistics is not None else ()
+    """What the dimensions are called in tables: as the source named them, else by their number."""
     dim = output.layout.action_dim or 0
+    if len(named := output.manifest.dataset.action_names) == dim:
+        return list(named)
+    spec = output.statistics.spec.dimensions if output.statistics is not None else ()
     return [f"{d} gripper" if d < len(spec) and spec[d].gripper else str(d) for d in range(dim)]
 
 

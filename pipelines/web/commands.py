@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from molmoact_data.console import DryRunOption, JsonOption, emit_json, options_of, say
+from molmoact_data.console import DryRunOption, JsonOption, conclude, emit_json, options_of
 from pipelines.web.config import WebConfig
 
 
@@ -54,6 +54,7 @@ def preprocess_web(
     if as_json:
         emit_json(asdict(done))
     else:
-        say(
-            f"{done.rows:,} rows in {done.shards} shards of {done.output}; {sum(done.rejects.values()):,} rejected"
+        conclude(
+            f"{done.rows:,} rows in {done.shards} shards of {done.output}; {sum(done.rejects.values()):,} rejected",
+            then=("molmoact", "train", "--stage", "pretrain", "--data", done.output, "..."),
         )

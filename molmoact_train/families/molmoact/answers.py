@@ -15,8 +15,9 @@ from molmoact_data.errors import UserError
 from molmoact_data.files.folders import check_new_file, write_bytes
 from molmoact_data.labels.depth import DepthTokenizer
 from molmoact_data.labels.traces import GRID_MAX
-from molmoact_data.pictures import overlay
+from molmoact_data.pictures.film import codes_picture
 from molmoact_data.sources.images import NotEightBitError
+from molmoact_train.evaluation.picture import PICTURE_FILE, Shown, draw, marked
 from molmoact_train.families.molmoact.pictures import ImageLike, to_rgb
 
 Trace = Sequence[Sequence[int]]
@@ -102,30 +103,35 @@ def _read_image(path: Path) -> Image.Image:
 def check_answer_folder(folder: Path | None, *, overwrite: bool) -> None:
     """Raises `UserError` where an earlier answer would be lost."""
     if folder is not None:
-        for name in (PREDICTION_FILE, TRACE_FILE, DEPTH_FILE):
+        for name in (PREDICTION_FILE, TRACE_FILE, DEPTH_FILE, PICTURE_FILE):
             check_new_file(folder / name, overwrite=overwrite)
 
 
 def write_pictures(
     prediction: Prediction,
     first_image: ImageLike,
+    instruction: str,
     folder: Path,
     depth_tokenizer: DepthTokenizer | None,
 ) -> list[Path]:
-    """`prediction.json`, `trace.png` (over the first image) and, with a tokenizer, `depth.png`."""
+    """`prediction.json`, `trace.png` (on the first image), with a tokenizer `depth.png`; `prediction.png` has all."""
+    codes = next((span for span in prediction.depth_codes if span), [])
     written = [folder / PREDICTION_FILE]
     write_bytes(written[0], (json.dumps(prediction.to_json(), indent=1) + "\n").encode())
+    shown = Shown(
+        rgb_HWC=to_rgb(first_image),
+        instruction=instruction,
+        actions_HD=np.array(prediction.actions, dtype=np.float32),
+        traces=prediction.traces,
+        depth_codes=codes,
+    )
     if prediction.traces:
-        rgb = to_rgb(first_image)
-        for trace, colour in zip(prediction.traces, overlay.ARM_COLOURS_RGB, strict=False):
-            points = np.rint(np.array(trace)).astype(int)
-            rgb = overlay.draw_path(rgb, points, colour, overlay.TRACE_THICKNESS)
         written.append(folder / TRACE_FILE)
-        Image.fromarray(rgb).save(written[-1])
-    codes = [span for span in prediction.depth_codes if span]
+        Image.fromarray(marked(shown)).save(written[-1])
     if codes and depth_tokenizer is not None:
-        depth = np.asarray(depth_tokenizer.decode(np.array(codes[:1])))[0]
-        scaled = (depth - depth.min()) / max(float(np.ptp(depth)), 1e-8)
         written.append(folder / DEPTH_FILE)
-        Image.fromarray(np.rint(scaled * 255).astype(np.uint8)).save(written[-1])
+        Image.fromarray(codes_picture(codes, depth_tokenizer)).save(written[-1])
+    if prediction.actions:
+        written.append(folder / PICTURE_FILE)
+        draw(shown, written[-1], depth_tokenizer)
     return written
