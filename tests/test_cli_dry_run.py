@@ -64,6 +64,10 @@ def train(get: Callable[[str], Any], tmp_path: Path) -> list[Any]:
 Case = Callable[[Callable[[str], Any], Path], list[Any]]
 # Command -> what to type before `--output-path NEW --dry-run`, and names of the facts that are told.
 CASES: dict[Words, tuple[Case, tuple[str, ...]]] = {
+    ("demo",): (
+        lambda get, _: ["--duration", "2"],
+        ("frames", "time", "disk", "downloads", "teachers", "starts from", "steps", "held out"),
+    ),
     ("preprocess",): (preprocess, ("frames", "time", "disk", "memory", "downloads", "teachers")),
     ("preprocess-web",): (preprocess_web, ("examples", "downloads", "time", "licence")),
     ("train",): (train, ("starts from", "frames", "time", "memory", "licence")),

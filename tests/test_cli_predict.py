@@ -119,7 +119,10 @@ def test_the_command_shows_a_table_and_leaves_numbers_and_a_plot(
     assert lines[1].split() == ["dimension", "spread", "error", "first", "step",
                                 "episode", "0", "episode", "2", "episode", "3"]  # fmt: skip
     assert lines[8].split()[:2] == ["6", "gripper"]
-    assert lines[-1].startswith("6 frames of 3 episodes; actions off by ")
+    headline, after = err.splitlines()[-2:]
+    assert headline.startswith("6 frames of 3 episodes; actions off by ")
+    assert headline.endswith(f"see {out / 'comparison.png'}")
+    assert after == f"next: molmoact serve --checkpoint {tiny}"
     assert "episode 2: 2 frames" in err
     result = json.loads((out / "comparison.json").read_text())
     assert [(f["episode"], f["frame"]) for f in result["frames"]] == [
