@@ -16,7 +16,12 @@ from molmoact_train.families.molmoact.grammar import AnswerShape, build_grammar,
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 from molmoact_train.families.molmoact.processor import MolmoActProcessor
 from molmoact_train.families.molmoact.samples import build_sample, collate
-from molmoact_train.families.molmoact.tabletop import tabletop_processor, write_tabletop_checkpoint
+from molmoact_train.families.molmoact.tabletop import (
+    ordered_tokens,
+    tabletop_processor,
+    tabletop_tokenizer,
+    write_tabletop_checkpoint,
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +112,19 @@ def test_pictures_reach_the_decoder_of_a_fresh_checkpoint(tmp_path) -> None:
 def test_the_stage_trains_everything_from_both_cameras() -> None:
     config = resolve("tabletop", {"data": ("d",), "checkpoint": "c", "output_path": "o"})
     assert (config.lora, config.settings.ft_embedding, config.max_images) == (False, "all", 2)
+
+
+def test_values_and_patches_start_in_order(tmp_path) -> None:
+    """Rows of the head of near values are near, whatever the family; patches of one row share half their position."""
+    model = MolmoActForActionReasoning.from_pretrained(write_tabletop_checkpoint(tmp_path / "a"))
+    for family in ordered_tokens(tabletop_tokenizer()):
+        for rows in (model.lm_head.weight[family], model.model.transformer.wte.embedding[family]):
+            apart = torch.cdist(rows, rows)
+            near, far = apart.diagonal(1), apart.diagonal(64)
+            assert near.max() < 0.6 * far.min()
+            assert near.min() > 0, "every value has a row of its own"
+    positions = model.model.vision_backbone.image_vit.positional_embedding.view(9, 9, -1)
+    half = positions.shape[-1] // 2
+    assert torch.equal(positions[4, 0, :half], positions[4, 8, :half])
+    assert torch.equal(positions[0, 4, half:], positions[8, 4, half:])
+    assert len(torch.unique(positions.flatten(0, 1), dim=0)) == 81

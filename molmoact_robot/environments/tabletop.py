@@ -23,7 +23,7 @@ from molmoact_data.labels.traces import GRID_MAX
 from molmoact_robot.environments.base import ActionConvention, from_libero, same, to_libero
 from molmoact_robot.tabletop.control import ACTION_NAMES, CONTROL_HZ, STATE_NAMES
 from molmoact_robot.tabletop.episodes import EpisodeConfig, Rollout, start_rollout
-from molmoact_robot.tabletop.randomization import Split
+from molmoact_robot.tabletop.randomization import Split, Variety
 from molmoact_robot.tabletop.scene import FAST, FLAT, FULL, RenderQuality
 from molmoact_robot.tabletop.sensor import expose
 from molmoact_robot.tabletop.tasks import FAMILIES, succeeded
@@ -46,6 +46,8 @@ class TabletopSettings:
     """Of a `reset` that names none; `any` draws one per episode."""
     split: Split = "test"
     """`test` has textures, colours and camera poses that `train` never shows."""
+    variety: Variety = "full"
+    """`calm`: one look for every episode, and on the table only what the task needs."""
     quality: Literal["full", "fast", "flat"] = "full"
     """Of rendering; demonstrations are recorded at `full`."""
     image_size: int = 256
@@ -127,6 +129,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
             image_hw=(self.settings.image_size,) * 2,
             quality=QUALITIES[self.settings.quality],
             family=None if task == ANY_TASK else task,
+            variety=self.settings.variety,
         )
         self.close()
         self._episode = number, config

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from molmoact_robot.tabletop.arm import HOME_RAD
 from molmoact_robot.tabletop.camera import PinholeCamera
 from molmoact_robot.tabletop.control import ArmController, solve_ik
-from molmoact_robot.tabletop.expert import Style, scripted_actions
-from molmoact_robot.tabletop.randomization import Look, Split, sample_look
+from molmoact_robot.tabletop.expert import STEADY, Style, scripted_actions
+from molmoact_robot.tabletop.randomization import Look, Split, Variety, calm_look, sample_look
 from molmoact_robot.tabletop.rotation import gripper_rotation
 from molmoact_robot.tabletop.scene import FULL, RenderQuality, build_model
 from molmoact_robot.tabletop.sensor import expose
@@ -36,6 +36,8 @@ class EpisodeConfig:
     policy: PolicyName = "scripted"
     family: Family | None = None
     """None = any."""
+    variety: Variety = "full"
+    """`calm`: one look and steady demonstrators in every episode, nothing on the table that the task does not need."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +113,16 @@ def act_only(seed: int, config: EpisodeConfig) -> tuple[NDArray[np.float32], boo
 
 def start_rollout(seed: int, config: EpisodeConfig) -> Rollout:
     rng = np.random.default_rng([seed, config.split == "test", 1])
-    look = sample_look(rng, config.split)
-    task = sample_task(rng, config.split, config.family)
+    calm = config.variety == "calm"
+    look = calm_look() if calm else sample_look(rng, config.split)
+    task = sample_task(rng, config.split, config.family, alone=calm)
     model = build_model(look, task.objects, config.quality)
     arm = ArmController(model, look.table_height_m, _start_joints(rng, model, look.table_height_m))
     world = World(arm, look.table_height_m)
     match config.policy:
         case "scripted":
-            actions = scripted_actions(task, world, Style.sample(rng), rng)
+            style = STEADY if calm else Style.sample(rng)
+            actions = scripted_actions(task, world, style, rng)
         case "random":
             actions = _random_actions(rng)
         case "idle":

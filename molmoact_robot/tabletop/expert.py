@@ -56,6 +56,10 @@ class Style:
         )
 
 
+STEADY = Style(speed=0.7, grasp_tilt_rad=0.0, carry_tilt=(0.0, 0.0, 0.0), noise=0.05)
+"""Of the calm world: from the same state always the same motion, but for the noise."""
+
+
 @dataclass(frozen=True)
 class Phase:
     """Ends when the commanded pose is within the tolerances, or after `max_steps`."""

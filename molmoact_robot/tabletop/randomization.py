@@ -17,6 +17,7 @@ from molmoact_robot.tabletop.sensor import SensorModel
 from molmoact_robot.tabletop.textures import TextureSpec
 
 Split = Literal["train", "test"]
+Variety = Literal["full", "calm"]
 Rgb = tuple[float, float, float]
 
 COLOURS: dict[Split, dict[str, Rgb]] = {
@@ -53,6 +54,7 @@ ARM_SCHEMES: tuple[tuple[Rgb, Rgb], ...] = (
 # Degrees to the left or right of straight ahead.
 TEST_AZIMUTH_DEG = (8.0, 14.0)
 MAX_AZIMUTH_DEG = 28.0
+_CALM_SEED = 5
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,11 @@ def sample_look(rng: np.random.Generator, split: Split) -> Look:
         front_sensor=SensorModel.sample(rng),
         wrist_sensor=SensorModel.sample(rng),
     )
+
+
+def calm_look() -> Look:
+    """The one look of the calm world, of both splits: only objects, their places and the start differ there."""
+    return sample_look(np.random.default_rng(_CALM_SEED), "train")
 
 
 def sample_lighting(rng: np.random.Generator) -> Lighting:

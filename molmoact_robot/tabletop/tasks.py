@@ -35,23 +35,27 @@ class Task:
     """`turn` only: seen from above, positive is to the left."""
 
 
-def sample_task(rng: np.random.Generator, split: Split, family: Family | None = None) -> Task:
+def sample_task(
+    rng: np.random.Generator, split: Split, family: Family | None = None, *, alone: bool = False
+) -> Task:
+    """`alone`: no distractors and no clutter."""
     family = family or FAMILIES[int(rng.integers(len(FAMILIES)))]
     subject = {"stack": "cube", "turn": "block", "pour": "can"}.get(family)
     kinds = [subject or str(rng.choice(GRASPABLE))]
     target = {"on": "plate", "in": "bowl", "stack": "cube", "pour": "bowl"}.get(family)
     if target:
         kinds.append(target)
-    kinds += sample_distractors(rng)
-    objects = _sample_objects(rng, split, family, kinds)
+    if not alone:
+        kinds += sample_distractors(rng)
+    objects = _sample_objects(rng, split, family, kinds, alone=alone)
     turn_rad = float(rng.choice((-1.0, 1.0))) * np.pi / 2 if family == "turn" else 0.0
     return Task(family, _instruction(family, objects, turn_rad), objects, turn_rad)
 
 
 def _sample_objects(
-    rng: np.random.Generator, split: Split, family: Family, kinds: list[str]
+    rng: np.random.Generator, split: Split, family: Family, kinds: list[str], *, alone: bool
 ) -> tuple[Placed, ...]:
-    clutter = int(rng.integers(0, 3))
+    clutter = 0 if alone else int(rng.integers(0, 3))
     while True:
         objects = sample_layout(rng, split, kinds, clutter=clutter)
         if family != "pour" or objects[1].xy_m[0] < POUR_MAX_X_M:
@@ -59,7 +63,8 @@ def _sample_objects(
 
 
 def _instruction(family: Family, objects: tuple[Placed, ...], turn_rad: float) -> str:
-    subject, other = (f"the {o.colour} {o.kind}" for o in objects[:2])
+    subject, *others = (f"the {o.colour} {o.kind}" for o in objects[:2])
+    other = others[0] if others else ""
     side = "left" if turn_rad > 0 else "right"
     return {
         "pick": f"pick up {subject}",

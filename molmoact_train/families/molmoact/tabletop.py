@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
-from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import AddedToken
 
@@ -25,6 +24,7 @@ from molmoact_train.families.molmoact.image_config import ImageProcessorConfig
 from molmoact_train.families.molmoact.images import MolmoActImageProcessor
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 from molmoact_train.families.molmoact.processor import MolmoActProcessor
+from molmoact_train.families.molmoact.start import order_values, place_patches, start_awake
 from molmoact_train.families.molmoact.tiny import END_OF_TEXT, TinySize, tiny_config
 from molmoact_train.families.molmoact.vocabulary import extend_vocabulary
 
@@ -36,6 +36,7 @@ WORDS = (
     "plate", "bowl",
 )  # fmt: skip
 """Of the instructions of the training split; other words are spelled."""
+ACTION_FORMS = (" [[{},", " [{},", " {},", " {}")
 _INSTRUCTION = "INSTRUCTION"
 _VARYING = re.compile(rf"{_INSTRUCTION}|<DEPTH_START>.*<DEPTH_END>|\[\[.*?\]\]\.")
 
@@ -86,8 +87,15 @@ def _action_values() -> Iterable[str]:
 
     Each with its space: without one, the byte-level decoder would read these strings as bytes.
     """
-    for text in tokens.action_tokens():
-        yield from (f" [[{text},", f" [{text},", f" {text},", f" {text}")
+    for form in ACTION_FORMS:
+        yield from (form.format(text) for text in tokens.action_tokens())
+
+
+def ordered_tokens(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Ids of the tokens that are numbers, ascending: those of a trace, and the action bins in each of their forms."""
+    texts = [list(map(str, range(GRID_MAX + 1)))]
+    texts += [[form.format(text) for text in tokens.action_tokens()] for form in ACTION_FORMS]
+    return [tokenizer.convert_tokens_to_ids(family) for family in texts]
 
 
 def tabletop_processor(size: TinySize = SIZE) -> MolmoActProcessor:
@@ -105,21 +113,9 @@ def write_tabletop_checkpoint(folder: str | Path, size: TinySize = SIZE, *, seed
         torch.manual_seed(seed)
         model = MolmoActForActionReasoning(tiny_config(size))
         start_awake(model)
+    processor = tabletop_processor(size)
+    place_patches(model)
+    order_values(model, ordered_tokens(processor.tokenizer), torch.Generator().manual_seed(seed))
     model.save_pretrained(folder)
-    tabletop_processor(size).save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
-
-
-def start_awake(model: nn.Module) -> None:
-    """Draw every matrix with a variance of one over its inputs, and embeddings at 0.1.
-
-    The published standard deviation of 0.02 is meant for thousands of inputs. At a width of 64 each layer would pass
-    on a sixth of its signal, and the pictures would reach the decoder a thousand times too faint to learn from.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.ndim != 2:
-            continue
-        embedding = "embed" in name or "wte" in name
-        nn.init.normal_(
-            parameter, std=0.1 if embedding and "patch" not in name else parameter.shape[1] ** -0.5
-        )
