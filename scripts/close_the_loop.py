@@ -2,6 +2,7 @@
 
     python scripts/close_the_loop.py out/loop                  # hours on two cores
     python scripts/close_the_loop.py out/loop --size debug     # every step once, a few minutes; the model knows nothing
+    python scripts/close_the_loop.py out/full --variety full   # the world with all its looks, distractors and clutter
 
 Each step has a folder of its own under OUTPUT and is skipped where that is complete; training resumes. The last line is
 the table of success rates, also in `loop.json`. The model is OUTPUT/model.
@@ -18,12 +19,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 
 from molmoact_robot.tabletop.dataset import FRONT, GRIPPER_PIXEL, WRIST, WriteConfig, write_dataset
 from molmoact_robot.tabletop.episodes import Episode, EpisodeConfig, run_episode
+from molmoact_robot.tabletop.randomization import Variety
 from molmoact_robot.tabletop.scene import FAST
 
 logger = logging.getLogger("close_the_loop")
@@ -54,9 +56,11 @@ ROWS = {
 }
 
 
-def demonstrations(size: Size) -> Iterator[Episode]:
+def demonstrations(size: Size, variety: Variety) -> Iterator[Episode]:
     """Successful ones of consecutive seeds of the training split."""
-    config = EpisodeConfig(split="train", family=TASK, image_hw=PICTURE_HW, quality=FAST)
+    config = EpisodeConfig(
+        split="train", family=TASK, image_hw=PICTURE_HW, quality=FAST, variety=variety
+    )
     made, seed = 0, FIRST_TRAINING_SEED
     while made < size.demonstrations:
         episode = run_episode(seed, config)
@@ -73,14 +77,14 @@ def molmoact(*arguments: object) -> str:
     return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def make_model(out: Path, size: Size) -> Path:
+def make_model(out: Path, size: Size, variety: Variety) -> Path:
     """Everything up to the exported model, half precision."""
     dataset, labels, start = out / "demonstrations", out / "labels", out / "start"
     run, model = out / "run", out / "model"
     if model.exists():
         return model
     if not dataset.exists():
-        write_dataset(dataset, demonstrations(size), WriteConfig(version="v2.1", crf=18))
+        write_dataset(dataset, demonstrations(size, variety), WriteConfig(version="v2.1", crf=18))
     molmoact(
         "preprocess", "--dataset-path", dataset, "--output-path", labels, "--resume",
         "--dataset-name", "tabletop", "--preset", "embedded",
@@ -94,7 +98,7 @@ def make_model(out: Path, size: Size) -> Path:
     molmoact(
         "train", "--stage", "tabletop", "--checkpoint", start, "--data", labels,
         "--output-path", run, "--resume", "--duration", size.steps,
-        "--warmup", min(100, size.steps // 2),
+        "--warmup", min(50, size.steps // 2),
         "--global-batch-size", size.batch, "--device-batch-size", size.batch,
     )  # fmt: skip
     molmoact(
@@ -103,14 +107,16 @@ def make_model(out: Path, size: Size) -> Path:
     return model
 
 
-def measure(out: Path, size: Size, model: Path) -> dict[str, dict[str, Any]]:
-    """Success of every row on the same seeds of the test split."""
+def measure(out: Path, size: Size, model: Path, variety: Variety) -> dict[str, dict[str, Any]]:
+    """Success of every row on the same seeds of the test split, in pictures like those of the demonstrations."""
     table = {}
     for name, options in ROWS.items():
         chosen = [str(model) if word == "MODEL" else word for word in options]
         folder = out / "eval" / name.replace(" ", "-").replace(",", "").replace("'", "")
         printed = molmoact(
             "eval", "--env", "tabletop", *chosen, "--tasks", TASK, "--trials", size.trials,
+            "--env-arg", f"variety={variety}", "--env-arg", "quality=fast",
+            "--env-arg", f"image_size={PICTURE_HW[0]}",
             "--seed", TEST_SEED, "--execute", size.execute, "--max-steps", size.max_steps,
             "--output-path", folder, "--resume", "--json", "--max-failed-predictions", 1,
         )  # fmt: skip
@@ -124,9 +130,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--variety", choices=get_args(Variety), default="calm")
     args = parser.parse_args()
     size = SIZES[args.size]
-    table = measure(args.output, size, make_model(args.output, size))
+    model = make_model(args.output, size, args.variety)
+    table = measure(args.output, size, model, args.variety)
     (args.output / "loop.json").write_text(json.dumps(table, indent=1) + "\n")
     for name, row in table.items():
         low, high = row["interval"]
