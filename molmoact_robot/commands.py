@@ -15,6 +15,7 @@ from molmoact_data.console import (
     conclude,
     emit_json,
     say,
+    typed_again,
 )
 from molmoact_data.errors import LimitExceeded
 
@@ -127,7 +128,13 @@ def eval_(
         typer.echo(summary(results))
         conclude(
             f"{results['successes']} of {results['n']} episodes succeeded; see {output_path / PAGE}",
-            then=("molmoact", "serve", "--checkpoint", checkpoint or "MODEL")
+            then=(
+                "molmoact",
+                "serve",
+                "--checkpoint",
+                checkpoint or "MODEL",
+                *typed_again("--unnorm-key", unnorm_key),
+            )
             if checkpoint not in ("expert", "idle") and server is None
             else (),
         )

@@ -91,10 +91,13 @@ def train(
     if as_json:
         emit_json({**asdict(outcome), "folder": str(outcome.folder)})
     elif outcome.finished:
-        then: tuple[object, ...] = ("molmoact", "predict", "--checkpoint", outcome.folder)
-        then = (*then, "--data", parse_data_argument(settings.data[0]).path)
-        if settings.lora:
-            then = ("molmoact", "merge-lora", "--adapter", outcome.folder, "--output-path", "MODEL")
+        data = parse_data_argument(settings.data[0]).path
+        then: tuple[object, ...] = (
+            ("molmoact", "merge-lora", "--adapter", outcome.folder, "--output-path", "MODEL")
+            if settings.lora
+            else ("molmoact", "predict", "--checkpoint", outcome.folder, "--data", data,
+                  *which_robot(outcome.folder))
+        )  # fmt: skip
         conclude(headline(outcome.step, outcome.metrics, outcome.folder), then=then)
     if not outcome.finished:
         say(f"stopped after step {outcome.step}, which is saved in {outcome.folder}")
@@ -229,7 +232,16 @@ def merge_lora(
 
 def ask_it(folder: object) -> tuple[object, ...]:
     """The next thing to do with a whole model."""
-    return ("molmoact", "predict", "--checkpoint", folder, "--images", "PICTURE", "--instruction", "WORDS")  # fmt: skip
+    return ("molmoact", "predict", "--checkpoint", folder, "--images", "PICTURE", "--instruction", "WORDS",
+            *which_robot(folder))  # fmt: skip
+
+
+def which_robot(folder: object) -> tuple[str, ...]:
+    """The flag without which a model that knows several robots does not answer; only the person knows its value."""
+    from molmoact_train.folders.statistics import checkpoint_statistics
+
+    several = len(checkpoint_statistics(Path(str(folder)))) > 1
+    return ("--unnorm-key", "KEY") if several else ()
 
 
 def export_hf(

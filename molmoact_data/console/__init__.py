@@ -73,6 +73,11 @@ def conclude(headline: str, *, then: Sequence[object] = ()) -> None:
         say(f"next: {shlex.join(map(str, then))}")
 
 
+def typed_again(flag: str, value: object) -> tuple[object, ...]:
+    """For the `then` of `conclude`: a flag that the next command needs as well, where this one was given it."""
+    return () if value is None else (flag, value)
+
+
 def given(context: typer.Context) -> dict[str, Any]:
     """The flags that were typed, by parameter name; those left out belong to the config."""
     return {name: value for name, value in context.params.items() if value not in (None, [], ())}

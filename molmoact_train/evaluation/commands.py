@@ -17,6 +17,7 @@ from molmoact_data.console import (
     conclude,
     emit_json,
     say,
+    typed_again,
 )
 from molmoact_data.errors import UserError
 from molmoact_train.families import registry
@@ -269,7 +270,13 @@ def compare_with(
     where = "" if output_path is None else f"; see {output_path / comparing.PLOT_FILE}"
     conclude(
         comparing.headline(result) + where,
-        then=("molmoact", "serve", "--checkpoint", checkpoint),
+        then=(
+            "molmoact",
+            "serve",
+            "--checkpoint",
+            checkpoint,
+            *typed_again("--unnorm-key", options["statistics_key"]),
+        ),
     )
 
 
