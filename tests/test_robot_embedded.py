@@ -53,6 +53,17 @@ def test_it_is_the_same_answer_every_time(policy) -> None:
     assert first.text == again.text
 
 
+def test_it_looks_another_picture_is_another_path_and_another_motion(policy) -> None:
+    """A model whose pictures do not reach its decoder says the same to all of them."""
+    dark, bright = (np.full((128, 128, 3), level, np.uint8) for level in (10, 250))
+    answers = [
+        policy.act(Observation({"front": picture, "wrist": picture}, INSTRUCTION))
+        for picture in (FRONT, dark, bright)
+    ]
+    assert len({a.trace_P2.tobytes() for a in answers}) > 1
+    assert len({a.actions_HD.tobytes() for a in answers}) > 1
+
+
 def test_openpis_client_is_answered_by_the_shipped_model(policy) -> None:
     with in_background(policy, ServeConfig(port=0)) as url:
         host, _, port = url.removeprefix("ws://").partition(":")
