@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -102,10 +103,9 @@ class LocalFolder:
         return is_inside(path) and _is_file(self.root / path)
 
     def listing(self, folder: str, suffix: str) -> list[str]:
-        found = (
-            p.relative_to(self.root).as_posix() for p in _files_below(self.root, self.root / folder)
-        )
-        return sorted(path for path in found if path.endswith(suffix))
+        beyond = len(str(self.root)) + 1
+        found = _files_below(self.root, self.root / folder)
+        return sorted(path[beyond:] for path in found if path.endswith(suffix))
 
     def hold(self, path: str) -> AbstractContextManager[Path]:
         return nullcontext(self.fetch(path))
@@ -206,30 +206,34 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _files_below(root: Path, folder: Path) -> list[Path]:
+def _files_below(root: Path, folder: Path) -> list[str]:
     """Files that are not hidden, through linked folders too; every folder once, by its own path if it has one."""
-    found: list[Path] = []
-    seen: set[Path] = set()
-    waiting: list[Path] = [folder]
-    linked: list[Path] = []
+    found: list[str] = []
+    seen: set[str] = set()
+    waiting: list[str] = [str(folder)]
+    linked: list[str] = []
     while waiting or linked:
         here = waiting.pop() if waiting else linked.pop(0)
-        real = here.resolve()
-        if real in seen or not here.is_dir() or (here.is_symlink() and _leads_up(root, here, real)):
+        real = os.path.realpath(here)
+        if real in seen or not os.path.isdir(real) or _leads_up(root, Path(here), Path(real)):
             continue
         seen.add(real)
-        for child in sorted(here.iterdir()):
+        with os.scandir(here) as entries:
+            children = sorted(entries, key=lambda entry: entry.name)
+        for child in children:
             if child.name.startswith("."):
                 continue
             if child.is_dir():
-                (linked if child.is_symlink() else waiting).append(child)
+                (linked if child.is_symlink() else waiting).append(child.path)
             elif child.is_file():
-                found.append(child)
+                found.append(child.path)
     return found
 
 
 def _leads_up(root: Path, link: Path, target: Path) -> bool:
-    """True where the link leads to a folder that it is in itself."""
+    """True for a link that leads to a folder that it is in itself."""
+    if not link.is_symlink():
+        return False
     above = [parent for parent in link.parents if parent == root or root in parent.parents]
     return any(parent.resolve().is_relative_to(target) for parent in above)
 

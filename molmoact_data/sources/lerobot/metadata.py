@@ -287,13 +287,13 @@ def _refuse_beyond(column: pa.ChunkedArray, where: str) -> None:
 def _read_table(path: Path, skip: str = "stats/") -> pa.Table:
     """A metadata table, every column of which has a name of its own. Raises `UserError`."""
     try:
-        names = pq.read_schema(path).names
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"metadata file {path}: several columns are named {twice!r}")
-        return without_views(
-            pq.read_table(path, columns=[n for n in names if not n.startswith(skip)])
-        )
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise UserError(f"metadata file {path}: several columns are named {twice!r}")
+            wanted = [name for name in names if not name.startswith(skip)]
+            return without_views(file.read(columns=wanted, use_threads=False))
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"metadata file {path} cannot be read as Parquet: {first_line(error)}"

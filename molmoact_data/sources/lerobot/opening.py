@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -110,9 +110,13 @@ def _with_real_sizes(source: LeRobotSource) -> LeRobotSource:
     """Cameras as large as their pictures are, where not one of the first agrees with the metadata."""
     cameras, warnings = [], []
     for camera in source.info.cameras:
-        found = _probed_sizes(source, camera)
         declared = (camera.height, camera.width)
-        if not found or declared in found:
+        found: list[tuple[int, int]] = []
+        for size in _probed_sizes(source, camera):
+            found.append(size)
+            if size == declared:  # one picture is enough to believe the metadata
+                break
+        if not found or declared == found[-1]:
             cameras.append(camera)
             continue
         height, width = found[0]
@@ -126,17 +130,20 @@ def _with_real_sizes(source: LeRobotSource) -> LeRobotSource:
     return replace(source, info=info)
 
 
-def _probed_sizes(source: LeRobotSource, camera: CameraFeature) -> list[tuple[int, int]]:
+def _probed_sizes(source: LeRobotSource, camera: CameraFeature) -> Iterator[tuple[int, int]]:
     """Height and width in the first episodes that have pictures; no video is downloaded for that."""
     if not isinstance(source.folder, LocalFolder):
-        return []
-    found = []
+        return
+    found = 0
     for ref in source.episodes[: 10 * PROBED_EPISODES]:
-        with suppress(EpisodeRejected, FileNotFoundError):
-            found.append(source.picture_hw(ref.episode_index, camera))
-        if len(found) == PROBED_EPISODES:
+        try:
+            size = source.picture_hw(ref.episode_index, camera)
+        except (EpisodeRejected, FileNotFoundError):
+            continue
+        yield size
+        found += 1
+        if found == PROBED_EPISODES:
             break
-    return found
 
 
 class _Probe:

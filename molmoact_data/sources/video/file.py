@@ -123,9 +123,6 @@ def open_video(path: Path, index: VideoIndex | None = None) -> Iterator[OpenVide
     """
     with naming_decoder_errors(path), av.open(str(path), metadata_errors="ignore") as container:
         stream = _camera_stream(path, container)
-        # Threads inside one decoder gain little on small frames; see `video_threads`.
-        stream.thread_type = "NONE"
-        stream.codec_context.thread_count = 1
         yield OpenVideo(path, container, stream, index or index_of(path, container, stream))
 
 
@@ -139,7 +136,7 @@ def read_picture_hw(path: Path) -> tuple[int, int]:
 
 
 def _camera_stream(path: Path, container: InputContainer) -> VideoStream:
-    """The one stream that is a film; a cover picture is none. Raises `EpisodeRejected`."""
+    """The one stream that is a film, with a decoder of one thread; a cover picture is none. Raises `EpisodeRejected`."""
     films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not films:
         raise EpisodeRejected(RejectReason.VIDEO_UNDECODABLE, f"no video stream in {path.name}")
@@ -148,7 +145,11 @@ def _camera_stream(path: Path, container: InputContainer) -> VideoStream:
             RejectReason.VIDEO_STREAMS_AMBIGUOUS,
             f"{path.name} has {len(films)} video streams, and nothing tells which is the camera's",
         )
-    return films[0]
+    (stream,) = films
+    # Threads inside one decoder gain little on small frames (see `video_threads`), and cost more than the first one.
+    stream.thread_type = "NONE"
+    stream.codec_context.thread_count = 1
+    return stream
 
 
 @contextmanager
