@@ -242,7 +242,6 @@ def evaluate_labels(
     check_results(output_path, overwrite=overwrite)
     teachers = load_teachers(labels, device)
     teachers.check_source(source.info)
-    output_path.mkdir(parents=True, exist_ok=True)
     for result in evaluate_labels(source, chosen, teachers, settings):
         say(f"{result.episodes} of {len(chosen)} episodes, {result.frames} frames")
     write_results(output_path, result)

@@ -306,7 +306,7 @@ def test_command_measures_a_dataset_on_disk(dataset: Path, tmp_path: Path) -> No
     assert [t["point_every"] for t in told["tracking"]] == [1, 8]
     assert told["pointing"]["visible"]["median_px"] < 0.01
     assert (out / "labels.html").read_text().startswith("<!doctype html>")
-    with pytest.raises(UserError, match="already holds labels"):
+    with pytest.raises(UserError, match=r"labels\.json exists\. Add --overwrite"):
         CliRunner().invoke(cli.app, flags, catch_exceptions=False)
 
 

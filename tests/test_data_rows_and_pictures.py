@@ -228,7 +228,7 @@ def test_a_file_with_two_films_is_rejected_by_name(
     version: str, request: pytest.FixtureRequest
 ) -> None:
     root = request.getfixturevalue(version)
-    path = video_path(root, 1) if version == "v2" else next((root / "videos").rglob("*.mp4"))
+    path = video_path(root, 1) if version == "v2" else sorted((root / "videos").rglob("*.mp4"))[0]
     add_stream(path, cover=False)
     source = open_source(root)
     found = lengths(source)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import pickle
 import re
@@ -23,7 +24,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from molmoact_data.errors import UserError, first_line
-from molmoact_data.files.folders import new_file, write_bytes
+from molmoact_data.files.folders import write_bytes
 from molmoact_data.files.inputs import is_git_lfs_pointer
 from molmoact_data.teachers.codebook import RELEASED as FETCHED, codebook_path
 from molmoact_data.teachers.published import RELEASED_VQVAE
@@ -170,8 +171,9 @@ def save_released(path: Path, checkpoint: Checkpoint) -> None:
         )
     names = _to_released_names(checkpoint.model.state_dict())
     weights = {f"module.{k}": v.detach().cpu().float() for k, v in names.items()}
-    with new_file(path) as temporary:
-        torch.save({"weights": weights}, temporary)
+    buffer = io.BytesIO()  # torch's own writer of files does not say what the system refused
+    torch.save({"weights": weights}, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 _QUANTIZER_NAMES = {

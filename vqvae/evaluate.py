@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, LimitExceeded, UserError
+from molmoact_data.files.folders import write_bytes
 from molmoact_data.processes import pick_device
 from vqvae import checkpoint as checkpoint_io
 from vqvae.codec import exact_inference
@@ -124,8 +125,8 @@ def write_sheet(path: Path, result: BatchResult) -> None:
     error = np.clip(np.abs(result.decoded_NSS - result.true_NSS) * 5, 0, 1)
     columns = [result.true_NSS, result.decoded_NSS, error]
     sheet = np.concatenate([np.concatenate(list(c), axis=0) for c in columns], axis=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.rint(sheet * 255).astype(np.uint8))
+    encoded = cv2.imencode(".png", np.rint(sheet * 255).astype(np.uint8))[1]
+    write_bytes(path, encoded.tobytes())
 
 
 # `molmoact vqvae eval`: whole places of depth, streamed episode by episode

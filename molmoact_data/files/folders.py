@@ -9,7 +9,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,12 @@ def remove_left_overs(paths: Iterable[Path], *, elsewhere: bool = False) -> None
 
 
 def is_taken(folder: Path) -> bool:
-    """Whether a folder holds anything besides our lock and what nobody will finish."""
+    """Whether a folder holds anything besides our lock, our mark and what nobody will finish."""
     if not folder.exists():
         return False
-    return any(p.name != LOCK_FILE and not is_left_over(p.name) for p in folder.iterdir())
+    return any(
+        p.name not in (LOCK_FILE, MARK) and not is_left_over(p.name) for p in folder.iterdir()
+    )
 
 
 @contextmanager
@@ -111,6 +113,21 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a small file whole or not at all."""
     with new_file(path) as temporary:
         temporary.write_bytes(content)
+
+
+@contextmanager
+def together(contents: Mapping[Path, bytes]) -> Iterator[None]:
+    """Small files that belong together, and to what is written inside: they appear on a clean exit, or none does."""
+    with ExitStack() as unfinished:
+        for path, content in contents.items():
+            unfinished.enter_context(new_file(path)).write_bytes(content)
+        yield
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write small files that belong together: all of them, or none where the disk refuses one."""
+    with together(contents):
+        pass
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

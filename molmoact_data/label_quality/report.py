@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from molmoact_data.config import as_dict
-from molmoact_data.errors import UserError
+from molmoact_data.files.folders import check_new_file, write_together
 from molmoact_data.label_quality.depth import CodeScores
 from molmoact_data.label_quality.evaluate import LabelEvaluation, TrackingScores
 from molmoact_data.label_quality.metrics import PCK_PX, PointScores, TraceScores
@@ -27,15 +27,15 @@ Charts = list[tuple[str, str]]
 
 def check_results(folder: Path, *, overwrite: bool) -> None:
     """Raises `UserError` where earlier results would be lost."""
-    there = [name for name in (RESULT_FILE, REPORT_FILE) if (folder / name).exists()]
-    if there and not overwrite:
-        raise UserError(f"{folder} already holds {there[0]}. Choose another folder or --overwrite.")
+    for name in (RESULT_FILE, REPORT_FILE):
+        check_new_file(folder / name, overwrite=overwrite)
 
 
 def write_results(folder: Path, result: LabelEvaluation) -> None:
     """The numbers as JSON and the page."""
-    (folder / RESULT_FILE).write_text(json.dumps(as_dict(result), indent=2) + "\n")
-    (folder / REPORT_FILE).write_text(render_report(result))
+    numbers = json.dumps(as_dict(result), indent=2) + "\n"
+    page = render_report(result)
+    write_together({folder / RESULT_FILE: numbers.encode(), folder / REPORT_FILE: page.encode()})
 
 
 def render_report(result: LabelEvaluation) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
-from molmoact_data.files.folders import check_new_file
+from molmoact_data.files.folders import check_new_file, new_file, write_bytes
 from molmoact_data.labels.depth import DepthTokenizer
 from molmoact_data.outputs.output import Output, open_parquet
 from molmoact_data.pictures.images import decode_image
@@ -143,10 +143,8 @@ def write_picture(path: Path, rgb_HWC: Rgb) -> None:
 
     if path.suffix.lower() not in PICTURE_SUFFIXES:
         raise UserError(f"{path.name}: pictures end in {', '.join(PICTURE_SUFFIXES)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    bgr = cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2BGR)
-    if not cv2.imwrite(str(path), bgr):
-        raise UserError(f"cannot write {path}")
+    encoded = cv2.imencode(path.suffix.lower(), cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2BGR))[1]
+    write_bytes(path, encoded.tobytes())
 
 
 def write_video(
@@ -154,13 +152,13 @@ def write_video(
 ) -> int:
     """H.264 mp4, yuv420p; returns the number of frames. All frames must have the size of the first.
 
-    An odd last row or column is left out. `encoder`: options of libx264, `crf` for one.
+    An odd last row or column is left out. `encoder`: options of libx264, `crf` for one. The file is there whole or
+    not at all.
     """
     import av
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with av.open(str(path), "w") as container:
+    with new_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=round(fps) or 1, options=dict(encoder or {}))
         for rgb in frames:
             even = rgb[: rgb.shape[0] // 2 * 2, : rgb.shape[1] // 2 * 2]

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact_data.errors import UserError
 from molmoact_data.labels.depth import DepthTokenizer
 from molmoact_data.pictures.film import CODES_NAME, codes_picture, side_by_side, write_video
 from molmoact_data.pictures.overlay import draw_dot, draw_path, draw_trace
@@ -65,14 +64,7 @@ def write_film(
     path: Path, episode: Episode, fps: float, depth_picture: DepthPicture | None
 ) -> None:
     """H.264, whole or absent."""
-    partial = path.with_name(f".{path.name}.part.mp4")
-    try:
-        write_video(partial, film_frames(episode, depth_picture), fps)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_video(path, film_frames(episode, depth_picture), fps)
 
 
 def _row(

@@ -246,7 +246,7 @@ def compare_with(
 ) -> None:
     """Predicted beside recorded actions over whole episodes, with one loaded model."""
     from molmoact_data.console.tables import show_table
-    from molmoact_data.files.folders import write_bytes
+    from molmoact_data.files.folders import together
     from molmoact_data.outputs.output import Output
     from molmoact_data.outputs.recorded import choose_episodes
     from molmoact_data.policies import load_policy
@@ -260,8 +260,8 @@ def compare_with(
     names = comparing.names_of(output)
     if output_path is not None:
         content = (json.dumps(result, indent=1) + "\n").encode()
-        write_bytes(output_path / comparing.COMPARISON_FILE, content)
-        comparing.plot(found, names, output_path / comparing.PLOT_FILE)
+        with together({output_path / comparing.COMPARISON_FILE: content}):
+            comparing.plot(found, names, output_path / comparing.PLOT_FILE)
     if as_json:
         emit_json(result)
         return

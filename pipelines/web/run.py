@@ -90,7 +90,7 @@ def _claim(output: Path, config: WebConfig) -> None:
             raise UserError(
                 f"{output} was made with other settings ({before}); choose another --output-path."
             )
-    elif output.is_dir() and any(output.iterdir()):
+    elif output.is_dir() and any(path.is_file() for path in output.rglob("*")):
         raise UserError(
             f"{output} is a folder with other things in it; choose another --output-path."
         )

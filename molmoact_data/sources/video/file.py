@@ -136,7 +136,7 @@ def read_picture_hw(path: Path) -> tuple[int, int]:
 
 
 def _camera_stream(path: Path, container: InputContainer) -> VideoStream:
-    """The one stream that is a film, with a decoder of one thread; a cover picture is none. Raises `EpisodeRejected`."""
+    """The one stream that is a film, decoded by one thread; a cover picture is none. Raises `EpisodeRejected`."""
     films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not films:
         raise EpisodeRejected(RejectReason.VIDEO_UNDECODABLE, f"no video stream in {path.name}")

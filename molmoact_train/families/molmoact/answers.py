@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from molmoact_data.errors import UserError
-from molmoact_data.files.folders import check_new_file, write_bytes
+from molmoact_data.files.folders import check_new_file, together
 from molmoact_data.labels.depth import DepthTokenizer
 from molmoact_data.labels.traces import GRID_MAX
 from molmoact_data.pictures.film import codes_picture
@@ -107,6 +109,12 @@ def check_answer_folder(folder: Path | None, *, overwrite: bool) -> None:
             check_new_file(folder / name, overwrite=overwrite)
 
 
+def _png(picture: NDArray[np.uint8]) -> bytes:
+    encoded = io.BytesIO()
+    Image.fromarray(picture).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
 def write_pictures(
     prediction: Prediction,
     first_image: ImageLike,
@@ -114,10 +122,13 @@ def write_pictures(
     folder: Path,
     depth_tokenizer: DepthTokenizer | None,
 ) -> list[Path]:
-    """`prediction.json`, `trace.png` (on the first image), with a tokenizer `depth.png`; `prediction.png` has all."""
+    """`prediction.json`, `trace.png` (on the first image), with a tokenizer `depth.png`; `prediction.png` has all.
+
+    They appear together or, where the disk refuses one, not at all.
+    """
     codes = next((span for span in prediction.depth_codes if span), [])
-    written = [folder / PREDICTION_FILE]
-    write_bytes(written[0], (json.dumps(prediction.to_json(), indent=1) + "\n").encode())
+    answer = json.dumps(prediction.to_json(), indent=1) + "\n"
+    files = {folder / PREDICTION_FILE: answer.encode()}
     shown = Shown(
         rgb_HWC=to_rgb(first_image),
         instruction=instruction,
@@ -126,12 +137,10 @@ def write_pictures(
         depth_codes=codes,
     )
     if prediction.traces:
-        written.append(folder / TRACE_FILE)
-        Image.fromarray(marked(shown)).save(written[-1])
+        files[folder / TRACE_FILE] = _png(marked(shown))
     if codes and depth_tokenizer is not None:
-        written.append(folder / DEPTH_FILE)
-        Image.fromarray(codes_picture(codes, depth_tokenizer)).save(written[-1])
-    if prediction.actions:
-        written.append(folder / PICTURE_FILE)
-        draw(shown, written[-1], depth_tokenizer)
-    return written
+        files[folder / DEPTH_FILE] = _png(codes_picture(codes, depth_tokenizer))
+    with together(files):
+        if prediction.actions:
+            draw(shown, folder / PICTURE_FILE, depth_tokenizer)
+    return [*files, *([folder / PICTURE_FILE] if prediction.actions else [])]
