@@ -15,6 +15,7 @@ from PIL import Image
 
 from molmoact_data.errors import UserError
 from molmoact_data.pictures import overlay
+from molmoact_data.pictures.film import codes_picture
 from molmoact_data.text import prompts, tokens
 from molmoact_train.debug.tiny import tiny_processor, write_tiny_checkpoint
 from molmoact_train.families.molmoact.answers import write_pictures
@@ -324,10 +325,13 @@ def test_pictures_show_trace_and_depth(predictor: Predictor, tmp_path: Path) -> 
             return np.linspace(0, codes.mean(), 40 * 30, dtype=np.float32).reshape(1, 40, 30)
 
     found = predictor.predict([picture()], "lift it", options=PredictOptions(chunk_size=1))
-    written = write_pictures(found, picture(), tmp_path, Ramp())
-    assert {path.name for path in written} >= {"depth.png"}
+    written = write_pictures(found, picture(), "lift it", tmp_path, Ramp())
+    assert {path.name for path in written} >= {"depth.png", "prediction.json", "prediction.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in written}
     depth = np.asarray(Image.open(tmp_path / "depth.png"))
-    assert (depth.shape, depth.min(), depth.max()) == ((40, 30), 0, 255)
+    codes = next(span for span in found.depth_codes if span)
+    np.testing.assert_array_equal(depth, codes_picture(codes, Ramp()))
+    assert depth.min() < depth.max()
 
 
 def test_folders_that_are_no_model_say_what_to_do(tmp_path: Path) -> None:
