@@ -17,6 +17,7 @@ from molmoact_data.config import as_dict
 from molmoact_data.errors import LimitExceeded, UserError, unknown_name
 from molmoact_data.files.folders import MARK, check_free
 from molmoact_data.files.storage import Storage
+from molmoact_data.files.typed import parse_json
 from molmoact_data.pages.page import percent
 from molmoact_robot.evaluation.film import ENDED_IN_WORDS
 from molmoact_robot.evaluation.page import render_results
@@ -129,7 +130,13 @@ def claim(folder: Path, plan: Plan, *, resume: bool, overwrite: bool) -> None:
     """Begin a new folder, or take up one that was begun with the same plan."""
     storage, planned = Storage(str(folder)), plan.to_json()
     if resume and storage.exists(PLAN):
-        differing = _differences(json.loads(storage.read_bytes(PLAN)), planned)
+        begun = parse_json(
+            dict[str, Any],
+            storage.read_bytes(PLAN),
+            f"{folder}/{PLAN}",
+            "Begin anew with --overwrite.",
+        )
+        differing = _differences(begun, planned)
         if differing:
             raise UserError(
                 f"{folder} was begun with other settings ({'; '.join(differing)}). Give the same ones to "

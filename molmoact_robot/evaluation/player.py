@@ -12,6 +12,7 @@ from typing import Any
 from molmoact_data.config import build
 from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
+from molmoact_data.files.typed import read_typed
 from molmoact_data.pictures.film import load_tokenizer, write_picture
 from molmoact_data.policies import (
     EMBEDDED,
@@ -120,7 +121,7 @@ def check_checkpoint(config: PlayerConfig) -> None:
 
 def _read_result(path: Path) -> TrialResult:
     try:
-        return build(TrialResult, json.loads(path.read_text(encoding="utf-8")))
+        return build(TrialResult, read_typed(dict[str, Any], path))
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is not the result of a trial: {error}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import write_json
+from molmoact_data.files.typed import read_typed
 from molmoact_train.families.registry import family_of
 from molmoact_train.inputs import TRAINER_FILE, Dtype
 
@@ -75,13 +75,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a checkpoint: it has no config.json.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_typed(dict[str, Any], path)
 
 
 def statistics_beside(folder: Path) -> dict[str, Any]:
     """`dataset_statistics.json` of a run or an adapter; empty where there is none."""
     path = folder / schema.STATISTICS_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_typed(dict[str, Any], path) if path.is_file() else {}
 
 
 def finish_folder(

@@ -21,6 +21,7 @@ from molmoact_data import schema
 from molmoact_data.config import content_hash
 from molmoact_data.errors import LimitExceeded, UserError
 from molmoact_data.files.folders import write_bytes, write_json
+from molmoact_data.files.typed import read_typed
 from molmoact_data.web.catalogue import web_set
 from molmoact_data.web.measures import merged
 from molmoact_data.web.pictures import PictureFetcher
@@ -84,7 +85,7 @@ def _claim(output: Path, config: WebConfig) -> None:
             raise UserError(
                 f"{output} exists already: --resume goes on with it, or choose another --output-path."
             )
-        before = json.loads((known if known.is_file() else output / MANIFEST_FILE).read_text())
+        before = read_typed(dict[str, Any], known if known.is_file() else output / MANIFEST_FILE)
         before = before.get("config", before)
         if before != config.fingerprint():
             raise UserError(

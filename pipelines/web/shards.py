@@ -13,6 +13,7 @@ from typing import Any
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import new_file, write_bytes, write_json
+from molmoact_data.files.typed import read_typed
 from molmoact_data.outputs.shards import file_sha256
 from molmoact_data.web.catalogue import web_set
 from molmoact_data.web.examples import WebExample
@@ -61,11 +62,18 @@ class WebShard:
         return cls(**{**plain, "rejects": rejects, "measures": measures})
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """How many chunks there are; written last, so that a plan that is there is whole."""
+
+    chunks: int
+
+
 def write_plan(output: Path, config: WebConfig) -> int:
     """Write the chunks that are not there, the count last; returns how many."""
     count = output / STATE / "plan.json"
     if count.is_file():
-        return int(json.loads(count.read_text())["chunks"])
+        return read_typed(_Plan, count).chunks
     examples = islice(
         web_set(config.name).examples(Path(config.input_path), config.split), config.limit
     )
@@ -102,8 +110,8 @@ def finished(output: Path, number: int, chunks: int) -> WebShard | None:
     if not record.is_file():
         return None
     try:
-        shard = WebShard.from_json(json.loads(record.read_text()))
-    except (ValueError, KeyError, TypeError):
+        shard = WebShard.from_json(read_typed(dict[str, Any], record))
+    except (UserError, ValueError, KeyError, TypeError):
         return None
     path = output / _shard_name(number, chunks)
     whole = (
