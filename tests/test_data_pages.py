@@ -93,3 +93,15 @@ def test_an_axis_of_logarithms_puts_doubling_at_equal_steps() -> None:
 )
 def test_small_shares_keep_a_digit(share: float, words: str) -> None:
     assert percent(share) == f"{words}\N{NO-BREAK SPACE}%"
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(3e-5, 2.99e-4), (0.0, 3.82), (1.0, 123456.0), (-0.4, -0.000012)]
+)
+def test_numbers_of_an_axis_fit_beside_it(low: float, high: float) -> None:
+    """A learning rate written out was cut off at the left edge; every number is still its own to two digits."""
+    chart = line_chart({"a": [(0, low), (1, high)]}, title="t")
+    shown = re.findall(r'text-anchor="end">([^<]+)</text>', chart)[:3]
+    assert max(map(len, shown)) <= 7
+    expected = [low, (low + high) / 2, high]
+    assert [float(text) for text in shown] == pytest.approx(expected, rel=0.05, abs=1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -143,7 +144,7 @@ def _y_number(axes: Axes, share: float) -> str:
     return (
         f'<line class="axis" x1="{axes.left}" y1="{y:.1f}" x2="{WIDTH}" y2="{y:.1f}"/>'
         f'<text class="tick" x="{axes.left - 6}" y="{y + axes.text / 3:.1f}" font-size="{axes.text}" '
-        f'text-anchor="end">{value:.3g}</text>'
+        f'text-anchor="end">{_short(value)}</text>'
     )
 
 
@@ -191,6 +192,12 @@ def _marker(line: Line, top: float, base: float, text: float) -> str:
         f'<text class="marktext" x="{x + shift:.2f}" y="{top * 0.75:.1f}" font-size="{text}" text-anchor="{anchor}">'
         f"{escape(line.label)}</text>"
     )
+
+
+def _short(value: float) -> str:
+    """Three digits, or 3.0e-4 where those do not fit beside the axis."""
+    text = f"{value:.3g}"
+    return text if len(text) <= 6 else re.sub(r"e([+-])0", r"e\1", f"{value:.1e}")
 
 
 def _tick(position: float, label: str, height: int, text: float) -> str:
