@@ -61,28 +61,37 @@ def write_molmo(folder: Path, *, qwen2: Path | None = None, num_files: int = 1) 
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     processor = MolmoProcessor.from_pretrained(folder)
     chain = [processor.encode(":")[-1], *processor.encode(SAID)]
-    assert len(set(chain)) == len(chain), (
-        f"{chain}: a token comes twice, so its successor is not certain"
-    )
     save_weights(folder, saying_network(fields, chain), num_files=num_files)
     assert read_image_config(folder).max_crops == 12
     return folder
 
 
 def saying_network(fields: dict[str, Any], chain: Sequence[int]) -> MolmoActForActionReasoning:
-    """Attention and MLP add nothing; each token of the chain has a direction, on which the next one's logit stands."""
+    """A network with random weights but for the chain."""
     torch.manual_seed(0)
     model = MolmoActForActionReasoning(network_config(fields))
-    with torch.no_grad():
-        for block in model.model.transformer.blocks:
-            block.self_attn.attn_out.weight.zero_()
-            block.mlp.ff_out.weight.zero_()
-        model.model.transformer.wte.embedding.zero_()
-        model.lm_head.weight.zero_()
-        for place, (token, following) in enumerate(pairwise(chain)):
-            model.model.transformer.wte.embedding[token, place] = 1.0
-            model.lm_head.weight[following, place] = 3.0
+    say_chain(model, chain)
     return model
+
+
+@torch.no_grad()
+def say_chain(model: Any, chain: Sequence[int]) -> None:
+    """Attention and MLP add nothing; each token of the chain has a direction, on which the next one's logit stands.
+
+    `model` has the decoder of either family.
+    """
+    assert len(set(chain)) == len(chain), (
+        f"{chain}: a token comes twice, so its successor is not certain"
+    )
+    assert len(chain) <= model.lm_head.weight.shape[1], "a direction for each token"
+    for block in model.model.transformer.blocks:
+        block.self_attn.attn_out.weight.zero_()
+        block.mlp.ff_out.weight.zero_()
+    model.model.transformer.wte.embedding.zero_()
+    model.lm_head.weight.zero_()
+    for place, (token, following) in enumerate(pairwise(chain)):
+        model.model.transformer.wte.embedding[token, place] = 1.0
+        model.lm_head.weight[following, place] = 3.0
 
 
 def save_weights(folder: Path, model: MolmoActForActionReasoning, *, num_files: int = 1) -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from made_molmo import write_byte_tokenizer
+from made_molmo import say_chain, write_byte_tokenizer
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer
 
@@ -95,19 +94,9 @@ def config_fields(ids: dict[str, int]) -> dict[str, Any]:
 
 
 def save_weights(folder: Path, chain: Sequence[int]) -> None:
-    """Attention and MLP add nothing; each token of the chain has a direction, on which the next one's logit stands."""
-    assert len(set(chain)) == len(chain), f"{chain}: a token comes twice"
-    assert len(chain) < WIDTH
+    """Random, but for the chain."""
     torch.manual_seed(0)
     model = Molmo2(Molmo2Config.from_folder(folder))
-    with torch.no_grad():
-        for block in model.model.transformer.blocks:
-            block.self_attn.attn_out.weight.zero_()
-            block.mlp.ff_out.weight.zero_()
-        model.model.transformer.wte.embedding.zero_()
-        model.lm_head.weight.zero_()
-        for place, (token, following) in enumerate(pairwise(chain)):
-            model.model.transformer.wte.embedding[token, place] = 1.0
-            model.lm_head.weight[following, place] = 3.0
+    say_chain(model, chain)
     state = {name: p.detach().half() for name, p in model.named_parameters()}
     save_file(state, folder / "model.safetensors")

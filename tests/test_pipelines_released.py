@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,7 @@ from molmoact_data.teachers.registry import EMBEDDED_VQVAE
 from vqvae.checkpoint import load
 
 ROOT = Path(__file__).resolve().parent.parent
+Answered = TypeVar("Answered")
 
 
 def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
@@ -68,6 +70,36 @@ def asked_frames(cache: Path) -> list[tuple[str, int]]:
     ]
 
 
+def killed_and_resumed(
+    tmp_path: Path,
+    arguments: Callable[[Path, Path], list[str]],
+    asked_in: Callable[[Path], list[Answered]],
+    enough: int,
+) -> tuple[Path, list[Answered]]:
+    """The output of a run killed after `enough` answers and resumed, and what was asked: nothing twice.
+
+    `arguments` are those of a run with this output and point cache, `asked_in` reads a cache. An uninterrupted run
+    leaves the same bytes.
+    """
+    whole, whole_cache = tmp_path / "whole", tmp_path / "whole_cache"
+    finish(start(*arguments(whole, whole_cache)))
+    output, cache = tmp_path / "killed", tmp_path / "killed_cache"
+    process = start(*arguments(output, cache))
+    while process.poll() is None and len(asked_in(cache)) < enough:
+        time.sleep(0.02)
+    assert process.poll() is None, "the run was over before it could be killed"
+    process.kill()
+    process.communicate()
+    paid = asked_in(cache)
+    assert paid
+    finish(start(*arguments(output, cache), "--resume"))
+    asked = asked_in(cache)
+    assert len(asked) == len(set(asked)) == len(asked_in(whole_cache))
+    assert set(paid) <= set(asked)
+    assert data_of(output) == data_of(whole)
+    return output, asked
+
+
 @needs_shared_data
 def test_rollouts_with_molmo_killed_and_resumed_to_the_report(tmp_path: Path) -> None:
     """No frame is asked about twice: what a killed run paid for is read from the point cache."""
@@ -82,22 +114,7 @@ def test_rollouts_with_molmo_killed_and_resumed_to_the_report(tmp_path: Path) ->
             *("--device", "cpu", "--batch-size", "16"),
         ]  # fmt: skip
 
-    whole, whole_cache = tmp_path / "whole", tmp_path / "whole_cache"
-    finish(start(*arguments(whole, whole_cache)))
-    output, cache = tmp_path / "killed", tmp_path / "killed_cache"
-    process = start(*arguments(output, cache))
-    while process.poll() is None and len(asked_frames(cache)) < 4:
-        time.sleep(0.02)
-    assert process.poll() is None, "the run was over before it could be killed"
-    process.kill()
-    process.communicate()
-    paid = asked_frames(cache)
-    assert paid
-    finish(start(*arguments(output, cache), "--resume"))
-    asked = asked_frames(cache)
-    assert len(asked) == len(set(asked)) == len(asked_frames(whole_cache))
-    assert set(paid) <= set(asked)
-    assert data_of(output) == data_of(whole)
+    output, _ = killed_and_resumed(tmp_path, arguments, asked_frames, 4)
     assert (output / "report.html").is_file()
     rows = rows_of(output)
     points = np.array(rows[schema.GRIPPER_POINTS].to_pylist(), dtype=np.float64)
@@ -126,22 +143,7 @@ def test_rollouts_in_clips_killed_and_resumed_to_the_report(tmp_path: Path) -> N
             *("--device", "cpu", "--batch-size", "16"),
         ]  # fmt: skip
 
-    whole, whole_cache = tmp_path / "whole", tmp_path / "whole_cache"
-    finish(start(*arguments(whole, whole_cache)))
-    output, cache = tmp_path / "killed", tmp_path / "killed_cache"
-    process = start(*arguments(output, cache))
-    while process.poll() is None and len(lines_of(cache)) < 2:
-        time.sleep(0.02)
-    assert process.poll() is None, "the run was over before it could be killed"
-    process.kill()
-    process.communicate()
-    paid = lines_of(cache)
-    assert paid
-    finish(start(*arguments(output, cache), "--resume"))
-    asked = lines_of(cache)
-    assert len(asked) == len(set(asked)) == len(lines_of(whole_cache))
-    assert set(paid) <= set(asked)
-    assert data_of(output) == data_of(whole)
+    output, asked = killed_and_resumed(tmp_path, arguments, lines_of, 2)
     manifest = json.loads((output / "manifest.json").read_text())
     frames, quality = manifest["counts"]["frames"], manifest["quality"]
     keyframes = -(-(frames - 1) // 10) + 1

@@ -18,6 +18,8 @@ TRACE_RGB = (0, 255, 255)
 TRACE_THICKNESS = 2
 ARM_COLOURS_RGB = (TRACE_RGB, (255, 92, 168), (120, 220, 80), (90, 160, 255))
 """Of each arm's trace wherever one is drawn; the first is the colour that models read."""
+TAKEN_RGB = (255, 176, 0)
+"""Amber: the path that was really taken, beside a predicted one."""
 POINT_RGB = (255, 64, 64)
 READABLE_HEIGHT = 240
 """Pixels: a smaller picture is enlarged before people's marks are drawn on it, or they would cover it."""

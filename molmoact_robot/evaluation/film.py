@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from molmoact_data.labels.depth import DepthTokenizer
 from molmoact_data.pictures.film import CODES_NAME, codes_picture, side_by_side, write_video
-from molmoact_data.pictures.overlay import draw_dot, draw_path, draw_trace
+from molmoact_data.pictures.overlay import TAKEN_RGB, draw_dot, draw_path, draw_trace
 from molmoact_robot.rollout import Decision, Episode
 
 Rgb = NDArray[np.uint8]
 DepthPicture = Callable[[NDArray[np.int64]], Rgb]
 """Depth codes [100] -> a picture."""
 
-TAKEN_RGB = (255, 176, 0)
 THICKNESS = 2
 ENDED_IN_WORDS = {
     "success": "success",

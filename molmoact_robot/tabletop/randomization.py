@@ -55,6 +55,7 @@ ARM_SCHEMES: tuple[tuple[Rgb, Rgb], ...] = (
 TEST_AZIMUTH_DEG = (8.0, 14.0)
 MAX_AZIMUTH_DEG = 28.0
 _CALM_SEED = 5
+"""Draws a look in which the wrist camera sees well past the fingers; demonstrations of the calm world depend on it."""
 
 
 @dataclass(frozen=True)

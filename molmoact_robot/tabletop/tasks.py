@@ -63,17 +63,19 @@ def _sample_objects(
 
 
 def _instruction(family: Family, objects: tuple[Placed, ...], turn_rad: float) -> str:
-    subject, *others = (f"the {o.colour} {o.kind}" for o in objects[:2])
-    other = others[0] if others else ""
-    side = "left" if turn_rad > 0 else "right"
-    return {
-        "pick": f"pick up {subject}",
-        "on": f"put {subject} on {other}",
-        "in": f"put {subject} in {other}",
-        "stack": f"stack {subject} on {other}",
-        "turn": f"turn {subject} a quarter turn to the {side}",
-        "pour": f"pour from {subject} into {other}",
-    }[family]
+    named = [f"the {o.colour} {o.kind}" for o in objects]
+    match family:
+        case "pick":
+            return f"pick up {named[0]}"
+        case "turn":
+            side = "left" if turn_rad > 0 else "right"
+            return f"turn {named[0]} a quarter turn to the {side}"
+        case "on" | "in":
+            return f"put {named[0]} {family} {named[1]}"
+        case "stack":
+            return f"stack {named[0]} on {named[1]}"
+        case "pour":
+            return f"pour from {named[0]} into {named[1]}"
 
 
 def succeeded(task: Task, world: World) -> bool:

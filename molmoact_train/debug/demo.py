@@ -18,13 +18,12 @@ from molmoact_data.teachers.registry import DEPTH_TOKENIZERS, resolve as resolve
 from molmoact_train.config import TrainConfig, resolve
 from molmoact_train.data.split import SourceOptions, chosen_episodes
 from molmoact_train.evaluation.comparing import compared, names_of, summarise
-from molmoact_train.evaluation.picture import PICTURE_FILE, Shown, draw
+from molmoact_train.evaluation.picture import ANSWER_FILE, PICTURE_FILE, Shown, draw
 
 STEPS = 160
 """About a minute on two cores."""
 HOLDS_OUT_THE_PICK = 17
 """A seed of the split with which the episode that is held out is of the task that the shipped model knows."""
-ANSWER_FILE = "prediction.json"
 
 
 def demo_config(data: Path, run: Path, steps: int = STEPS) -> TrainConfig:

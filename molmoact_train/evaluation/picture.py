@@ -18,10 +18,9 @@ from molmoact_data.files.folders import new_file
 from molmoact_data.labels.depth import DepthTokenizer
 from molmoact_data.pictures import overlay
 from molmoact_data.pictures.film import codes_picture
+from molmoact_train.evaluation.comparing import PREDICTED_COLOUR, RECORDED_COLOUR
 
-PICTURE_FILE = "prediction.png"
-PREDICTED_RGB, RECORDED_RGB = overlay.TRACE_RGB, (255, 176, 0)
-PREDICTED_COLOUR, RECORDED_COLOUR = "#d1495b", "#555555"
+ANSWER_FILE, PICTURE_FILE = "prediction.json", "prediction.png"
 _TITLE_LETTERS, _DPI = 90, 110
 
 
@@ -49,7 +48,7 @@ def marked(shown: Shown) -> NDArray[np.uint8]:
     drawn = overlay.readable(shown.rgb_HWC)
     if shown.recorded_trace_P2 is not None:
         drawn = overlay.draw_path(
-            drawn, shown.recorded_trace_P2, RECORDED_RGB, overlay.TRACE_THICKNESS
+            drawn, shown.recorded_trace_P2, overlay.TAKEN_RGB, overlay.TRACE_THICKNESS
         )
     return overlay.draw_labels(
         drawn, traces=[np.rint(trace).astype(int).tolist() for trace in shown.traces], points=[]

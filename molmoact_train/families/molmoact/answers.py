@@ -19,11 +19,11 @@ from molmoact_data.labels.depth import DepthTokenizer
 from molmoact_data.labels.traces import GRID_MAX
 from molmoact_data.pictures.film import codes_picture
 from molmoact_data.sources.images import NotEightBitError
-from molmoact_train.evaluation.picture import PICTURE_FILE, Shown, draw, marked
+from molmoact_train.evaluation.picture import ANSWER_FILE, PICTURE_FILE, Shown, draw, marked
 from molmoact_train.families.molmoact.pictures import ImageLike, to_rgb
 
 Trace = Sequence[Sequence[int]]
-PREDICTION_FILE, TRACE_FILE, DEPTH_FILE = "prediction.json", "trace.png", "depth.png"
+TRACE_FILE, DEPTH_FILE = "trace.png", "depth.png"
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _read_image(path: Path) -> Image.Image:
 def check_answer_folder(folder: Path | None, *, overwrite: bool) -> None:
     """Raises `UserError` where an earlier answer would be lost."""
     if folder is not None:
-        for name in (PREDICTION_FILE, TRACE_FILE, DEPTH_FILE, PICTURE_FILE):
+        for name in (ANSWER_FILE, TRACE_FILE, DEPTH_FILE, PICTURE_FILE):
             check_new_file(folder / name, overwrite=overwrite)
 
 
@@ -128,7 +128,7 @@ def write_pictures(
     """
     codes = next((span for span in prediction.depth_codes if span), [])
     answer = json.dumps(prediction.to_json(), indent=1) + "\n"
-    files = {folder / PREDICTION_FILE: answer.encode()}
+    files = {folder / ANSWER_FILE: answer.encode()}
     shown = Shown(
         rgb_HWC=to_rgb(first_image),
         instruction=instruction,

@@ -68,7 +68,7 @@ def order_values(
 def grid_waves(side: int, width: int) -> Tensor:
     """[side * side, width], row-major: width / 2 numbers of the row, then of the column, sines before cosines.
 
-    Frequencies go evenly from half a turn over the grid to one turn per four patches.
+    Frequencies go evenly from a quarter of a turn over the grid to one turn per four patches.
     """
     places = (torch.arange(side) + 0.5) / side * math.pi
     angles = places[:, None] * torch.linspace(0.5, side / 2, width // 4)
