@@ -45,7 +45,7 @@ def viz(
 ) -> None:
     """Show labels: an episode as a film or a contact sheet, or the depth that codes stand for.
 
-    Example: molmoact viz out --episode 3 --output-path episode3.mp4 --vqvae vae-final.pt
+    Example: molmoact viz out --episode 3 --output-path episode3.mp4 --vqvae released
     """
     from molmoact_data.outputs.output import Output
     from molmoact_data.pictures.film import (

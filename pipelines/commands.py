@@ -70,7 +70,7 @@ def preprocess(
     """Turn demonstrations into Action Reasoning shards.
 
     Example: molmoact preprocess --dataset-path my/dataset --output-path out --camera primary=observation.images.front
-    --vqvae vae-final.pt
+    --vqvae released --point-every 10
     """
     settings = preprocess_config(with_preset(flags, preset), config)
     if dry_run:
@@ -113,7 +113,7 @@ def preview(
 
     Per frame: the cameras with point and trace, the depth, and what its codes keep of it.
 
-    Example: molmoact preview --dataset-path my/dataset --vqvae vae-final.pt --output-path preview.png
+    Example: molmoact preview --dataset-path my/dataset --vqvae released --output-path preview.png
     """
     from molmoact_data.pictures.film import refuse_existing, write_picture
     from pipelines.preview import preview as run

@@ -155,7 +155,7 @@ def encode(
 ) -> None:
     """Depth maps to codes.
 
-    Example: molmoact vqvae encode --checkpoint vae-final.pt --input-path depth.npy --output-path codes.npy
+    Example: molmoact vqvae encode --checkpoint released --input-path depth.npy --output-path codes.npy
     """
     from vqvae import operations
 
@@ -193,7 +193,7 @@ def decode(
 ) -> None:
     """Codes to depth maps.
 
-    Example: molmoact vqvae decode --checkpoint vae-final.pt --tokens "<DEPTH_START>..." --output-path depth.png
+    Example: molmoact vqvae decode --checkpoint released --input-path codes.npy --output-path depth.png
     """
     from vqvae import operations
 
