@@ -193,14 +193,19 @@ def page(recorded):
     assert gradio
 
 
+def loaded(page, selector: str) -> dict[str, float]:
+    """The box of a picture that has arrived and no longer moves; before that, a click goes beside it."""
+    page.wait_for_function("where => document.querySelector(where)?.naturalWidth > 0", arg=selector)
+    page.locator(selector).hover()  # waits until two animation frames find it at one place
+    return page.locator(selector).bounding_box()
+
+
 @pytest.mark.browser
 @pytest.mark.timeout(900)
 def test_upload_click_steer_and_start_anew(page, tmp_path) -> None:
     write_picture(tmp_path / "front.png", PICTURE)
     page.locator("#upload input[type=file]").set_input_files(str(tmp_path / "front.png"))
-    canvas = page.locator("#canvas img")
-    canvas.wait_for()
-    box = canvas.bounding_box()
+    box = loaded(page, "#canvas img")
     shown = min(box["width"] / 200, box["height"] / 120)
     left = box["x"] + (box["width"] - 200 * shown) / 2
     top = box["y"] + (box["height"] - 120 * shown) / 2
@@ -236,10 +241,13 @@ def test_a_live_scene_follows_the_finger(page) -> None:
         "document.querySelector('#live-state textarea, #live-state input').value == 'step 0'"
     )
     view = page.locator("#live img")
-    box = view.bounding_box()
     for share in (0.45, 0.55):
+        box, before = loaded(page, "#live img"), view.get_attribute("src")
         page.mouse.click(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
-        page.wait_for_timeout(1000)
+        page.wait_for_function(
+            "before => document.querySelector('#live img').getAttribute('src') != before",
+            arg=before,
+        )
     page.locator("#follow").click()
     page.wait_for_function(
         "document.querySelector('#live-state textarea, #live-state input').value.startsWith('step 8')"
