@@ -28,7 +28,8 @@ loop: setup ## demonstrations -> labels -> a small model -> success rates (hours
 	$(BIN)/python scripts/close_the_loop.py $(LOOP) --size $(LOOP_SIZE)
 
 test: check ## lint, types, every test that needs no environment or cluster of its own
-	$(PYTEST) -n 2 --dist loadfile -m "not flink and not libero"
+	$(PYTEST) -n 2 --dist loadfile -m "not flink and not libero and not browser"
+	$(PYTEST) -m browser -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 
 test-fast: setup ## the tests that take a second or less each
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not flink and not browser and not gpu"

@@ -212,7 +212,10 @@ def _live(policy: Policy, scenes: Scenes) -> None:
         except (UserError, PredictionFailed) as error:
             raise gr.Error(str(error)) from error
 
-    begin.click(fresh, [task, seed], [table, view, words, state], api_visibility="private")
+    begin.click(
+        fresh, [task, seed], [table, view, words, state], api_visibility="private",
+        show_progress_on=[words],  # not on the picture: its veil swallows the first clicks
+    )  # fmt: skip
     view.select(
         click, [table, clock], [table, view], js=CLOCK_JS, api_visibility="private", **EVERY_CLICK
     )
