@@ -46,7 +46,7 @@ def render(seed: int) -> Seen:
     noise = np.random.default_rng([seed, 9])
     rgb, pixels = [], []
     with SceneRenderer(rollout.world.arm.model, config.image_hw, shadows=True) as renderer:
-        for _, action in rollout.actions:
+        for _, action, _ in rollout.motions:
             part = np.append(action[:6] / FRAMES_PER_ACTION, action[6])
             for _ in range(FRAMES_PER_ACTION):
                 arm = rollout.world.arm

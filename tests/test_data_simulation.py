@@ -423,3 +423,22 @@ def test_the_calm_world_has_one_look_and_nothing_else_on_the_table() -> None:
     assert [len(r.task.objects) for r in rollouts] == [1] * 4
     assert len({r.task.objects[0].xy_m for r in rollouts}) == 4
     assert all(act_only(seed, EpisodeConfig(family="pick", variety="calm"))[1] for seed in range(3))
+
+
+def test_demonstrators_of_the_calm_world_are_pushed_and_record_what_they_meant() -> None:
+    """The recorded action depends on the state alone; the arm's way does not follow from the recorded actions."""
+    rollout = start_rollout(5, EpisodeConfig(family="pick", variety="calm"))
+    motions, still = [], 0
+    for motion in rollout.motions:
+        rollout.world.arm.step(motion.executed_7)
+        motions.append(motion)
+        still += not motion.action_7[:6].any()
+    differ = [m for m in motions if (m.action_7 != m.executed_7).any()]
+    assert {m.phase for m in differ} <= {"reach", "lift"}
+    assert 0 < len(differ) < len(motions) / 2
+    assert still == 5, "two while the fingers close, three at the end"
+    assert all(m.action_7[6] == 1 for m in motions if m.phase == "reach"), "open, whatever happens"
+    full = start_rollout(5, EpisodeConfig(family="pick"))
+    for motion in full.motions:
+        full.world.arm.step(motion.executed_7)
+        assert (motion.action_7 == motion.executed_7).all()

@@ -179,15 +179,15 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     @property
     def expert_actions(self) -> Iterator[NDArray[np.float32]]:
         """The scripted demonstrator's next actions, each for the state that the world is in when it is asked for."""
-        return (action for _, action in self._running().actions)
+        return (motion.action_7 for motion in self._running().motions)
 
     def expert_path(self) -> NDArray[np.float64]:
         """Where the demonstrator's grip goes in this episode, [T, 2] on 0..255, from a second run of the scene."""
         number, config = self._episode
         again = start_rollout(number, config)
         points = [_grip_grid(again, config.image_hw)]
-        for _, action in again.actions:
-            again.world.arm.step(action)
+        for motion in again.motions:
+            again.world.arm.step(motion.action_7)
             points.append(_grip_grid(again, config.image_hw))
         return np.stack(points)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from molmoact_robot.tabletop.arm import HOME_RAD
 from molmoact_robot.tabletop.camera import PinholeCamera
 from molmoact_robot.tabletop.control import ArmController, solve_ik
-from molmoact_robot.tabletop.expert import STEADY, Style, scripted_actions
+from molmoact_robot.tabletop.expert import STEADY, Motion, Style, scripted_actions
 from molmoact_robot.tabletop.randomization import Look, Split, Variety, calm_look, sample_look
 from molmoact_robot.tabletop.rotation import gripper_rotation
 from molmoact_robot.tabletop.scene import FULL, RenderQuality, build_model
@@ -83,7 +83,7 @@ class Rollout:
     task: Task
     look: Look
     world: World
-    actions: Iterator[tuple[str, NDArray[np.float32]]]
+    motions: Iterator[Motion]
 
 
 def run_episode(seed: int, config: EpisodeConfig) -> Episode:
@@ -94,9 +94,9 @@ def run_episode(seed: int, config: EpisodeConfig) -> Episode:
     shadows = config.quality.shadow_px > 0
     with SceneRenderer(world.arm.model, config.image_hw, shadows=shadows) as renderer:
         camera = renderer.calibration(world.arm.data, "front")
-        for phase, action in rollout.actions:
+        for phase, action, executed in rollout.motions:
             seen = observe(rollout, renderer, noise)
-            world.arm.step(action)
+            world.arm.step(executed)
             steps.append(Step(seen, action, succeeded(rollout.task, world), phase))
     return Episode(rollout.task, rollout.look, camera, tuple(steps))
 
@@ -105,9 +105,9 @@ def act_only(seed: int, config: EpisodeConfig) -> tuple[NDArray[np.float32], boo
     """The same episode without images (no OpenGL): actions [T,7] and the final success."""
     rollout = start_rollout(seed, config)
     actions = []
-    for _, action in rollout.actions:
-        rollout.world.arm.step(action)
-        actions.append(action)
+    for motion in rollout.motions:
+        rollout.world.arm.step(motion.executed_7)
+        actions.append(motion.action_7)
     return np.stack(actions), succeeded(rollout.task, rollout.world)
 
 
@@ -117,17 +117,19 @@ def start_rollout(seed: int, config: EpisodeConfig) -> Rollout:
     look = calm_look() if calm else sample_look(rng, config.split)
     task = sample_task(rng, config.split, config.family, alone=calm)
     model = build_model(look, task.objects, config.quality)
-    arm = ArmController(model, look.table_height_m, _start_joints(rng, model, look.table_height_m))
+    arm = ArmController(
+        model, look.table_height_m, _start_joints(rng, model, look.table_height_m, upright=calm)
+    )
     world = World(arm, look.table_height_m)
     match config.policy:
         case "scripted":
             style = STEADY if calm else Style.sample(rng)
-            actions = scripted_actions(task, world, style, rng)
+            motions = scripted_actions(task, world, style, rng)
         case "random":
-            actions = _random_actions(rng)
+            motions = _passive("random", _random_actions(rng))
         case "idle":
-            actions = _idle_actions()
-    return Rollout(task, look, world, actions)
+            motions = _passive("idle", _idle_actions())
+    return Rollout(task, look, world, motions)
 
 
 def observe(rollout: Rollout, renderer: SceneRenderer, noise: np.random.Generator) -> Observation:
@@ -146,27 +148,33 @@ def observe(rollout: Rollout, renderer: SceneRenderer, noise: np.random.Generato
 
 
 def _start_joints(
-    rng: np.random.Generator, model: Any, table_height_m: float
+    rng: np.random.Generator, model: Any, table_height_m: float, *, upright: bool
 ) -> NDArray[np.float64]:
-    """Above the table, turned and tilted at random."""
+    """Above the table at random; turned and tilted at random, or upright."""
     scratch = mujoco.MjData(model)
     for _ in range(50):
         position = rng.uniform((-0.20, -0.15, 0.22), (0.02, 0.15, 0.36))
         position[2] += table_height_m
         roll, pitch = rng.normal(0, 0.25, 2)
         rotation = gripper_rotation(float(rng.uniform(-0.8, 0.8)), roll, pitch)
+        if upright:
+            rotation = gripper_rotation(0.0, 0.0, 0.0)
         joints, error = solve_ik(model, scratch, HOME_RAD, position, rotation, iterations=60)
         if error < 1e-3:
             return joints
     raise RuntimeError("no reachable start pose in 50 draws")
 
 
-def _random_actions(rng: np.random.Generator) -> Iterator[tuple[str, NDArray[np.float32]]]:
+def _passive(name: str, actions: Iterator[NDArray[np.float32]]) -> Iterator[Motion]:
+    return (Motion(name, action, action) for action in actions)
+
+
+def _random_actions(rng: np.random.Generator) -> Iterator[NDArray[np.float32]]:
     for _ in range(_PASSIVE_STEPS):
         move = rng.uniform(-0.5, 0.5, 6)
-        yield "random", np.append(move, rng.integers(0, 2)).astype(np.float32)
+        yield np.append(move, rng.integers(0, 2)).astype(np.float32)
 
 
-def _idle_actions() -> Iterator[tuple[str, NDArray[np.float32]]]:
+def _idle_actions() -> Iterator[NDArray[np.float32]]:
     for _ in range(_PASSIVE_STEPS):
-        yield "idle", np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
+        yield np.array([0, 0, 0, 0, 0, 0, 1], np.float32)

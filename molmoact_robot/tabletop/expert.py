@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,12 @@ class Style:
     """Extra turn of the hand on the way, rotation vector in radians."""
     noise: float
     """Standard deviation added to free motion, in action units."""
+    push: float = 0.0
+    """The same, of a push that the arm gets and the recorded action does not know: it shows how to come back."""
+    disturbed: float = 0.0
+    """How often, per step of free motion, the arm is pushed; half as often open fingers close by themselves."""
+    grasp_steps: int = 5
+    """Steps without motion while the fingers close."""
 
     @staticmethod
     def sample(rng: np.random.Generator) -> Style:
@@ -56,8 +63,16 @@ class Style:
         )
 
 
-STEADY = Style(speed=0.7, grasp_tilt_rad=0.0, carry_tilt=(0.0, 0.0, 0.0), noise=0.05)
-"""Of the calm world: from the same state always the same motion, but for the noise."""
+STEADY = Style(
+    speed=0.7,
+    grasp_tilt_rad=0.0,
+    carry_tilt=(0.0, 0.0, 0.0),
+    noise=0.0,
+    push=0.6,
+    disturbed=0.2,
+    grasp_steps=2,
+)
+"""Of the calm world: from the same state always the same motion, and many states, for the arm is pushed about."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +89,20 @@ class Phase:
     noisy: bool = False
 
 
+class Motion(NamedTuple):
+    """One step of a demonstrator."""
+
+    phase: str
+    action_7: NDArray[np.float32]
+    """What is recorded."""
+    executed_7: NDArray[np.float32]
+    """What the arm does; another one where it is pushed."""
+
+
 def scripted_actions(
     task: Task, world: World, style: Style, rng: np.random.Generator
-) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Phase name and action [7] for the state that `world` is in when the next one is asked for."""
+) -> Iterator[Motion]:
+    """The motion for the state that `world` is in when the next one is asked for."""
     for phase in plan(task, world, style):
         for _ in range(phase.max_steps):
             action = np.zeros(7)
@@ -87,15 +112,31 @@ def scripted_actions(
                 if _reached(world, goal, phase):
                     break
                 action[:6] = _towards(world, goal, style.speed)
-                if phase.noisy:
+                if phase.noisy and style.noise:
                     action[:6] += rng.normal(0, style.noise, 6)
-            yield phase.name, np.clip(action, -1, 1).astype(np.float32)
+            pushed = _pushed(action, style, rng) if phase.noisy else action
+            yield Motion(phase.name, _clipped(action), _clipped(pushed))
+
+
+def _pushed(
+    action_7: NDArray[np.float64], style: Style, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    if style.disturbed == 0 or rng.random() >= style.disturbed:
+        return action_7
+    pushed = action_7 + np.append(rng.normal(0, style.push, 6), 0.0)
+    if action_7[6] == OPEN and rng.random() < 0.5:
+        pushed[6] = CLOSED
+    return pushed
+
+
+def _clipped(action_7: NDArray[np.float64]) -> NDArray[np.float32]:
+    return np.clip(action_7, -1, 1).astype(np.float32)
 
 
 def plan(task: Task, world: World, style: Style) -> list[Phase]:
     grasp = _grasp_rotation(task, world, style)
     carry = matrix_from_vector(np.asarray(style.carry_tilt)) @ grasp
-    phases = _pick_phases(task, world, grasp, carry)
+    phases = _pick_phases(task, world, grasp, carry, style.grasp_steps)
     match task.family:
         case "pick":
             return [*phases, Phase("hold", None, CLOSED, max_steps=3)]
@@ -124,7 +165,11 @@ def _grasp_rotation(task: Task, world: World, style: Style) -> NDArray[np.float6
 
 
 def _pick_phases(
-    task: Task, world: World, grasp: NDArray[np.float64], carry: NDArray[np.float64]
+    task: Task,
+    world: World,
+    grasp: NDArray[np.float64],
+    carry: NDArray[np.float64],
+    grasp_steps: int,
 ) -> list[Phase]:
     half_height = KINDS[task.objects[0].kind].half_height_m
     retreat_axis = -grasp[:, 2]  # back along the fingers
@@ -138,7 +183,7 @@ def _pick_phases(
     return [
         Phase("reach", lambda: at_object(APPROACH_M), OPEN, 0.012, noisy=True),
         Phase("descend", lambda: at_object(0.0), OPEN, 0.004, 0.04, max_steps=20),
-        Phase("grasp", None, CLOSED, max_steps=5),
+        Phase("grasp", None, CLOSED, max_steps=grasp_steps),
         Phase("lift", lambda: Pose(lifted, carry), CLOSED, 0.015, max_steps=25, noisy=True),
     ]
 
