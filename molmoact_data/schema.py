@@ -24,6 +24,8 @@ import pyarrow as pa
 SCHEMA_VERSION = "1.1"
 READABLE_VERSIONS = ("1.0", SCHEMA_VERSION)
 """1.1 added `buffer_codes` and `depth_updated_mask`, which 1.0 does not have."""
+WITHOUT_LAYOUT = ("1.0",)
+"""Versions whose shards do not say what of their layout the columns do not tell."""
 
 DATASET = "dataset"
 REVISION = "revision"

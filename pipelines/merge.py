@@ -18,7 +18,8 @@ from molmoact_data.config import as_dict, content_hash
 from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
 from molmoact_data.outputs.manifest import Manifest
-from molmoact_data.outputs.output import BATCH_ROWS, Output, open_parquet
+from molmoact_data.outputs.output import BATCH_ROWS, Output
+from molmoact_data.outputs.rejects import to_jsonl
 from molmoact_data.outputs.shards import (
     ShardRecord,
     ShardSpec,
@@ -76,8 +77,8 @@ def merge(sources: Sequence[Output], output: Storage, *, resume: bool, overwrite
             record = done.get(part.spec.name) or _copy(part, header, output)
             state.write_record(output, record)
             records.append(record)
-        rejects = b"".join(s.storage.read_bytes(schema.REJECTS_FILE) for s in sources)
-        output.write_bytes(schema.REJECTS_FILE, rejects)
+        rejects = [reject for source in sources for reject in source.rejects()]
+        output.write_bytes(schema.REJECTS_FILE, to_jsonl(rejects))
         manifest.write_manifest(output, header.with_shards(records))
         state.forget(output)
     return Merged(
@@ -189,7 +190,7 @@ def _copy(part: _Part, header: Manifest, output: Storage) -> ShardRecord:
     if not record.rows:
         return replace(record, name=part.spec.name)
     with output.local_file(part.spec.name) as path:
-        with open_parquet(part.source.storage, record.name) as file:
+        with part.source.open_shard(record) as file:
             metadata = {
                 **(file.schema_arrow.metadata or {}),
                 schema.META_CONFIG_HASH: header.config_hash.encode(),

@@ -18,6 +18,7 @@ from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
 from molmoact_data.labels.actions import spec_warnings
 from molmoact_data.outputs.manifest import count_rejects, measured_quality
+from molmoact_data.outputs.output import statistics_entries
 from molmoact_data.outputs.shards import ShardRecord, ShardSpec, plan_shards
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 from molmoact_data.sources.cameras import resolve_cameras
@@ -31,7 +32,7 @@ from pipelines.config import PreprocessConfig
 from pipelines.engine.stages import build_missing_shards, compute_statistics
 from pipelines.job import Job
 from pipelines.shards import manifest
-from pipelines.statistics import OBSERVED, describe_grippers, why_this_spec
+from pipelines.statistics import describe_grippers, observed_grippers, why_this_spec
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +127,7 @@ def statistics_for(
         compute_statistics(config, source, output)
     content = state_bins(output, config.labels.action_bins)
     statistics = DatasetStatistics.from_json(content)
-    observed = content[statistics.key].get(OBSERVED, {})
-    for line in describe_grippers(statistics, observed):
+    for line in describe_grippers(statistics, observed_grippers(content[statistics.key])):
         logger.info("%s", line)
     for line in spec_warnings(statistics):
         logger.warning("%s", line)
@@ -136,7 +136,7 @@ def statistics_for(
 
 def state_bins(output: Storage, num_bins: int) -> dict[str, Any]:
     """The content of the statistics file, after it says how many bins the actions are written with."""
-    content = json.loads(output.read_bytes(schema.STATISTICS_FILE))
+    content = statistics_entries(output)
     statistics = DatasetStatistics.from_json(content)
     if statistics.num_bins != num_bins:
         entry = replace(statistics, num_bins=num_bins).to_json()[statistics.key]

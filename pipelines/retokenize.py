@@ -22,7 +22,8 @@ from molmoact_data.files.storage import Storage
 from molmoact_data.labels.actions import bin_actions, chunk, normalize
 from molmoact_data.outputs.columns import fixed_array, fixed_size_lists
 from molmoact_data.outputs.manifest import Manifest
-from molmoact_data.outputs.output import BATCH_ROWS, Output, open_parquet
+from molmoact_data.outputs.output import BATCH_ROWS, Output
+from molmoact_data.outputs.rejects import to_jsonl
 from molmoact_data.outputs.shards import (
     ShardRecord,
     ShardSpec,
@@ -86,10 +87,10 @@ def retokenize(
         old = source.manifest.shards
         records = []
         for before, spec in zip(old, plan.specs, strict=True):
-            record = done.get(spec.name) or _rewrite(source.storage, before, spec, plan, output)
+            record = done.get(spec.name) or _rewrite(source, before, spec, plan, output)
             state.write_record(output, record)
             records.append(record)
-        output.write_bytes(schema.REJECTS_FILE, source.storage.read_bytes(schema.REJECTS_FILE))
+        output.write_bytes(schema.REJECTS_FILE, to_jsonl(source.rejects()))
         manifest.write_manifest(output, plan.header.with_shards(records))
         state.forget(output)
     return Retokenized(
@@ -153,7 +154,7 @@ def _spec(shard: ShardRecord, config_hash: str) -> ShardSpec:
 
 
 def _rewrite(
-    storage: Storage, before: ShardRecord, spec: ShardSpec, plan: _Plan, output: Storage
+    source: Output, before: ShardRecord, spec: ShardSpec, plan: _Plan, output: Storage
 ) -> ShardRecord:
     """One shard with its action columns replaced, in bounded batches."""
     if not before.rows:
@@ -165,7 +166,7 @@ def _rewrite(
     arrow_schema = plan.layout.arrow_schema(metadata)
     with output.local_file(spec.name) as path:
         with (
-            open_parquet(storage, before.name) as file,
+            source.open_shard(before) as file,
             ShardWriter(path, arrow_schema) as writer,
         ):
             numbers = file.read(columns=[schema.EPISODE_INDEX, schema.ACTION])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from molmoact_data import schema
+from molmoact_data.config import content_hash
 from molmoact_data.errors import UserError
 from molmoact_data.files.lock import locked
 from molmoact_data.files.storage import Storage
@@ -223,9 +224,19 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
     return [] if before == after else [path.strip(".") or "everything"]
 
 
+@dataclass(frozen=True)
+class _Sealed:
+    """A record as it lies on disk, with its own hash: its numbers go into the manifest unseen."""
+
+    record: ShardRecord
+    hash: str
+
+
 def write_record(output: Storage, record: ShardRecord) -> None:
     """Say that a shard is complete; written after the shard itself."""
-    output.write_bytes(_record_name(record.name), _json(record.to_json()))
+    plain = record.to_json()
+    sealed = {"record": plain, "hash": content_hash(plain)}
+    output.write_bytes(_record_name(record.name), _json(sealed))
 
 
 def finished_records(
@@ -290,10 +301,16 @@ def _record_beside(output: Storage, name: str) -> ShardRecord | None:
     """The record that was written after a shard; a damaged one is none."""
     where = _record_name(name)
     try:
-        return parse_json(ShardRecord, output.read_bytes(where), f"{output.root}/{where}")
-    except UserError as error:
+        sealed = parse_json(_Sealed, output.read_bytes(where), f"{output.root}/{where}")
+    except (UserError, OSError) as error:
         logger.warning("%s Its shard is made again.", error)
         return None
+    if content_hash(sealed.record.to_json()) != sealed.hash:
+        logger.warning(
+            "%s/%s is not what was written. Its shard is made again.", output.root, where
+        )
+        return None
+    return sealed.record
 
 
 def is_complete(output: Storage) -> bool:

@@ -7,12 +7,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, UserError
+from molmoact_data.files.typed import parse_json
 from molmoact_data.labels.actions import observe_gripper
 from molmoact_data.labels.gripper import gripper_table
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource, SourceInfo
@@ -204,9 +205,19 @@ def clipped_words(column_N: NDArray[np.float32], spec: DimensionSpec) -> str:
     )
 
 
+def observed_grippers(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Dimension -> what was seen of it, of an entry of `dataset_statistics.json`; empty where nobody looked."""
+    return parse_json(dict[str, str], json.dumps(entry.get(OBSERVED, {})), OBSERVED)
+
+
 def describe_grippers(statistics: DatasetStatistics, observed: Mapping[str, str]) -> list[str]:
     """A small table per gripper dimension: what was seen, what is stored, and what that means to a model."""
-    return ["\n".join(gripper_table(statistics, int(d), words)) for d, words in observed.items()]
+    seen = [
+        (d, observed.get(str(d)))
+        for d, spec in enumerate(statistics.spec.dimensions)
+        if spec.gripper
+    ]
+    return ["\n".join(gripper_table(statistics, d, words)) for d, words in seen if words]
 
 
 def nothing_usable(rejects: Counter[str]) -> UserError:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from molmoact_data import schema
-from molmoact_data.config import as_dict
+from molmoact_data.config import as_dict, content_hash
 from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
 from molmoact_data.labels.actions import bin_actions, chunk, normalize
@@ -97,11 +97,13 @@ def write_output(
                 [{"bytes": b, "path": None} for b in images], schema.IMAGE_TYPE
             )
             writer.write(pa.table([arrays[n] for n in writer.schema.names], schema=writer.schema))
+    fingerprint = {"labels": {"action_bins": 256, "action_chunk_size": 8}}
+    reject = {"episode_index": 7, "reason": "video_missing", "detail": "no <file> at x.mp4"}
     manifest = {
         "schema_version": "1.0",
-        "config_hash": "c" * 64,
+        "config_hash": content_hash(fingerprint),
         "statistics_sha256": stats.sha256(),
-        "fingerprint": {"labels": {"action_bins": 256, "action_chunk_size": 8}},
+        "fingerprint": fingerprint,
         "dataset": {
             "name": "robot",
             "revision": "abc",
@@ -129,6 +131,7 @@ def write_output(
                 "num_bytes": (root / name).stat().st_size,
                 "sha256": "0" * 64,
                 "episodes": [[e, FRAMES] for e in episodes],
+                "rejects": [reject],
                 "quality": merge(sums).to_json(),
             }
         ],
@@ -136,8 +139,7 @@ def write_output(
     (root / "manifest.json").write_text(json.dumps(manifest))
     if layout.action_dim is not None:
         (root / "dataset_statistics.json").write_text(json.dumps(stats.to_json()))
-    reject = {"episode_index": 7, "reason": "video_missing", "detail": "no <file> at x.mp4"}
-    (root / "rejects.jsonl").write_text(json.dumps(reject) + "\n")
+    (root / "rejects.jsonl").write_text(json.dumps({"dataset": "robot", **reject}) + "\n")
     return Storage(str(root))
 
 
@@ -365,6 +367,7 @@ def with_codes(root: Path, recipe: str, *, vqvae: str = "embedded", **card: str)
     manifest["teachers"]["depth_tokenizer"] = {**codec.describe(), **card}
     manifest["teachers"]["depth"]["encoder"] = "vits"
     manifest["fingerprint"]["labels"]["vqvae"] = vqvae
+    manifest["config_hash"] = content_hash(manifest["fingerprint"])
     (root / "manifest.json").write_text(json.dumps(manifest))
     return storage
 

@@ -108,7 +108,7 @@ def with_forged_statistics_hash(out: Path) -> None:
     from molmoact_data.outputs.output import Output
 
     edit_statistics(out)
-    statistics = Output.open(out).statistics
+    statistics = Output.read(out).statistics
     assert statistics is not None
     rewrite_manifest(out, lambda m: m.update(statistics_sha256=statistics.sha256()))
 
@@ -157,12 +157,32 @@ PLANTED: dict[str, tuple[Plant, Finding]] = {
         lambda out: (out / schema.STATISTICS_FILE).unlink(),
         Finding.STATISTICS_MISSING,
     ),
+    "a measure edited": (
+        in_manifest(lambda m: m["quality"].update(trace_coverage=0.5)),
+        Finding.MANIFEST_COUNTS_DIFFER,
+    ),
+    "a measure of one shard edited": (
+        in_manifest(lambda m: m["shards"][0]["quality"].update(jumps=99)),
+        Finding.MANIFEST_COUNTS_DIFFER,
+    ),
+    "codes of another codebook": (
+        in_manifest(lambda m: m["layout"].update(codebook_size=200)),
+        Finding.SCHEMA_DIFFERS,
+    ),
+    "arms that are not there": (
+        in_manifest(lambda m: m["layout"].update(num_arms=2)),
+        Finding.SCHEMA_DIFFERS,
+    ),
+    "a camera that is not in the layout": (
+        in_manifest(lambda m: m["cameras"].update(third="x")),
+        Finding.MANIFEST_UNREADABLE,
+    ),
     "statistics edited": (edit_statistics, Finding.STATISTICS_HASH_DIFFERS),
     "statistics damaged": (damage_statistics, Finding.STATISTICS_UNREADABLE),
     "statistics of another dataset": (with_forged_statistics_hash, Finding.ACTION_BINS_DISAGREE),
     "a reject nobody counted": (
         lambda out: (out / schema.REJECTS_FILE).write_text(
-            '{"episode_index": 1, "reason": "rows_empty"}\n'
+            '{"dataset": "dots", "episode_index": 1, "reason": "rows_empty", "detail": "x"}\n'
         ),
         Finding.REJECTS_DIFFER,
     ),

@@ -14,6 +14,9 @@ from made_datasets import make_dataset
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.lock import locked
+from molmoact_data.files.storage import Storage
+from molmoact_data.files.typed import parse_json
+from molmoact_data.outputs.shards import ShardRecord
 from pipelines import state
 from pipelines.config import nested
 from pipelines.preprocess import Summary, preprocess
@@ -60,8 +63,7 @@ def killed_late(finished: Path, copy: Path) -> Path:
     (copy / state.RECORDS_DIR).mkdir(parents=True)
     (copy / state.PLAN_FILE).write_text(json.dumps(plan))
     for shard in manifest["shards"]:
-        record = copy / state.RECORDS_DIR / f"{Path(shard['name']).stem}.json"
-        record.write_text(json.dumps(shard))
+        state.write_record(Storage(str(copy)), parse_json(ShardRecord, json.dumps(shard), "shard"))
     for name in (schema.MANIFEST_FILE, schema.REJECTS_FILE, schema.REPORT_FILE):
         (copy / name).unlink()
     return copy
@@ -120,6 +122,20 @@ def test_a_damaged_record_costs_its_shard_alone(
     assert run(dataset, output, resume=True).shards_built == 1
     assert files_of(output) == files_of(finished)
     assert record.name in caplog.text
+
+
+@pytest.mark.parametrize("field", ["reversals", "quality_histogram", "calls"])
+def test_a_record_whose_numbers_were_changed_is_none(
+    field: str, dataset: Path, finished: Path, tmp_path: Path
+) -> None:
+    """They go into the manifest's measures unseen."""
+    output = killed_late(finished, tmp_path / "out")
+    record = sorted((output / state.RECORDS_DIR).iterdir())[0]
+    plain = json.loads(record.read_text())
+    plain["record"]["quality"][field] = [7] if "histogram" in field else 7
+    record.write_text(json.dumps(plain))
+    assert run(dataset, output, resume=True).shards_built == 1
+    assert files_of(output) == files_of(finished)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"shards": 3}', b"\xff", b"[" * 90_000])

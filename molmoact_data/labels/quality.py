@@ -6,6 +6,7 @@ summary. Nothing here decides what is kept; `traces` does.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -86,6 +87,12 @@ class QualitySums:
     written_tokens: int = 0
     """By the pointer, in those."""
 
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            numbers = value.values() if isinstance(value, Mapping) else np.atleast_1d(value)
+            if not all(0 <= number < math.inf for number in numbers):
+                raise ValueError(f"{name} is a sum of counts, found {value}")
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; the inverse of `from_json`."""
         return {
@@ -95,9 +102,9 @@ class QualitySums:
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> QualitySums:
-        """Sums read back from a shard's record."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in obj.items()}
-        return cls(**values)
+        """Sums read back from a shard's record; what a later version measures is left out."""
+        known = {k: v for k, v in obj.items() if k in cls.__dataclass_fields__}
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
 
 
 @dataclass(frozen=True)

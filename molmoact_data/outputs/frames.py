@@ -46,9 +46,7 @@ class FrameDataset(Dataset):
                 f"no camera {unknown[0]!r} in {self.output.storage.root}; it has: "
                 f"{', '.join(self.layout.cameras)}."
             )
-        self._rows = ParquetRows()
-        for shard in self.output.shards:
-            self._rows.add_file(self.output.storage, shard.name)
+        self._rows = ParquetRows.of(self.output)
         others = {schema.image_column(r) for r in set(self.layout.cameras) - set(self.cameras)}
         self._columns = [n for n in self.layout.arrow_schema().names if n not in others]
 

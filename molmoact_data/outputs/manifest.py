@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from molmoact_data import schema
+from molmoact_data.config import content_hash
 from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
 from molmoact_data.files.typed import parse_json
@@ -90,6 +91,10 @@ class Manifest:
     shards: tuple[ShardRecord, ...] = ()
     """All that were planned, in order, those without rows included."""
 
+    def __post_init__(self) -> None:
+        if set(self.cameras) != set(self.layout.cameras):
+            raise ValueError(f"cameras {list(self.cameras)} are not those of the layout")
+
     @property
     def labels(self) -> Mapping[str, Any]:
         """The resolved label configuration: bins, chunk size, teachers by name."""
@@ -144,13 +149,20 @@ class OtherVersion(UserError):
     """The output was written with a schema that this program does not read."""
 
 
+class EditedManifest(UserError):
+    """The settings in the manifest are not those that its shards were made with."""
+
+
 @dataclass(frozen=True)
 class _Version:
     schema_version: str
 
 
 def read_manifest(storage: Storage) -> Manifest:
-    """The manifest of an output. Raises `UserError` where the run did not finish, or the file is not one."""
+    """The manifest of an output. Raises `UserError` where the run did not finish, or the file is not one.
+
+    `EditedManifest` where its settings, which say what tokens and codes mean, do not have the hash that stands beside.
+    """
     where = f"{storage.root}/{schema.MANIFEST_FILE}"
     try:
         content = storage.read_bytes(schema.MANIFEST_FILE)
@@ -165,4 +177,17 @@ def read_manifest(storage: Storage) -> Manifest:
             f"{storage.root} has schema version {version}, this program reads {schema.SCHEMA_VERSION}; "
             "preprocess the dataset again or use the version that wrote it."
         )
-    return parse_json(Manifest, content, where)
+    manifest = parse_json(Manifest, content, where)
+    if not _is_hash_of(manifest.config_hash, manifest.fingerprint):
+        raise EditedManifest(
+            f"{where}: the settings (`fingerprint`) are not those of `config_hash`: it was edited or damaged, and what "
+            "tokens and codes mean is no longer certain. Restore the file, or preprocess again."
+        )
+    return manifest
+
+
+def _is_hash_of(stated: str, fingerprint: Mapping[str, Any]) -> bool:
+    try:
+        return content_hash(fingerprint) == stated
+    except ValueError:  # NaN or an infinity, which nothing of ours writes
+        return False

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from molmoact_data.errors import UserError
 from molmoact_data.files.recent import Recent
 from molmoact_data.files.storage import Storage
-from molmoact_data.outputs.output import open_parquet
+from molmoact_data.outputs.output import Output, readable
 
 _CACHED_ROW_GROUPS = 4
 
@@ -27,15 +26,26 @@ class ParquetRows:
         self._starts: list[int] = []
         self._open = Recent[tuple[int, tuple[str, ...]], pa.Table](_CACHED_ROW_GROUPS)
 
+    @classmethod
+    def of(cls, output: Output) -> ParquetRows:
+        """All rows of an output. Raises `UserError` where a shard is not what the manifest says."""
+        rows = cls()
+        for shard in output.shards:
+            with output.open_shard(shard) as file:
+                rows._append(output.storage, shard.name, file.metadata)
+        return rows
+
     def add_file(self, storage: Storage, name: str) -> pa.Schema:
         """Append a file; returns its columns."""
         with readable(storage, name) as file:
-            metadata, schema = file.metadata, file.schema_arrow
+            self._append(storage, name, file.metadata)
+            return file.schema_arrow
+
+    def _append(self, storage: Storage, name: str, metadata: pq.FileMetaData) -> None:
         for group in range(metadata.num_row_groups):
             self._places.append((storage, name, group))
             self._starts.append(self.rows)
             self.rows += metadata.row_group(group).num_rows
-        return schema
 
     def read(self, row: int, columns: Sequence[str]) -> dict[str, Any]:
         """One row as plain Python values."""
@@ -62,23 +72,6 @@ class ParquetRows:
         storage, name, group = self._places[number]
         with readable(storage, name) as file:
             return file.read_row_group(group, columns=columns)
-
-
-def readable(storage: Storage, name: str) -> pq.ParquetFile:
-    """A Parquet file as a context manager, or an error that says what to do."""
-    path = f"{storage.root}/{name}"
-    try:
-        return open_parquet(storage, name)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} is missing although the manifest lists it; the folder is incomplete. Copy it again, "
-            "or run `molmoact preprocess ... --resume` to rebuild what is missing."
-        ) from error
-    except pa.ArrowInvalid as error:
-        raise UserError(
-            f"{path} is not a readable Parquet file ({error}); it is damaged. Copy it again, or delete it "
-            "and run `molmoact preprocess ... --resume`."
-        ) from error
 
 
 def padded_chunk(following: Sequence[Sequence[float]], steps: int) -> NDArray[np.float32]:

@@ -17,7 +17,8 @@ from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import check_new_file, new_file, write_bytes
 from molmoact_data.labels.depth import DepthTokenizer
-from molmoact_data.outputs.output import Output, open_parquet
+from molmoact_data.outputs.output import Output
+from molmoact_data.outputs.shards import ShardRecord
 from molmoact_data.pictures.images import decode_image
 from molmoact_data.pictures.overlay import draw_labels
 from molmoact_data.teachers import registry
@@ -107,7 +108,7 @@ def episode_tiles(
     wanted = set(
         every if frames is None else np.linspace(0, length - 1, min(frames, length)).astype(int)
     )
-    with open_parquet(output.storage, shard) as file:
+    with output.open_shard(shard) as file:
         for batch in file.iter_batches(batch_size=32):
             if episode not in batch[schema.EPISODE_INDEX].to_pylist():
                 continue
@@ -222,11 +223,11 @@ def show_episode(
     return len(tiles)
 
 
-def _find(output: Output, episode: int) -> tuple[str, int]:
+def _find(output: Output, episode: int) -> tuple[ShardRecord, int]:
     for shard in output.shards:
         for index, rows in shard.episodes:
             if index == episode:
-                return shard.name, rows
+                return shard, rows
     known = [index for shard in output.shards for index, _ in shard.episodes]
     raise UserError(
         f"episode {episode} is not in {output.storage.root}; it holds {len(known)} episodes "

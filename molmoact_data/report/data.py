@@ -7,10 +7,8 @@ chosen as pictures. Every choice is a function of the content, so that equal out
 from __future__ import annotations
 
 import heapq
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +19,8 @@ from numpy.typing import NDArray
 from molmoact_data import schema
 from molmoact_data.files.storage import Storage
 from molmoact_data.outputs.manifest import Manifest, read_manifest
-from molmoact_data.outputs.output import open_parquet
+from molmoact_data.outputs.output import open_parquet, statistics_entries
+from molmoact_data.outputs.rejects import RejectLine, read_rejects
 from molmoact_data.statistics import DatasetStatistics
 
 HISTOGRAM_BINS = 48
@@ -58,7 +57,7 @@ class ReportData:
 
     manifest: Manifest
     statistics: DatasetStatistics | None
-    rejects: list[dict[str, Any]]
+    rejects: list[RejectLine]
     action_histogram_DB: NDArray[np.int64] | None = None
     """Counts over `HISTOGRAM_BINS` equal bins between each dimension's minimum and maximum."""
     clipped_D: NDArray[np.float64] | None = None
@@ -85,10 +84,8 @@ def read_report_data(storage: Storage, manifest: Manifest | None = None) -> Repo
         manifest = read_manifest(storage)
     statistics = None
     if storage.exists(schema.STATISTICS_FILE):
-        content = storage.read_bytes(schema.STATISTICS_FILE)
-        statistics = DatasetStatistics.from_json(json.loads(content))
-    lines = storage.read_bytes(schema.REJECTS_FILE).decode().splitlines()
-    data = ReportData(manifest, statistics, [json.loads(line) for line in lines])
+        statistics = DatasetStatistics.from_json(statistics_entries(storage))
+    data = ReportData(manifest, statistics, read_rejects(storage, manifest.shards))
     collector = _Collector(data, _strip_episodes(manifest))
     for shard in manifest.shards:
         if shard.rows:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
-from molmoact_data.outputs.manifest import OtherVersion
+from molmoact_data.outputs.manifest import EditedManifest, OtherVersion
 from molmoact_data.outputs.output import BATCH_ROWS, Output, open_parquet
 from molmoact_data.outputs.shards import ShardRecord
 from molmoact_data.sources.images import NotEightBitError, as_rgb
@@ -46,7 +46,7 @@ def validate(root: str, *, samples: Callable[[Output], SampleCheck] | None = Non
     """
     report = Report(root)
     try:
-        output = Output.open(root)
+        output = Output.read(root)
     except UserError as error:
         if not is_begun(Storage(root)):
             raise
@@ -79,6 +79,8 @@ def _unreadable(error: UserError) -> Problem:
     message = str(error)
     if isinstance(error, OtherVersion):
         return Problem(Finding.SCHEMA_VERSION_DIFFERS, schema.MANIFEST_FILE, message)
+    if isinstance(error, EditedManifest):
+        return Problem(Finding.CONFIG_HASH_DIFFERS, schema.MANIFEST_FILE, message)
     is_statistics = schema.STATISTICS_FILE in message or "statistics" in message
     finding = Finding.STATISTICS_UNREADABLE if is_statistics else Finding.MANIFEST_UNREADABLE
     where = schema.STATISTICS_FILE if is_statistics else schema.MANIFEST_FILE
@@ -146,6 +148,8 @@ def _schema(output: Output, where: str, stored: pa.Schema) -> Iterator[Problem]:
         for name in promised.names
         if name in stored.names and stored.field(name).type != promised.field(name).type
     ]
+    if not (missing or extra or types or output.promises(stored)):
+        types = [f"the file's own {schema.META_LAYOUT.decode()} is not the layout of the manifest"]
     words = [f"missing: {', '.join(missing)}"] if missing else []
     words += [f"unknown: {', '.join(extra)}"] if extra else []
     if words or types:

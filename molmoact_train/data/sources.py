@@ -22,7 +22,7 @@ from molmoact_data.errors import UserError
 from molmoact_data.labels.traces import MIN_USABLE_POINTS, is_usable
 from molmoact_data.outputs.columns import usable_traces
 from molmoact_data.outputs.output import Output
-from molmoact_data.outputs.rows import ParquetRows, padded_chunk, readable
+from molmoact_data.outputs.rows import ParquetRows, padded_chunk
 from molmoact_data.statistics import DatasetStatistics
 from molmoact_train.data.base import Part, RobotRow
 from molmoact_train.data.conversations import CONVERSATIONS, ConversationSource
@@ -36,7 +36,7 @@ class ShardSource:
         """Open and check a folder or URL. Raises `UserError` where it is unfinished or unlike its manifest."""
         self.folder = folder
         self.options = options
-        self.output = _opened(folder)
+        self.output = Output.open(folder)
         self.statistics = _with_bins(self.output)
         self.layout = self.output.layout
         self._groups = _open_shards(self.output)
@@ -129,18 +129,6 @@ def robot_row(
     )
 
 
-def _opened(folder: str | Path) -> Output:
-    """The output, whose statistics must be those that its action tokens were made with."""
-    output = Output.open(folder)
-    expected, statistics = output.manifest.statistics_sha256, output.statistics
-    if expected is not None and statistics is not None and statistics.sha256() != expected:
-        raise UserError(
-            f"{folder}/{schema.STATISTICS_FILE} does not match {folder}/{schema.MANIFEST_FILE}: the action tokens of "
-            "the shards were made with other statistics. Restore the file, or run `molmoact retokenize`."
-        )
-    return output
-
-
 def _with_bins(output: Output) -> DatasetStatistics | None:
     """The statistics with the number of bins that the shards were written with."""
     if output.statistics is None or output.layout.action_dim is None:
@@ -150,27 +138,11 @@ def _with_bins(output: Output) -> DatasetStatistics | None:
 
 def _open_shards(output: Output) -> ParquetRows:
     """All shards, each with the rows, bytes and columns that the manifest says."""
-    groups, expected = ParquetRows(), output.layout.arrow_schema()
-    for shard in output.shards:
-        before = groups.rows
-        found = groups.add_file(output.storage, shard.name)
-        rows, num_bytes = groups.rows - before, output.storage.size(shard.name)
-        path = f"{output.storage.root}/{shard.name}"
-        if (rows, num_bytes) != (shard.rows, shard.num_bytes):
-            raise UserError(
-                f"{path} has {rows} rows in {num_bytes} bytes, the manifest says {shard.rows} in "
-                f"{shard.num_bytes}: shard and manifest are of different runs."
-            )
-        if not found.equals(expected):
-            raise UserError(
-                f"{path} has other columns than the manifest says ({', '.join(found.names)} instead of "
-                f"{', '.join(expected.names)}, or other types): shard and manifest are of different runs."
-            )
     if not output.shards:
         raise UserError(
             f"{output.storage.root} holds no rows: every episode was rejected (see rejects.jsonl)."
         )
-    return groups
+    return ParquetRows.of(output)
 
 
 def _label_table(output: Output, layout: schema.RecordLayout) -> pa.Table:
@@ -180,7 +152,7 @@ def _label_table(output: Output, layout: schema.RecordLayout) -> pa.Table:
         columns += [schema.TRACE, schema.TRACE_REJECT_REASON]
     tables = []
     for shard in output.shards:
-        with readable(output.storage, shard.name) as file:
+        with output.open_shard(shard) as file:
             tables.append(file.read(columns=columns))
     return pa.concat_tables(tables)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from molmoact_data import schema
 from molmoact_data.files.storage import Storage
 from molmoact_data.outputs.manifest import DatasetFacts, Manifest
+from molmoact_data.outputs.rejects import rejects_of, to_jsonl
 from molmoact_data.outputs.shards import ShardRecord
 from molmoact_data.report.page import write_report
 from pipelines.job import Job
@@ -15,7 +15,8 @@ from pipelines.job import Job
 
 def write(job: Job, records: Sequence[ShardRecord]) -> None:
     """Write `rejects.jsonl`, then `manifest.json`. Both depend on the configuration and data alone."""
-    job.output.write_bytes(schema.REJECTS_FILE, rejects_jsonl(job.source.name, records))
+    content = to_jsonl(rejects_of(job.source.name, records))
+    job.output.write_bytes(schema.REJECTS_FILE, content)
     write_manifest(job.output, header(job).with_shards(records))
 
 
@@ -45,22 +46,3 @@ def header(job: Job) -> Manifest:
         layout=job.layout,
         teachers=job.teachers,
     )
-
-
-def rejects_jsonl(dataset: str, records: Sequence[ShardRecord]) -> bytes:
-    """One line per rejected episode, in episode order; empty where nothing was rejected."""
-    rejects = sorted(
-        (reject for record in records for reject in record.rejects), key=lambda r: r.episode_index
-    )
-    lines = [
-        json.dumps(
-            {
-                schema.DATASET: dataset,
-                schema.EPISODE_INDEX: reject.episode_index,
-                "reason": reject.reason,
-                "detail": reject.detail,
-            }
-        )
-        for reject in rejects
-    ]
-    return "".join(line + "\n" for line in lines).encode()

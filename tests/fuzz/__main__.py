@@ -8,11 +8,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fuzz import checkpoints, commands, datasets, statistics_files
+from fuzz import checkpoints, commands, datasets, interrupted, outputs, statistics_files
 from fuzz.outcomes import Tally, run_kind, table
 
-KINDS = {**datasets.KINDS, **statistics_files.KINDS, **commands.KINDS, **checkpoints.KINDS}
-SLOW = {"preprocess": 20}
+KINDS = {
+    **datasets.KINDS,
+    **statistics_files.KINDS,
+    **commands.KINDS,
+    **outputs.KINDS,
+    **interrupted.KINDS,
+    **checkpoints.KINDS,
+}
+SLOW = {"preprocess": 20, "resume": 10}
 """A run of the whole command takes as long as so many reads."""
 
 

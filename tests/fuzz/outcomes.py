@@ -10,7 +10,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from molmoact_data.errors import EpisodeRejected, UserError
+from fuzz.bounds import TooMuch, bounded
+from molmoact_data.errors import EpisodeRejected, UserError, refused_by_system
 from molmoact_data.sources.cameras import resolve_cameras
 from molmoact_data.sources.opening import open_source
 
@@ -107,16 +108,25 @@ def _new_rows(before: Rows, after: Rows) -> set[str]:
     return {"row"} if any(tuple(row.values()) not in known for row in after.values()) else set()
 
 
-def attempt(work: Callable[[], tuple[str, str]]) -> tuple[str, str]:
-    """The outcome of one run; a `UserError` of one line is a refusal, anything else that is raised a bug."""
+def attempt(
+    work: Callable[[], tuple[str, str]], passing: tuple[type[Exception], ...] = ()
+) -> tuple[str, str]:
+    """The outcome of one run; a `UserError` of one line is a refusal, anything else that is raised a bug.
+
+    Exceptions of the types in `passing` go through.
+    """
     try:
         return work()
+    except passing:
+        raise
     except UserError as error:
         text = str(error)
         if "\n" in text.strip():
             return UNEXPLAINED, f"a refusal of several lines: {text!r}"
         return REFUSED, text
-    except Exception:  # noqa: BLE001 - any exception is what this looks for
+    except Exception as error:  # noqa: BLE001 - any exception is what this looks for
+        if (refused := refused_by_system(error)) is not None:
+            return REFUSED, refused  # as the command line says it
         return TRACEBACK, traceback.format_exc()
 
 
@@ -129,7 +139,11 @@ def run_kind(name: str, kind: Kind, count: int, seed: int, folder: Path) -> Tall
     tally = Tally()
     for number in range(count):
         place = folder / f"{name}-{number}".replace(" ", "-")
-        done, outcome, why = kind(Random(f"{name}/{seed}/{number}"), place)
+        try:
+            with bounded():
+                done, outcome, why = kind(Random(f"{name}/{seed}/{number}"), place)
+        except TooMuch:
+            done, outcome, why = "an input", TRACEBACK, traceback.format_exc()
         tally.add(outcome, f"{name} {number} (seed {seed}): {done}: {outcome}: {why}")
         _remove(place)
     return tally

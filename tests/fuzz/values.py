@@ -67,6 +67,16 @@ def change_json(value: Any, rng: Random) -> tuple[Any, Path_]:
     return value, place
 
 
+def change_field(value: dict[str, Any], rng: Random) -> tuple[Any, Path_]:
+    """As `change_json`, but every field at the top is drawn as often as any other, however much is in it."""
+    name = rng.choice(sorted(value))
+    if rng.random() < 0.3 or not isinstance(value[name], dict | list):
+        changed, place = change_json({name: value[name]}, rng)
+        return {**{k: v for k, v in value.items() if k != name}, **changed}, place
+    changed, place = change_json(value[name], rng)
+    return {**value, name: changed}, (name, *place)
+
+
 def change_bytes(path: Path, rng: Random) -> None:
     """Cut off, emptied, some bytes changed, something else, or gone."""
     content = bytearray(path.read_bytes())
@@ -83,7 +93,7 @@ def change_bytes(path: Path, rng: Random) -> None:
     elif how == "empty":
         content = bytearray()
     elif how == "flip":
-        for _ in range(rng.choice([1, 1, 3, 20])):
+        for _ in range(rng.choice([1, 1, 3, 20]) if content else 0):
             content[rng.randrange(len(content))] = rng.randrange(256)
     elif how == "other":
         content = bytearray(
