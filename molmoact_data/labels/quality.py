@@ -103,8 +103,12 @@ class QualitySums:
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> QualitySums:
         """Sums read back from a shard's record; what a later version measures is left out."""
-        known = {k: v for k, v in obj.items() if k in cls.__dataclass_fields__}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in obj.items()
+            if name in cls.__dataclass_fields__
+        }
+        return cls(**values)
 
 
 @dataclass(frozen=True)
