@@ -229,6 +229,7 @@ def evaluate_labels(
                 "visible": truth_visible,
             },
             "prompt": labels.pointer_prompt,
+            "depth_scaling": labels.depth_scaling,
             "point_every": parse_point_every(point_every),
             "depth_every": depth_every,
             "batch_size": batch_size,

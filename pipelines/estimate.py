@@ -17,7 +17,7 @@ from molmoact_data.teachers.knowledge import warn_of_strange_choices
 from pipelines.config import PreprocessConfig
 from pipelines.job import Job
 from pipelines.preprocess import announced_cameras, chosen_episodes, make_job
-from pipelines.shards.build import DepthLabels, follow_points
+from pipelines.shards.build import depth_labels, follow_points
 from pipelines.shards.reading import read_frames
 
 
@@ -107,12 +107,12 @@ def _label_one_batch(
 ) -> tuple[float, int, int]:
     """Seconds, image bytes and frames of the second batch (the first warms up), or the only one."""
     columns = source.read_columns(ref, extra=getattr(teachers.pointer, "columns", ()))
-    points = follow_points(teachers.pointer, job, columns)
+    points, depth = follow_points(teachers.pointer, job, columns), depth_labels(job)
     measured = (0.0, 0, 0)
     all_frames = 0
     started = time.monotonic()
     for number, batch in enumerate(read_frames(job, source, ref)):
-        DepthLabels().add(ref, batch.rgb_NHWC, teachers)
+        depth.add(ref, batch.rgb_NHWC, teachers)
         if points:
             points.push(batch.rgb_NHWC)
         measured = (time.monotonic() - started, batch.images.nbytes, len(batch.rgb_NHWC))

@@ -122,8 +122,11 @@ def _advice(names: Sequence[str]) -> str:
             " Only the action statistics differ: compute common ones with `molmoact stats A B "
             "--output-path merged.json`, then `molmoact retokenize` each with `--statistics merged.json`."
         )
-    if any(name.startswith("teachers") or "depth_recipe" in name for name in names):
-        return " Labels of different teachers or depth recipes never merge; preprocess one of them again."
+    if any(name.startswith(("teachers", "labels.depth")) for name in names):
+        return (
+            " Labels of different teachers, depth recipes or depth scalings never merge; preprocess one of them "
+            "again."
+        )
     return ""
 
 

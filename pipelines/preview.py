@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, UserError
-from molmoact_data.labels.depth import scale_to_u8
+from molmoact_data.labels.depth import DepthEstimator, DepthTokenizer
+from molmoact_data.labels.depth_scaling import DepthScaling, depth_scaler
 from molmoact_data.labels.pointing import ClipPointer, ColumnPointer, GripperPoints
 from molmoact_data.labels.traces import subsample, to_grid
 from molmoact_data.pictures.film import (
@@ -96,7 +97,11 @@ def show_episode(
     rgb = read_frames(source, ref, list(cameras.values()), wanted)
     first = rgb[next(iter(cameras.values()))]
     points = point(config, teachers, first, episode, wanted)
-    depth = show_depth(teachers, first)
+    depth: list[dict[str, Rgb]] = [{} for _ in wanted]
+    if teachers.depth is not None and teachers.tokenizer is not None:
+        camera, scaling = next(iter(cameras.values())), config.labels.depth_scaling
+        scaled = scaled_depth(source, ref, camera, wanted, first, teachers.depth, scaling)
+        depth = show_depth(teachers.tokenizer, scaled)
     tiles, found = [], 0
     for i, frame in enumerate(wanted.tolist()):
         pictures = {role: rgb[key][i] for role, key in cameras.items()}
@@ -158,12 +163,26 @@ def mark(rgb_HWC: Rgb, points: GripperPoints, index: int) -> Rgb:
     return draw_labels(rgb_HWC, traces=arms, points=now)
 
 
-def show_depth(teachers: Teachers, rgb_NHWC: NDArray[np.uint8]) -> list[dict[str, Rgb]]:
-    """Per frame: the estimated depth, and what its codes keep of it; nothing without a depth teacher."""
-    if teachers.depth is None or teachers.tokenizer is None:
-        return [{} for _ in rgb_NHWC]
-    depth_u8_NHW, _ = scale_to_u8(teachers.depth.estimate(rgb_NHWC))
-    decoded_NHW = teachers.tokenizer.decode(teachers.tokenizer.encode(depth_u8_NHW))
+def scaled_depth(
+    source: EpisodeSource,
+    ref: EpisodeRef,
+    camera: str,
+    shown: NDArray[np.integer],
+    rgb_NHWC: NDArray[np.uint8],
+    depth: DepthEstimator,
+    scaling: DepthScaling,
+) -> NDArray[np.uint8]:
+    """Depth of the shown frames `rgb_NHWC` as it would be coded, [N,H,W]; `steady` needs the others, too."""
+    scaler = depth_scaler(scaling)
+    if not scaler.looks_back:
+        return scaler.scale(depth.estimate(rgb_NHWC))[0]
+    frames = (batch[camera].rgb_NHWC for batch in source.iter_frames(ref, [camera], 32))
+    return np.concatenate([scaler.scale(depth.estimate(rgb))[0] for rgb in frames])[shown]
+
+
+def show_depth(tokenizer: DepthTokenizer, depth_u8_NHW: NDArray[np.uint8]) -> list[dict[str, Rgb]]:
+    """Per frame: the estimated depth, and what its codes keep of it."""
+    decoded_NHW = tokenizer.decode(tokenizer.encode(depth_u8_NHW))
     return [
         {"depth": depth_picture(depth.astype(np.float32)), CODES_NAME: depth_picture(decoded)}
         for depth, decoded in zip(depth_u8_NHW, decoded_NHW, strict=True)

@@ -12,7 +12,8 @@ from golden import GOLDEN, needs_golden
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from molmoact_data.errors import UserError
-from molmoact_data.labels.depth import DepthEstimator, scale_to_u8
+from molmoact_data.labels.depth import DepthEstimator
+from molmoact_data.labels.depth_scaling import scale_to_u8
 from molmoact_data.teachers.depth_anything import (
     DepthAnythingV2,
     network_size,
@@ -61,7 +62,7 @@ def test_depth_equals_the_original(
     assert depth.shape == (1, *expected.shape)
     assert depth.dtype == np.float32
     assert np.abs(depth[0] - expected).max() <= 1e-5 * expected.max()
-    levels = np.abs(scale_to_u8(depth)[0][0].astype(int) - golden[f"depth_u8_{case}"])
+    levels = np.abs(scale_to_u8(depth)[0].astype(int) - golden[f"depth_u8_{case}"])
     assert (levels <= 1).mean() >= 0.999
 
 

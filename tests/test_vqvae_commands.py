@@ -142,11 +142,11 @@ def test_encode_says_what_it_did(tiny: Path, depth: np.ndarray, tmp_path: Path) 
 
 
 def test_sixteen_bit_and_float_depth_is_scaled_per_map(tmp_path: Path) -> None:
-    from molmoact_data.labels.depth import scale_to_u8
+    from molmoact_data.labels.depth_scaling import scale_to_u8
 
     raw = np.random.default_rng(0).integers(300, 60000, (2, 5, 6), dtype=np.uint16)
     np.save(tmp_path / "d.npy", raw)
-    expected = scale_to_u8(raw.astype(np.float32))[0]
+    expected = scale_to_u8(raw.astype(np.float32))
     np.testing.assert_array_equal(files.read_depth_u8(tmp_path / "d.npy"), expected)
 
 
@@ -208,6 +208,7 @@ def test_eval_reports_and_holds_to_min_codes(tiny: Path, tmp_path: Path) -> None
     assert report["all"]["num_maps"] == 16
     assert set(report["all"]["codes_changed_between_frames"]) == {
         "image_scaling",
+        "steady_scaling",
         "episode_scaling",
     }
     assert cv2.imread(str(tmp_path / "sheet.png")).shape[:2] == (640, 960)

@@ -17,9 +17,9 @@ from vqvae.depth import data, places
 from vqvae.depth.data import (
     DepthEpisode,
     collect,
+    episode_scaler,
     metric_to_inverse,
     prepare_frames,
-    scale_episode,
     write_cache,
 )
 from vqvae.depth.scenes import depth_maps, random_scene, render_episode
@@ -101,7 +101,8 @@ def test_episode_scaling_keeps_still_things_still() -> None:
     nearer = still.copy()
     nearer[0, 0] = 9.0  # something enters the second frame
     frames = np.stack([still, nearer])
-    image, episode = scale_episode(frames, "image"), scale_episode(frames, "episode")
+    whole = DepthEpisode.of_maps("d", "e", frames)
+    image, episode = (episode_scaler(whole, name).scale(frames)[0] for name in ("image", "episode"))
     assert (image[0, 1:] != image[1, 1:]).all()
     np.testing.assert_array_equal(episode[0, 1:], episode[1, 1:])
 
@@ -189,7 +190,7 @@ def test_an_episode_that_turns_out_bad_is_left_out_as_a_whole(tmp_path: Path) ->
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-@pytest.mark.parametrize("scaling", ["image", "episode"])
+@pytest.mark.parametrize("scaling", ["image", "steady", "episode"])
 def test_batches_are_scaled_as_the_whole_episode_is(scaling: Any) -> None:
     depth = np.random.default_rng(1).random((7, 20, 24), np.float32)
     whole = DepthEpisode.of_maps("d", "e", depth)

@@ -69,13 +69,13 @@ class VQVAECodec:
         }
 
     def encode(self, depth_u8_NHW: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Per-image scaled depth, uint8 [N,H,W] at any size -> ids [N, num_tokens], row-major.
+        """Depth scaled to 0..255, uint8 [N,H,W] at any size -> ids [N, num_tokens], row-major.
 
         With residual codes the levels follow one another, the coarsest first.
         """
         if depth_u8_NHW.dtype != np.uint8 or depth_u8_NHW.ndim != 3:
             raise UserError(
-                f"depth to encode must be uint8 [N,H,W] scaled per image to 0..255, got "
+                f"depth to encode must be uint8 [N,H,W] scaled to 0..255, got "
                 f"{depth_u8_NHW.dtype} {list(depth_u8_NHW.shape)}."
             )
         chunks = [np.zeros((0, self.geometry.num_tokens), np.int64)]

@@ -24,6 +24,7 @@ from molmoact_data.console import (
     say,
 )
 from molmoact_data.errors import UserError
+from molmoact_data.labels.depth_scaling import DepthScaling
 from vqvae.config import PRESETS, EvalConfig, TrainConfig
 
 CheckpointOption = Annotated[
@@ -147,6 +148,13 @@ def encode(
     depth_recipe: Annotated[
         str, typer.Option(help="checkpoint (right range), released or reference (public code).")
     ] = "checkpoint",
+    depth_scaling: Annotated[
+        DepthScaling,
+        typer.Option(
+            help="Range of the 8 bits where the maps are not 8 bits yet: each map's own, or, for the frames of one "
+            "episode, steady."
+        ),
+    ] = "image",
     input_range: RangeOption = None,
     resize: ResizeOption = None,
     device: DeviceOption = "auto",
@@ -161,7 +169,8 @@ def encode(
 
     result = operations.encode(
         checkpoint, input_path, output_path,
-        recipe=depth_recipe, input_range=input_range, resize=resize, device=device, overwrite=overwrite,
+        recipe=depth_recipe, scaling=depth_scaling, input_range=input_range, resize=resize,
+        device=device, overwrite=overwrite,
     )  # fmt: skip
     if as_json:
         emit_json(result)

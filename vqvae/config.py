@@ -10,7 +10,7 @@ from typing import Any, Literal
 from molmoact_data.config import build, option
 from molmoact_data.errors import unknown_name
 from molmoact_data.teachers.registry import DEPTH_ESTIMATORS
-from vqvae.recipe import Recipe
+from vqvae.recipe import Recipe, Scaling
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,9 @@ class TrainConfig:
     depth_kind: Literal["auto", "inverse", "metric"] = "auto"
     """inverse: larger = nearer. metric: distance, 0 = missing. auto: metric for recorded depth of a
     LeRobot dataset, inverse for PNG and npy folders."""
-    scaling: Literal["image", "episode"] = "image"
-    """Range of the 8-bit scaling: of each frame (as released), or of the whole episode (less flicker)."""
+    scaling: Scaling = "image"
+    """Range of the 8-bit scaling: of each frame (as released), steady as --depth-scaling of `preprocess`, or of the
+    whole episode."""
     hold_out_fraction: float = 0.1
     """Share of episodes that are only measured on."""
 
@@ -152,8 +153,8 @@ class EvalConfig:
     """Depth model for data that holds images only."""
     depth_kind: Literal["auto", "inverse", "metric"] = "auto"
     """inverse (larger = nearer), metric (distance, 0 = missing) or auto."""
-    scaling: Literal["image", "episode"] = "image"
-    """Of the reconstruction numbers; the share of codes that change is reported for both scalings."""
+    scaling: Scaling = "image"
+    """Of the reconstruction numbers; the share of codes that change is reported for every scaling."""
     max_episodes: int | None = None
     """Per place; None = all."""
     min_codes: int | None = None

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ from vqvae import checkpoint as checkpoint_io
 from vqvae.codec import exact_inference
 from vqvae.config import EvalConfig
 from vqvae.depth import places
-from vqvae.depth.data import DepthEpisode, DepthKind, DepthSet, Scaling, prepare_frames
+from vqvae.depth.data import DepthEpisode, DepthKind, DepthSet, prepare_frames
 from vqvae.metrics import (
     ReconstructionSums,
     changed_share,
@@ -30,10 +30,10 @@ from vqvae.metrics import (
     reconstruction_sums,
 )
 from vqvae.model import VQVAE
-from vqvae.recipe import Recipe, from_encoder_range, to_encoder_range
+from vqvae.recipe import Recipe, Scaling, from_encoder_range, to_encoder_range
 
 ALL = "all"
-SCALINGS: tuple[Scaling, ...] = ("image", "episode")
+SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
 _SHEET_ROWS = 6
 
 logger = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class Tally:
     def add(
         self, sums: ReconstructionSums, scaling: Scaling, codes: dict[Scaling, NDArray[np.int64]]
     ) -> None:
-        """One episode: its reconstruction, and its codes [T,C] under both scalings."""
+        """One episode: its reconstruction, and its codes [T,C] under every scaling."""
         self.sums += sums
         counts = code_counts(codes[scaling], self.codebook_size)
         self.counts = counts if self.counts is None else self.counts + counts

@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError, first_line
 from molmoact_data.files.folders import write_bytes
-from molmoact_data.labels.depth import scale_to_u8
+from molmoact_data.labels.depth_scaling import DepthScaling, depth_scaler
 from molmoact_data.text import tokens
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
-def read_depth_u8(path: Path) -> NDArray[np.uint8]:
+def read_depth_u8(path: Path, scaling: DepthScaling = "image") -> NDArray[np.uint8]:
     """Depth to encode: uint8 [N,H,W]. An npy file of [N,H,W] or [H,W], or one image.
 
-    8-bit maps are taken as they are; 16-bit and float ones are scaled per map to 0..255, as the codebook
-    expects. Larger must mean nearer.
+    8-bit maps are taken as they are; 16-bit and float ones are scaled to 0..255, for `steady` as the frames of one
+    episode. Larger must mean nearer.
     """
     if not path.is_file():
         raise UserError(f"no depth to encode at {path}.")
@@ -39,7 +39,7 @@ def read_depth_u8(path: Path) -> NDArray[np.uint8]:
         depth = depth.astype(np.float32)
     if not np.isfinite(depth).all():
         raise UserError(f"{path} holds depth that is not finite (in 32 bits).")
-    return scale_to_u8(depth)[0]
+    return depth_scaler(scaling).scale(depth)[0]
 
 
 def _read_array(path: Path) -> NDArray[Any]:

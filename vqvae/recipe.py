@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import unknown_name
 
+Scaling = Literal["image", "steady", "episode"]
+"""Range of the 8 bits: `image` and `steady` as for labels (`labels.depth_scaling`), or one for a whole episode, which
+nobody knows before its end."""
+
 
 @dataclass(frozen=True)
 class Recipe:

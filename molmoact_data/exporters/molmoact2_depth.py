@@ -71,7 +71,7 @@ def export_depth_companion(
 
 
 def depth_vae_block(output: Output, camera: str, threshold: float, rule: str) -> dict[str, Any]:
-    """The block of `info.json` that MolmoAct2's loader reads; `change_rule` is ours."""
+    """The block of `info.json` that MolmoAct2's loader reads; `change_rule` and `depth_scaling` are ours."""
     side = grid_side(CODES)
     return {
         "vae_image_size": side * CELL,
@@ -84,6 +84,7 @@ def depth_vae_block(output: Output, camera: str, threshold: float, rule: str) ->
         "depth_input_size": 518,
         "image_key": camera,
         "change_rule": rule,
+        "depth_scaling": output.manifest.depth_scaling,
     }
 
 

@@ -9,16 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.label_quality.metrics import DepthScores, depth_scores, rank_correlation
-from molmoact_data.labels.depth import DepthEstimator, DepthTokenizer, perplexity, scale_to_u8
+from molmoact_data.labels.depth import DepthEstimator, DepthTokenizer, perplexity
+from molmoact_data.labels.depth_scaling import DepthScaler, DepthScaling
 
 
 @dataclass(frozen=True)
 class CodeScores:
     """What is left of the estimated depth after the codebook (100 codes in the released geometry)."""
 
+    scaling: DepthScaling
+    """By which range the depth became 8 bits."""
     frames: int
     mean_absolute_error: float
-    """Of the decoded picture against the per-image scaled one, both 0..1."""
+    """Of the decoded picture against the scaled one, both 0..1."""
     psnr_db: float
     rank_correlation_with_truth: float
     """Of the decoded picture with the true inverse depth."""
@@ -42,15 +45,24 @@ def measure_depth(
     true_m_NHW: NDArray[np.floating],
     depth: DepthEstimator,
     tokenizer: DepthTokenizer | None,
+    scaler: DepthScaler,
+    rows: Sequence[int],
 ) -> list[tuple[DepthScores, FrameCodes | None]]:
-    """Scores of N frames against their true distance in metres, 0 = not known."""
-    if not len(rgb_NHWC):
+    """Scores of `rows` of the next N frames against their true distance in metres, 0 = not known."""
+    shown = range(len(rgb_NHWC)) if scaler.looks_back else rows
+    if not shown:
         return []
-    estimate_NHW = depth.estimate(rgb_NHWC)
+    estimate_NHW = depth.estimate(rgb_NHWC[list(shown)])
+    scaled_NHW, _ = scaler.scale(estimate_NHW)
+    scored = [shown.index(row) for row in rows]
+    estimate_NHW, scaled_NHW, true_m_NHW = (
+        estimate_NHW[scored],
+        scaled_NHW[scored],
+        true_m_NHW[list(rows)],
+    )
     scores = [depth_scores(e, m) for e, m in zip(estimate_NHW, true_m_NHW, strict=True)]
     if tokenizer is None:
         return [(score, None) for score in scores]
-    scaled_NHW, _ = scale_to_u8(estimate_NHW)
     codes_NG = tokenizer.encode(scaled_NHW)
     decoded_Nhw = tokenizer.decode(codes_NG)
     size = decoded_Nhw.shape[1:]
@@ -101,11 +113,14 @@ def summarise_depth(scores: list[DepthScores]) -> dict[str, float]:
     return {**means, "edge_f1": float(np.mean(edges))} if edges else means
 
 
-def summarise_codes(frames: list[FrameCodes], codebook_size: int) -> CodeScores:
+def summarise_codes(
+    frames: list[FrameCodes], codebook_size: int, scaling: DepthScaling
+) -> CodeScores:
     """Over at least one frame."""
     counts = np.bincount(np.concatenate([t.codes_N for t in frames]), minlength=codebook_size)
     squared_error = float(np.mean([t.squared_error for t in frames]))
     return CodeScores(
+        scaling=scaling,
         frames=len(frames),
         mean_absolute_error=float(np.mean([t.absolute_error for t in frames])),
         psnr_db=float(-10 * np.log10(max(squared_error, 1e-12))),

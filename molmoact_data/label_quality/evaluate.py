@@ -34,6 +34,7 @@ from molmoact_data.label_quality.traces import (
     TracedEpisode,
     filter_scores,
 )
+from molmoact_data.labels.depth_scaling import DepthScaling, depth_scaler
 from molmoact_data.labels.flow import FlowConfig
 from molmoact_data.labels.pointing import DEFAULT_PROMPT, ColumnPointer
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
@@ -68,6 +69,8 @@ class EvaluationConfig:
     """The K of the tracking curve; 1 is always measured."""
     depth_every: int = 4
     """Depth is scored on every n-th frame: neighbours tell little new."""
+    depth_scaling: DepthScaling = "image"
+    """Range of the depth that is coded."""
     batch_size: int = 32
     """Frames decoded and labelled at once."""
     flow: FlowConfig = field(default_factory=FlowConfig)
@@ -199,15 +202,17 @@ def _watch(
     """The one pass over an episode: every frame is shown to `pointing`, every n-th one's depth is scored."""
     truth = config.truth
     cameras = [truth.camera] + ([truth.depth] if teachers.depth else [])
-    first = 0
+    first, scaler = 0, depth_scaler(config.depth_scaling)
     for batch in source.iter_frames(ref, cameras, config.batch_size):
         rgb_NHWC = batch[truth.camera].rgb_NHWC
         if pointing:
             pointing.push(rgb_NHWC)
         if teachers.depth:
             rows = [i for i in range(len(rgb_NHWC)) if (first + i) % config.depth_every == 0]
-            true_m_NHW = batch[truth.depth].rgb_NHWC[rows] * truth.depth_unit_m
-            yield from measure_depth(rgb_NHWC[rows], true_m_NHW, teachers.depth, teachers.tokenizer)
+            true_m_NHW = batch[truth.depth].rgb_NHWC * truth.depth_unit_m
+            yield from measure_depth(
+                rgb_NHWC, true_m_NHW, teachers.depth, teachers.tokenizer, scaler, rows
+            )
         first += len(rgb_NHWC)
 
 
@@ -235,7 +240,7 @@ def _summarise(
         frames=sum(len(episode.inside_T) for episode in measured),
         teachers=teachers.describe(),
         depth=summarise_depth(depth) if depth else None,
-        codes=summarise_codes(codes, teachers.tokenizer.codebook_size)
+        codes=summarise_codes(codes, teachers.tokenizer.codebook_size, config.depth_scaling)
         if teachers.tokenizer and codes
         else None,
         pointing=_by_visibility(pointed, 0, out_of_frame=True) if pointed else None,

@@ -69,6 +69,7 @@ def render_report(result: LabelEvaluation) -> str:
 def _codes(codes: CodeScores) -> Rows:
     return [
         ("frames", codes.frames),
+        ("range of the 8 bits", codes.scaling),
         ("mean absolute error (0..1)", number(codes.mean_absolute_error)),
         ("PSNR, dB", number(codes.psnr_db)),
         ("rank correlation with truth", number(codes.rank_correlation_with_truth)),

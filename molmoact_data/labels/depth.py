@@ -1,4 +1,4 @@
-"""Depth teachers: protocols, and the one way a depth map becomes 8 bits."""
+"""Depth teachers: their protocols. How a depth map becomes 8 bits is in `depth_scaling`."""
 
 from __future__ import annotations
 
@@ -33,26 +33,12 @@ class DepthTokenizer(Protocol):
         ...
 
     def encode(self, depth_u8_NHW: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Per-image scaled depth, uint8 [N,H,W] at any size -> ids [N, grid_h*grid_w], row-major."""
+        """Depth scaled to 0..255, uint8 [N,H,W] at any size -> ids [N, grid_h*grid_w], row-major."""
         ...
 
     def decode(self, codes: NDArray[np.integer]) -> NDArray[np.float32]:
         """Ids [N, grid_h*grid_w] -> float32 [N,h,w] in 0..1, larger = nearer."""
         ...
-
-
-def scale_to_u8(depth_NHW: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Per-image min-max scaling, truncated to uint8, as the codebook was trained.
-
-    Returns the maps [N,H,W] in 0..255 and the raw (min, max) [N,2], so that it can be redone.
-    Formula: (d - min) / (max - min + 1e-8) * 255 (Depth-Anything-V2 / MolmoAct preprocessing).
-    """
-    low = depth_NHW.min(axis=(1, 2), keepdims=True)
-    high = depth_NHW.max(axis=(1, 2), keepdims=True)
-    scaled = (depth_NHW - low) / (high - low + 1e-8) * 255.0
-    return scaled.astype(np.uint8), np.concatenate([low[:, 0], high[:, 0]], axis=1).astype(
-        np.float32
-    )
 
 
 def perplexity(counts_K: NDArray[np.number]) -> float:

@@ -14,6 +14,7 @@ from molmoact_data.errors import UserError
 from molmoact_data.files.storage import Storage
 from molmoact_data.files.typed import parse_json
 from molmoact_data.labels import quality
+from molmoact_data.labels.depth_scaling import DepthScaling
 from molmoact_data.outputs.shards import ShardRecord
 
 
@@ -99,6 +100,12 @@ class Manifest:
     def labels(self) -> Mapping[str, Any]:
         """The resolved label configuration: bins, chunk size, teachers by name."""
         return self.fingerprint["labels"]
+
+    @property
+    def depth_scaling(self) -> DepthScaling:
+        """By which range depth became 8 bits; each image's own where the output is older than the choice."""
+        scaling: DepthScaling = self.labels.get("depth_scaling", "image")
+        return scaling
 
     @property
     def labelled_camera(self) -> str:

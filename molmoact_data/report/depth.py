@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,10 @@ from molmoact_data.teachers.codebook import codebooks_at_hand
 logger = logging.getLogger(__name__)
 
 TOKENIZER_ROLE, ESTIMATOR_ROLE = "depth_tokenizer", "depth"
+SCALING_WORDS = {
+    "image": "the range of each image",
+    "steady": "a range kept over the episode (steady)",
+}
 STRIP_HEIGHT = 200
 FULL_RANGE = (0.25, 0.75)
 """A depth map was scaled to 0..1 before it was coded; decoded, it reaches below the first and above the second."""
@@ -67,7 +71,7 @@ def depth_strips(
         return None
     frames = read_frames(storage, refs, manifest.labelled_camera)
     tokenizer = open_tokenizer(manifest)
-    recipe = recipe_words(manifest.teachers)
+    recipe = recipe_words(manifest)
     if tokenizer is None:
         return DepthStrips(
             f"Left the picture, right its codes as grey values, 0 to {manifest.quality['codebook_size'] - 1}: the "
@@ -105,12 +109,14 @@ def open_tokenizer(manifest: Manifest) -> DepthTokenizer | None:
     return None
 
 
-def recipe_words(teachers: Mapping[str, Mapping[str, str]]) -> str:
+def recipe_words(manifest: Manifest) -> str:
     """Which teacher made the depth, and how it was brought to the VQ-VAE."""
+    teachers = manifest.teachers
     estimator, tokenizer = (teachers.get(r, {}) for r in (ESTIMATOR_ROLE, TOKENIZER_ROLE))
     known = [
         ("depth by", estimator.get("name")),
         ("encoder", estimator.get("encoder")),
+        ("scaled by", SCALING_WORDS[manifest.depth_scaling]),
         ("coded with range", tokenizer.get("range")),
         ("resize", tokenizer.get("resize")),
         ("VQ-VAE", tokenizer.get("revision", "")[:19]),

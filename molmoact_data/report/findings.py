@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from molmoact_data.labels.actions import spec_warnings
+from molmoact_data.labels.depth_scaling import DepthScaling
 from molmoact_data.outputs.manifest import Manifest
 from molmoact_data.pages.page import percent
 from molmoact_data.report.data import ReportData
@@ -29,6 +30,17 @@ ASK_THE_POINTER_BETTER = (
 LOOK_AT_DEPTH = (
     "compare image and depth with `molmoact viz --vqvae`; a wrong --depth-recipe looks like this"
 )
+FLICKER_WORDS: dict[DepthScaling, tuple[str, str]] = {
+    "image": (
+        "depth is scaled per image, so codes flicker where the nearest or farthest thing moves",
+        f"{LOOK_AT_DEPTH}; `--depth-scaling steady` keeps one range over the frames",
+    ),
+    "steady": (
+        "depth is scaled over a range kept from frame to frame; what still changes, moves or wavers in the estimate",
+        LOOK_AT_DEPTH,
+    ),
+}
+"""What flicker means, and what to do about it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ def _findings(data: ReportData) -> Iterator[Finding]:
     yield from _strange(strange)
     yield from _episodes(manifest)
     yield from _traces(quality, pointer_is_strange="gripper_pointer" in strange)
-    yield from _codes(quality)
+    yield from _codes(quality, data.manifest.depth_scaling)
     if data.statistics is not None:
         for warning in spec_warnings(data.statistics):
             then = "see the dimension under Actions; decide with --gripper, then `molmoact preprocess` again"
@@ -160,7 +172,7 @@ def _evidence(quality: Any) -> Iterator[Finding]:
         )
 
 
-def _codes(quality: Any) -> Iterator[Finding]:
+def _codes(quality: Any, depth_scaling: DepthScaling) -> Iterator[Finding]:
     if quality["codes_used"] is None:
         return
     used, size = quality["codes_used"], quality["codebook_size"]
@@ -175,8 +187,7 @@ def _codes(quality: Any) -> Iterator[Finding]:
         yield _judged(
             _high_is_bad(change, FLICKER_LIMITS),
             f"{percent(change)} of the codes change from frame to frame",
-            "depth is scaled per image, so codes flicker where the nearest or farthest thing moves",
-            LOOK_AT_DEPTH,
+            *FLICKER_WORDS[depth_scaling],
         )
 
 

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from molmoact_data.config import build, option
 from molmoact_data.errors import UserError, unknown_name
 from molmoact_data.labels.depth import DepthEstimator, DepthTokenizer
+from molmoact_data.labels.depth_scaling import DepthScaling
 from molmoact_data.labels.pointing import (
     CLIP_PROMPT,
     DEFAULT_PROMPT,
@@ -62,6 +63,9 @@ class TeacherConfig:
     """VQ-VAE that turns depth into codes: `released` (the published vae-final.pt, fetched), a path, or `embedded`."""
     depth_recipe: Literal["checkpoint", "reference"] = "checkpoint"
     """checkpoint = the range the codebook was trained on; reference = the public preprocessing."""
+    depth_scaling: DepthScaling = "image"
+    """Range of the 8 bits that are coded: image = each frame's own, as released; steady = kept over the frames of an
+    episode, so that what stands still keeps its codes."""
     pointer: str = option("molmo", panel="Gripper points", choices=(*GRIPPER_POINTERS, NONE))
     """Gripper pointer; `none` leaves points and traces out."""
     pointer_checkpoint: str | None = None

@@ -24,8 +24,8 @@ from molmoact_data import schema
 from molmoact_data.errors import EpisodeRejected, RejectReason
 from molmoact_data.labels import quality
 from molmoact_data.labels.actions import bin_actions, chunk, normalize
-from molmoact_data.labels.depth import scale_to_u8
 from molmoact_data.labels.depth_memory import CHANGE_RULES, BufferedCodes, DepthMemory, buffered
+from molmoact_data.labels.depth_scaling import DepthScaler, depth_scaler
 from molmoact_data.labels.labels import EpisodeLabels
 from molmoact_data.labels.pointing import ColumnPointer, GripperPointer, TrackedPoints
 from molmoact_data.labels.traces import TraceConfig, episode_traces
@@ -106,7 +106,7 @@ def _label_episode(
     """All rows of one episode, written only once the whole episode has proved good."""
     columns = next(events).columns()
     points = follow_points(teachers.pointer, job, columns)
-    depth = DepthLabels(depth_memory(job))
+    depth = depth_labels(job)
     with EpisodeSpool(image_schema(job.layout)) as spool:
         for batch in map(Event.frames, events):
             spool.append(batch.images)
@@ -143,6 +143,11 @@ def follow_points(
     return PointTracker(asked, labels.pointer_prompt, labels.point_every, by_motion=by_motion)
 
 
+def depth_labels(job: Job) -> DepthLabels:
+    """Of one episode, which is still to come."""
+    return DepthLabels(depth_scaler(job.labels.depth_scaling), depth_memory(job))
+
+
 def depth_memory(job: Job) -> DepthMemory | None:
     """An empty memory for one episode; None where no buffer of codes is asked for."""
     if not job.layout.depth_buffer or job.layout.depth_codes is None:
@@ -155,7 +160,8 @@ def depth_memory(job: Job) -> DepthMemory | None:
 class DepthLabels:
     """Codes and raw ranges of one episode, batch by batch; stays empty without a depth teacher."""
 
-    memory: DepthMemory | None = None
+    scaler: DepthScaler
+    memory: DepthMemory | None
     codes: list[NDArray[np.int64]] = field(default_factory=list)
     ranges: list[NDArray[np.float32]] = field(default_factory=list)
     buffers: list[BufferedCodes] = field(default_factory=list)
@@ -170,7 +176,7 @@ class DepthLabels:
                 RejectReason.DEPTH_NON_FINITE,
                 f"episode {ref.episode_index}: the depth map has NaN or infinite values",
             )
-        depth_u8_NHW, range_N2 = scale_to_u8(depth_NHW)
+        depth_u8_NHW, range_N2 = self.scaler.scale(depth_NHW)
         self.codes.append(teachers.tokenizer.encode(depth_u8_NHW))
         self.ranges.append(range_N2)
         if self.memory is not None:

@@ -22,13 +22,17 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, UserError
 from molmoact_data.files.folders import write_bytes
-from molmoact_data.labels.depth import scale_to_u8
+from molmoact_data.labels.depth_scaling import (
+    DepthScaler,
+    depth_scaler,
+    image_ranges,
+    scale_between,
+)
 from vqvae.depth import scenes
-from vqvae.recipe import Recipe, resize_u8
+from vqvae.recipe import Recipe, Scaling, resize_u8
 
 logger = logging.getLogger(__name__)
 
-Scaling = Literal["image", "episode"]
 DepthKind = Literal["inverse", "metric"]
 MAPS_FILE, INDEX_FILE = "maps.u8", "maps.json"
 
@@ -55,19 +59,28 @@ class DepthEpisode:
         return np.concatenate(list(self.batches()))
 
 
-def scale_episode(depth_THW: NDArray[np.float32], scaling: Scaling) -> NDArray[np.uint8]:
-    """Raw depth to 0..255, per frame (`image`) or with one range for all frames (`episode`).
+@dataclass(frozen=True)
+class EpisodeScaler:
+    """One range for all frames: what a `DepthScaler` would do that knew the whole episode."""
 
-    Per-image scaling is what the released codebook expects; one thing entering the frame changes the
-    value of every pixel, hence codes that flicker. Per-episode scaling keeps still things still.
-    """
-    if scaling == "image":
-        return scale_to_u8(depth_THW)[0]
-    return _scaled(depth_THW, depth_THW.min(), depth_THW.max())
+    range_2: NDArray[np.float32]
+    """(low, high)"""
+    looks_back: bool = False
+
+    def scale(
+        self, depth_NHW: NDArray[np.float32]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """See `DepthScaler`."""
+        range_N2 = np.tile(self.range_2, (len(depth_NHW), 1))
+        return scale_between(depth_NHW, range_N2), range_N2
 
 
-def _scaled(depth_THW: NDArray[np.float32], low: np.float32, high: np.float32) -> NDArray[np.uint8]:
-    return ((depth_THW - low) / (high - low + 1e-8) * 255.0).astype(np.uint8)
+def episode_scaler(episode: DepthEpisode, scaling: Scaling) -> DepthScaler:
+    """For the frames of this episode; `episode` takes a pass over them."""
+    if scaling != "episode":
+        return depth_scaler(scaling)
+    ends_N2 = np.concatenate([image_ranges(batch) for batch in episode.batches()])
+    return EpisodeScaler(np.array([ends_N2[:, 0].min(), ends_N2[:, 1].max()], np.float32))
 
 
 def metric_to_inverse(z_THW: NDArray[Any]) -> NDArray[np.float32]:
@@ -187,11 +200,9 @@ def prepare_frames(
 
     One range for a whole episode takes two passes over it; memory is that of one batch either way.
     """
-    if scaling == "episode":
-        ends = [(batch.min(), batch.max()) for batch in episode.batches()]
-        low, high = min(a for a, _ in ends), max(b for _, b in ends)
+    scaler = episode_scaler(episode, scaling)
     for batch in episode.batches():
-        scaled = scale_to_u8(batch)[0] if scaling == "image" else _scaled(batch, low, high)
+        scaled, _ = scaler.scale(batch)
         yield np.stack([resize_u8(frame, size, recipe.resize) for frame in scaled])
 
 

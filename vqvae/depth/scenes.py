@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact_data.labels.depth import scale_to_u8
+from molmoact_data.labels.depth_scaling import scale_to_u8
 
 Array = NDArray[np.float64]
 _FAR_M = 4.0
@@ -95,7 +95,7 @@ def depth_maps(seed: int, num_maps: int, size: int) -> NDArray[np.uint8]:
     maps = [
         render_episode(random_scene(rng), rng, num_frames=1, size=size)[0] for _ in range(num_maps)
     ]
-    return scale_to_u8(np.stack(maps))[0]
+    return scale_to_u8(np.stack(maps))
 
 
 def _rays(scene: Scene, size: int) -> Array:
