@@ -128,7 +128,7 @@ def test_two_arms_are_told_apart() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["reasoning", "trajectory", "depth", "trace"])
+@pytest.mark.parametrize("kind", ["reasoning", "trajectory", "action", "depth", "trace"])
 def test_a_missing_part_is_an_error_not_a_blank(kind: Any) -> None:
     with pytest.raises(ValueError, match="needs"):
         answer(kind, num_images=1)
@@ -186,7 +186,7 @@ def test_action_strings_round_trip_as_text() -> None:
 @pytest.mark.parametrize(
     "mark", [*tokens.image_tokens(), tokens.DEPTH_START, tokens.depth_token(3)]
 )
-@pytest.mark.parametrize("kind", ["reasoning", "trajectory", "depth", "trace"])
+@pytest.mark.parametrize("kind", ["reasoning", "trajectory", "action", "depth", "trace"])
 def test_no_question_carries_a_special_token_of_a_person(mark: str, kind: Any) -> None:
     with pytest.raises(UserError, match="special token"):
         question(f"pick up the cup{mark}", kind, 1)

@@ -66,6 +66,27 @@ def test_an_answer_is_what_predict_gives(policy: MolmoActPolicy, checkpoint: Pat
     np.testing.assert_array_equal(policy.act(seen()).actions_HD, found.actions_HD)
 
 
+@pytest.mark.parametrize(
+    ("trained", "alone"),
+    [
+        ({"kind_action": 1.0, "kind_reasoning": 0.0}, True),
+        ({"kind_action": 0.5, "kind_reasoning": 0.5}, False),
+        ({}, False),
+    ],
+)  # fmt: skip
+def test_a_model_is_asked_for_what_its_run_knew(checkpoint, tmp_path, trained, alone) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    (folder / "train_config.json").write_text(json.dumps(trained))
+    asked = load_policy(folder, device="cpu", chunk_size=2)
+    found = asked.act(seen())
+    assert found.actions_HD.shape == (2, 3)
+    assert (found.depth_codes is None, found.trace_P2 is None) == (alone, alone)
+    assert found.text.startswith(" The action that the robot") == alone
+    steered = asked.act(seen(), trace=[[10, 20], [200, 220]])
+    assert steered.text.startswith(" Based on the image and the annotated trajectory")
+
+
 def test_steered_answers_hold_actions_alone(policy: Policy) -> None:
     found = policy.act(seen(), trace=[[10, 20], [200, 220]])
     assert (found.trace_P2, found.depth_codes) == (None, None)

@@ -21,7 +21,7 @@ from molmoact_data.labels.traces import GRID_MAX
 from molmoact_data.schema import DEPTH_GRID_CODES
 from molmoact_data.text import tokens
 
-SampleKind = Literal["reasoning", "trajectory", "depth", "trace"]
+SampleKind = Literal["reasoning", "trajectory", "action", "depth", "trace"]
 Wording = Literal["released", "reference"]
 Trace = Sequence[Sequence[int]]
 """Points of one arm, each (x, y)."""
@@ -42,7 +42,8 @@ def question(
 ) -> str:
     """The user's text without role words. The reference asks about "the first image" even for one image.
 
-    The wording of `depth` and `trace` is ours: the published auxiliary rows are not public as text.
+    The wording of `depth`, `trace` and `action` is ours: the published auxiliary rows are not public as text, and
+    published models give no action without its reasons.
     Raises `UserError` for an instruction that holds a special token.
     """
     _check_kind(kind)
@@ -57,6 +58,8 @@ def question(
             f"{where}. Based on the trajectory annotated on the image{views}, what is the action that the "
             "robot should take?"
         )
+    if kind == "action":
+        return f"The task is {instruction}. What is the action that the robot should take?"
     if kind == "depth":
         return f"The task is {instruction}. What is the depth map for {first}?"
     scope = " in the first image" if several else ""
@@ -94,6 +97,9 @@ def answer(
             "Based on the image and the annotated trajectory of the end effector, the action that the robot "
             f"should take is {_needed(actions, 'action_bins', kind)}."
         )
+    if kind == "action":
+        needed = _needed(actions, "action_bins", kind)
+        return f"The action that the robot should take is {needed}."
     image = "the first image" if several else "the image"
     sentences = []
     if kind in ("reasoning", "depth"):

@@ -21,6 +21,7 @@ from molmoact_train.data.base import ConversationRow, Part, RobotRow
 KIND_NEEDS: Mapping[SampleKind, frozenset[Part]] = {
     "reasoning": frozenset({"depth", "trace", "action"}),
     "trajectory": frozenset({"trace", "action"}),
+    "action": frozenset({"action"}),
     "depth": frozenset({"depth"}),
     "trace": frozenset({"trace"}),
 }

@@ -112,15 +112,20 @@ def answer_errors(
 ) -> AnswerErrors:
     """Answer one frame as `molmoact predict` would, and compare with what was recorded.
 
-    Where the data have no depth codes, the answer is steered by the recorded trace instead.
+    Where the data have no depth codes, the answer is steered by the recorded trace instead; a run that knows actions
+    alone is asked for nothing else.
     """
     row, settings = source.row(index), encoder.settings
     assert row.action_bins is not None
     assert row.actions_HD is not None
     assert row.traces is not None
-    steer = row.depth_codes is None
+    alone = "reasoning" not in settings.kinds and "action" in settings.kinds
+    steer = row.depth_codes is None and not alone
     options = PredictOptions(
-        chunk_size=len(row.action_bins), num_arms=len(row.traces), wording=settings.wording
+        chunk_size=len(row.action_bins),
+        num_arms=len(row.traces),
+        kind="action" if alone else "reasoning",
+        wording=settings.wording,
     )
     pictures = [shrink(decode_image(e, row.where), settings.max_side) for e in row.images]
     try:
@@ -131,7 +136,9 @@ def answer_errors(
         logger.warning("%s: the answer is no action (%s)", row.where, failed)
         return AnswerErrors(None, None, None, failed=failed.reason)
     return AnswerErrors(
-        code_accuracy=None if steer else compare_codes(found.depth_codes[0], row.depth_codes),
-        trace_distance=None if steer else mean_trace_distance(found.traces, row.traces),
+        code_accuracy=None
+        if steer or alone
+        else compare_codes(found.depth_codes[0], row.depth_codes),
+        trace_distance=None if steer or alone else mean_trace_distance(found.traces, row.traces),
         action_error_D=action_error(np.asarray(found.actions), row.actions_HD[: row.num_valid]),
     )

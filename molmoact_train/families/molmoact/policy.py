@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -80,6 +80,7 @@ class MolmoActPolicy:
             chunk_size=None if single_action else chunk_size or _count(entry, "horizon", HORIZON),
             num_arms=num_arms or _count(entry, "num_arms", 1),
             constrained=constrained,
+            kind=trained_kind(run),
             wording=wording or run.get("wording", "released"),
         )
         known = len(entry["cameras"]) if isinstance(entry.get("cameras"), list) else None
@@ -161,6 +162,12 @@ def _count(values: Mapping[str, Any], name: str, default: int) -> int:
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
         raise UserError(f"the checkpoint says {name} {found!r}, which is no number of at least 1.")
     return found
+
+
+def trained_kind(run: Mapping[str, Any]) -> Literal["reasoning", "action"]:
+    """What a model is asked: whole answers, unless its run knew actions alone."""
+    actions_alone = run.get("kind_action", 0) > 0 and run.get("kind_reasoning", 0) == 0
+    return "action" if actions_alone else "reasoning"
 
 
 def run_of(folder: Path) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ class PredictOptions:
     """Steps per answer; None = one flat action (published pre-training and mid-training checkpoints)."""
     num_arms: int = 1
     constrained: bool = True
+    kind: Literal["reasoning", "action"] = "reasoning"
+    """What is asked where no trace is given: the whole answer, or the action alone."""
     wording: prompts.Wording = "released"
     """What the checkpoint was trained on: the published wording, or that of the reference's fine-tuning code."""
 
@@ -104,7 +106,7 @@ class Predictor:
         shape = AnswerShape(
             action_dim=len(entry["action"]["q01"]),
             chunk_size=options.chunk_size,
-            kind="reasoning" if trace is None else "trajectory",
+            kind=options.kind if trace is None else "trajectory",
             num_images=len(images),
             num_arms=options.num_arms,
             num_bins=bins_of(entry),

@@ -33,6 +33,8 @@ class Settings:
     """Relative frequency of: depth, trace, then action."""
     kind_trajectory: float = 0.5
     """Relative frequency of: action from an image with the trace drawn on it."""
+    kind_action: float = 0.0
+    """Relative frequency of: action alone. A model that knows this and no whole answers is asked for nothing else."""
     kind_depth: float = 0.0
     """Relative frequency of: depth alone."""
     kind_trace: float = 0.0
@@ -46,6 +48,7 @@ class Settings:
         return {
             "reasoning": self.kind_reasoning,
             "trajectory": self.kind_trajectory,
+            "action": self.kind_action,
             "depth": self.kind_depth,
             "trace": self.kind_trace,
         }

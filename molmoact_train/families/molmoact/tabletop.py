@@ -64,7 +64,7 @@ def tabletop_tokenizer(size: TinySize = SIZE) -> PreTrainedTokenizerBase:
 def _phrases() -> Iterable[str]:
     """What stands around the parts that differ, in the questions and answers of every kind."""
     for number in (1, 2):
-        for kind in ("reasoning", "trajectory", "depth", "trace"):
+        for kind in ("reasoning", "trajectory", "action", "depth", "trace"):
             question = prompts.question(_INSTRUCTION, kind, number)
             answer = prompts.answer(
                 kind, depth_codes=[0], trace=[[[0, 0]]], action_bins=[[1, 1]], num_images=number
