@@ -443,8 +443,8 @@ def test_the_gripper_is_drawn_over_the_frames_of_whole_episodes(output: Storage)
     assert curve.name == "dimension 6"
     for episode in (0, 3, 4):
         assert f"<title>episode {episode}</title>" in curve.chart
-    numbers = re.findall(r'text-anchor="end">([^<]*)</text>', curve.chart)
-    assert numbers[:3] == ["0", "0.5", "1"]  # the y axis: the gripper is 0 or 1
+    numbers = re.findall(r"<span>([^<]*)</span>", curve.chart)
+    assert numbers[:3] == ["1", "0.5", "0"]  # the y axis from above: the gripper is 0 or 1
     lines = re.findall(r'<polyline points="([^"]*)"', curve.chart)
     heights = [float(place.partition(",")[2]) for place in lines[1].split()]
     recorded = columns_of(3).action[:, 6]

@@ -12,6 +12,7 @@ from made_commands import Molmoact
 
 from molmoact_data.errors import UserError
 from molmoact_data.outputs.output import Output
+from molmoact_data.pictures.actions import STRIP_HEIGHT, action_strip
 from molmoact_data.pictures.film import (
     codes_picture,
     contact_sheet,
@@ -21,7 +22,7 @@ from molmoact_data.pictures.film import (
     to_height,
     write_video,
 )
-from molmoact_data.pictures.overlay import draw_trace, grid_to_pixels
+from molmoact_data.pictures.overlay import TRACE_RGB, draw_trace, grid_to_pixels
 from molmoact_data.text.tokens import encode_depth
 
 MakeOutput = Callable[..., Path]
@@ -130,6 +131,20 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
         refuse_existing(tmp_path / "x.gif", overwrite=False)
 
 
+def test_actions_are_drawn_as_far_as_they_are_done() -> None:
+    """A rising line of the first dimension: what is done is cyan and left of the cursor, and rises."""
+    actions = np.stack([np.linspace(0, 1, 50), np.zeros(50)], axis=1)
+    for step in (10, 49, 50):
+        strip = action_strip(actions, step, ("x", "gripper"), 400).astype(int)
+        done = np.abs(strip - TRACE_RGB).sum(axis=2) < 60
+        rows, columns = np.nonzero(done)
+        edge = 6 + min(step, 49) / 49 * (200 - 13)
+        assert abs(columns.max() - edge) <= 4, "and no further than the cursor"
+        assert rows[columns.argmin()] > rows[columns.argmax()], "it rises"
+    many = action_strip(np.zeros((3, 40)), 0, (), 640)
+    assert many.shape == (STRIP_HEIGHT, 640, 3)
+
+
 def test_viz_command(make_output: MakeOutput, tmp_path: Path, molmoact: Molmoact) -> None:
     import cv2
 
@@ -137,7 +152,10 @@ def test_viz_command(make_output: MakeOutput, tmp_path: Path, molmoact: Molmoact
     assert molmoact("viz", out, "--episode", 1, "--output-path", sheet)[0] == 0
     assert cv2.imread(str(sheet)) is not None
     assert molmoact("viz", out, "--episode", 1, "--output-path", film)[0] == 0
-    assert film.stat().st_size > 0
+    found, frame = cv2.VideoCapture(str(film)).read()
+    assert found
+    height = next(episode_tiles(Output.open(out), 1, tokenizer=None)).shape[0]
+    assert frame.shape[0] == height + STRIP_HEIGHT, "the actions stand below the pictures"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from made_worlds import FunctionPolicy, LineEnv, UnspokenEnv, walk
 from scipy.stats import binomtest
 
 from molmoact_data.errors import UserError
+from molmoact_data.pictures.actions import STRIP_HEIGHT, action_strip
+from molmoact_data.pictures.overlay import TAKEN_RGB
 from molmoact_data.policies import ActionChunk, PredictionFailed
 from molmoact_robot.environments.base import (
     ActionConvention,
@@ -219,9 +221,24 @@ def test_a_film_has_a_row_per_step_and_draws_prediction_and_path() -> None:
     rows = list(film_frames(episode, None))
     assert len(rows) == len(episode.actions) + 1
     assert len({row.shape for row in rows}) == 1
-    seen = rows[-2].reshape(-1, 3).astype(int)
+    seen = rows[-2][:-STRIP_HEIGHT].reshape(-1, 3).astype(int)
     for colour in ((0, 255, 255), (255, 176, 0)):
         assert (np.abs(seen - colour).sum(axis=1) < 40).any(), colour
+
+
+def test_a_film_shows_the_other_camera_and_what_is_done_with_the_gripper_last() -> None:
+    episode, _ = play(lambda _: walk())
+    step = 3
+    row = list(film_frames(episode, None, ("x", "gripper")))[step]
+    asked = [d for d in episode.decisions if d.step <= step][-1]
+    cameras = list(asked.observation.images.values())
+    width = sum(round(256 * c.shape[1] / c.shape[0]) for c in cameras)
+    assert row.shape[1] == width, "the scene, and every other camera as the model saw it"
+    expected = action_strip(np.stack(episode.actions), step, (), width)
+    shown = row[-STRIP_HEIGHT:]
+    assert (shown != expected).any(), "names, not numbers"
+    amber = (np.abs(shown.astype(int) - TAKEN_RGB).sum(axis=2) < 40).any(axis=0)
+    assert np.flatnonzero(amber).min() > width / 2, "the gripper is the last of two"
 
 
 # --- numbers --------------------------------------------------------------------------------------

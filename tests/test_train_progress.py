@@ -51,15 +51,15 @@ def test_the_page_says_where_the_run_is_and_escapes_names() -> None:
 
 
 def test_a_line_chart_spans_its_axes_and_stands_a_single_value() -> None:
-    chart = line_chart({"a": [(1, 2.0), (3, 1.0)]}, title="t")
+    chart = line_chart({"a": [(1, 2.0), (3, 1.0)]}, title="t", y="loss", x="step")
     first, last = re.search(r'polyline points="([^"]+)"', chart).group(1).split(" ")
     left, top, right, base = (float(v) for v in [*first.split(","), *last.split(",")])
-    axis = re.search(r'class="axis" x1="([\d.]+)" y1="([\d.]+)" x2="(\d+)"', chart)
-    assert (left, base) == (float(axis.group(1)), float(axis.group(2)))
-    assert top < base
-    assert left < right < float(axis.group(3))
-    assert "polyline" in line_chart({"a": [(1, 0.0)]}, title="t")
-    assert line_chart({}, title="t") == ""
+    assert (left, top, right, base) == (0, 0, 100, 100)
+    assert re.findall(r"<span>([^<]+)</span>", chart)[:3] == ["2", "1.5", "1"]
+    for name in ("loss", "step"):
+        assert f">{name}</div>" in chart
+    assert "polyline" in line_chart({"a": [(1, 0.0)]}, title="t", y="loss", x="step")
+    assert line_chart({}, title="t", y="loss", x="step") == ""
 
 
 def debug_flags(tmp_path: Path) -> list[str]:

@@ -100,7 +100,9 @@ def _pointing_charts(groups: Mapping[str, PointScores]) -> Charts:
         if name != "out_of_frame"
     }
     title = "share of frames within so many px"
-    return [(title, line_chart(curves, title=title, log_x=True, y_top=1))]
+    return [
+        (title, line_chart(curves, title=title, y="share of frames", x="px", log_x=True, y_top=1))
+    ]
 
 
 def _tracking(tracking: Sequence[TrackingScores]) -> Rows:
@@ -117,17 +119,17 @@ def _tracking_charts(tracking: Sequence[TrackingScores]) -> Charts:
     def median(group: str) -> Callable[[TrackingScores], float | None]:
         return lambda t: t.points[group].median_px if group in t.points else None
 
-    shown: dict[str, Series] = {
-        "median error in px, by K": {g: curve(median(g)) for g in ("all", "visible", "hidden")},
-        "share of frames asked, by K": {"asked": curve(lambda t: t.calls)},
-        "95th percentile in px, by K": {"all": curve(lambda t: t.points["all"].p95_px)},
+    shown: dict[str, tuple[str, Series]] = {
+        "median error, by K": ("px", {g: curve(median(g)) for g in ("all", "visible", "hidden")}),
+        "share of frames asked, by K": ("share of frames", {"asked": curve(lambda t: t.calls)}),
+        "95th percentile, by K": ("px", {"all": curve(lambda t: t.points["all"].p95_px)}),
     }
-    return [(title, _from_zero(title, series)) for title, series in shown.items()]
+    return [(title, _from_zero(title, unit, series)) for title, (unit, series) in shown.items()]
 
 
-def _from_zero(title: str, series: Series) -> str:
+def _from_zero(title: str, unit: str, series: Series) -> str:
     top = round_up(max((y for line in series.values() for _, y in line), default=0))
-    return line_chart(series, title=title, log_x=True, y_top=top)
+    return line_chart(series, title=title, y=unit, x="K", log_x=True, y_top=top)
 
 
 def _injected(scores: FilterScores) -> str:
@@ -150,7 +152,11 @@ def _traces(scores: FilterScores) -> Rows:
 def _trace_charts(scores: FilterScores) -> Charts:
     curve = [(t.kept, t.precision) for t in scores.trade_off if t.precision is not None]
     title = "share of correct traces, by the share kept"
-    return [(title, line_chart({_injected(scores): curve}, title=title, y_top=1))]
+    chart = line_chart(
+        {_injected(scores): curve},
+        title=title, y="share that is correct", x="share kept", y_top=1,
+    )  # fmt: skip
+    return [(title, chart)]
 
 
 def number(value: float | None) -> str:

@@ -1,4 +1,8 @@
-"""Small charts as inline SVG. Colours come from the page's CSS, so they follow light and dark."""
+"""Small charts as inline SVG with their numbers and names beside it. Colours come from the page's CSS.
+
+The drawing stretches to its card and has a fixed height; numbers are text of the page, so they are as large on a
+phone as on a desk. Inside a drawing x and y are percent of its width and height, and y points down.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH = 640
+SHARES = (0.0, 0.5, 1.0)
+"""Of its height: where the y axis has numbers."""
+Tick = tuple[float, str]
+"""A place 0..1 of the width, and what stands there."""
+Series = Mapping[str, Sequence[tuple[float, float]]]
+"""Name -> points (x, y) in the order in which they are joined."""
 
 
 @dataclass(frozen=True)
@@ -23,149 +32,123 @@ def bar_chart(
     values: Sequence[float],
     *,
     title: str,
+    y: str,
+    x: str = "",
     height: int = 150,
     names: Sequence[str] | None = None,
     lines: Sequence[Line] = (),
-    ticks: Sequence[tuple[float, str]] = (),
-    text: float = 8,
+    ticks: Sequence[Tick] = (),
+    by_root: bool = False,
 ) -> str:
-    """Vertical bars from 0 to the largest value; `names` are what a pointer over a bar shows.
+    """Vertical bars from 0 to the largest value.
 
-    Charts are `WIDTH` units wide and stretch to their card, so narrow cards want larger `text`.
+    `y` and `x` name the axes with their unit, `names` are what a pointer over a bar shows, `height` is in pixels.
+    `by_root` = bars grow with the square root of their value, so that rare ones are seen.
     """
-    top, base = text * 1.5 if lines else 4, height - (text * 1.5 if ticks else 2)
     largest = max([*values, 0]) or 1
-    step = WIDTH / max(len(values), 1)
-    gap = min(1.5, step * 0.18)
+    step = 100 / max(len(values), 1)
+    gap = step * (0.08 if len(values) < 60 else 0.18)
     parts = []
     for i, value in enumerate(values):
-        tall = (base - top) * value / largest
-        if value > 0:
-            tall = max(tall, 1.0)
+        share = value / largest
+        tall = 100 * (math.sqrt(share) if by_root else share)
+        tall = max(tall, 1.0) if value > 0 else 0.0
         tip = f"<title>{escape(names[i])}</title>" if names else ""
         parts.append(
-            f'<rect class="bar" x="{i * step + gap / 2:.2f}" y="{base - tall:.2f}" '
-            f'width="{step - gap:.2f}" height="{tall:.2f}" rx="{min(2, step / 4):.1f}">{tip}</rect>'
+            f'<rect class="bar" x="{i * step + gap / 2:.2f}" y="{100 - tall:.2f}" width="{step - gap:.2f}" '
+            f'height="{tall:.2f}">{tip}</rect>'
         )
-    parts.append(f'<line class="axis" x1="0" y1="{base}" x2="{WIDTH}" y2="{base}"/>')
-    parts += [_marker(line, top, base, text) for line in lines]
-    parts += [_tick(position, label, height, text) for position, label in ticks]
-    return _svg(parts, height, title)
+    parts += [_across(100.0)]
+    parts += [_upright(min(max(line.position, 0), 1)) for line in lines]
+    numbers = [largest * (share**2 if by_root else share) for share in SHARES]
+    numbers = [round(number) for number in numbers] if largest >= 10 else numbers
+    marks = [(line.position, line.label) for line in lines]
+    return _chart(parts, title, height, y=y, x=x, numbers=numbers, ticks=ticks, marks=marks)
 
 
 def stacked_bar(shares: Sequence[tuple[str, float, str]], *, title: str, height: int = 34) -> str:
     """One horizontal bar of (name, share 0..1, css class)."""
-    parts, x = [], 0.0
+    parts, at = [], 0.0
     for name, share, css_class in shares:
-        width = share * WIDTH
         parts.append(
-            f'<rect class="{css_class}" x="{x:.2f}" y="0" width="{width:.2f}" height="{height}">'
+            f'<rect class="{css_class}" x="{100 * at:.2f}" y="0" width="{100 * share:.2f}" height="100">'
             f"<title>{escape(name)}: {100 * share:.1f} %</title></rect>"
         )
-        x += width
-    return _svg(parts, height, title)
-
-
-Series = Mapping[str, Sequence[tuple[float, float]]]
-"""Name -> points (x, y) in the order in which they are joined."""
+        at += share
+    return _drawing(parts, title, height)
 
 
 @dataclass(frozen=True)
 class Axes:
-    """Where values lie in a line chart of `WIDTH` by `height` units; the y axis of the drawing points down."""
+    """Where values lie in a line chart."""
 
     x: tuple[float, float]
     """Values at the left and right end; unequal."""
     y: tuple[float, float]
     """Values at the lower and upper end; unequal."""
-    height: int
     log_x: bool = False
-    left: float = 66
-    """Units left of the axis, for its numbers."""
-    text: float = 14
-    """Size of the numbers in units."""
 
     @classmethod
     def around(
-        cls, points: Sequence[tuple[float, float]], height: int, *, log_x: bool, y_top: float | None
+        cls, points: Sequence[tuple[float, float]], *, log_x: bool, y_top: float | None
     ) -> Axes:
         """As wide as the points; from 0 to `y_top` where it is given, else as high as they are."""
         y = _range([y for _, y in points]) if y_top is None else (0.0, y_top)
-        return cls(_range([x for x, _ in points]), y, height, log_x=log_x)
-
-    @property
-    def base(self) -> float:
-        """Of the x axis."""
-        return self.height - 1.4 * self.text
+        return cls(_range([x for x, _ in points]), y, log_x)
 
     def across(self, x: float) -> float:
-        """Units from the left."""
+        """Percent from the left."""
         low, high, at = (math.log(v) if self.log_x else v for v in (*self.x, x))
-        return self.left + (at - low) / (high - low) * (WIDTH - self.left - 6)
+        return 100 * (at - low) / (high - low)
 
     def down(self, y: float) -> float:
-        """Units from the top."""
-        top = self.text * 0.6
-        return self.base - (y - self.y[0]) / (self.y[1] - self.y[0]) * (self.base - top)
+        """Percent from the top."""
+        return 100 - 100 * (y - self.y[0]) / (self.y[1] - self.y[0])
 
 
 def line_chart(
     series: Series,
     *,
     title: str,
-    height: int = 220,
+    y: str,
+    x: str,
+    height: int = 200,
     log_x: bool = False,
     y_top: float | None = None,
 ) -> str:
     """Poly-lines over common axes with a legend. Empty where no line has a point.
 
-    The axes span the points and have numbers at their ends; `y_top` = the y axis from 0 to here instead, `log_x` =
-    logarithmic, with a number at every x that occurs.
+    `y` and `x` name the axes with their unit. The axes span the points and have numbers at their ends; `y_top` = the
+    y axis from 0 to here instead, `log_x` = logarithmic, with a number at every x that occurs.
     """
     series = {name: line for name, line in series.items() if line}
     points = [point for line in series.values() for point in line]
     if not points:
         return ""
-    axes = Axes.around(points, height, log_x=log_x, y_top=y_top)
-    xs = sorted({x for x, _ in points})
-    parts = [_y_number(axes, share) for share in (0.0, 0.5, 1.0)]
-    parts += [_x_number(axes, x) for x in (xs if log_x else axes.x)]
-    parts += [_line(axes, i, name, line) for i, (name, line) in enumerate(series.items())]
+    axes = Axes.around(points, log_x=log_x, y_top=y_top)
+    shown = sorted({x for x, _ in points}) if log_x else axes.x
+    drawing = _chart(
+        [*(_across(100 * share) for share in SHARES),
+         *(_line(axes, i, name, line) for i, (name, line) in enumerate(series.items()))],
+        title, height, y=y, x=x,
+        numbers=[axes.y[0] + share * (axes.y[1] - axes.y[0]) for share in SHARES],
+        ticks=[(axes.across(at) / 100, f"{at:,.10g}") for at in shown],
+    )  # fmt: skip
     legend = "".join(
         f'<span><i style="background:var(--c{i % 8})"></i>{escape(name)}</span>'
         for i, name in enumerate(series)
     )
-    return f'{_svg(parts, height, title)}<div class="legend">{legend}</div>'
-
-
-def _y_number(axes: Axes, share: float) -> str:
-    value = axes.y[0] + share * (axes.y[1] - axes.y[0])
-    y = axes.down(value)
-    return (
-        f'<line class="axis" x1="{axes.left}" y1="{y:.1f}" x2="{WIDTH}" y2="{y:.1f}"/>'
-        f'<text class="tick" x="{axes.left - 6}" y="{y + axes.text / 3:.1f}" font-size="{axes.text}" '
-        f'text-anchor="end">{_short(value)}</text>'
-    )
-
-
-def _x_number(axes: Axes, x: float) -> str:
-    at = axes.across(x)
-    anchor = "end" if at > WIDTH - 40 else "start" if at == axes.left else "middle"
-    return (
-        f'<text class="tick" x="{at:.1f}" y="{axes.height - axes.text * 0.2:.1f}" font-size="{axes.text}" '
-        f'text-anchor="{anchor}">{x:,.10g}</text>'
-    )
+    return f'{drawing}<div class="legend">{legend}</div>'
 
 
 def _line(axes: Axes, number: int, name: str, line: Sequence[tuple[float, float]]) -> str:
     places = [(axes.across(x), axes.down(y)) for x, y in line]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    dots = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in places]
-    colour = f"var(--c{number % 8})"
+    path = " ".join(f"{x:.2f},{y:.2f}" for x, y in places)
+    dots = "".join(f"M{x:.2f},{y:.2f}h0" for x, y in places) if len(places) < 30 else ""
     return (
-        f'<g fill="{colour}" stroke="{colour}" stroke-width="1.8"><title>{escape(name)}</title>'
-        f'<polyline points="{path}" fill="none"/>{"".join(dots) if len(dots) < 30 else ""}</g>'
-    )
+        f'<g stroke="var(--c{number % 8})" fill="none"><title>{escape(name)}</title>'
+        f'<polyline points="{path}"/>' + (f'<path class="dots" d="{dots}"/>' if dots else "") + "</g>"
+    )  # fmt: skip
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -183,35 +166,63 @@ def round_up(value: float) -> float:
     return next(step * power for step in (1, 2, 4, 8, 10) if step * power >= value)
 
 
-def _marker(line: Line, top: float, base: float, text: float) -> str:
-    x = min(max(line.position, 0), 1) * WIDTH
-    anchor = "start" if line.position < 0.5 else "end"
-    shift = 4 if line.position < 0.5 else -4
-    return (
-        f'<line class="mark" x1="{x:.2f}" y1="{top * 0.2:.1f}" x2="{x:.2f}" y2="{base}"/>'
-        f'<text class="marktext" x="{x + shift:.2f}" y="{top * 0.75:.1f}" font-size="{text}" text-anchor="{anchor}">'
-        f"{escape(line.label)}</text>"
-    )
-
-
-def _short(value: float) -> str:
-    """Three digits, or 3.0e-4 where those do not fit beside the axis."""
+def short(value: float) -> str:
+    """At most seven characters: whole numbers as they are, others in three digits, or as 3.0e-4."""
+    if value == round(value) and abs(value) < 100_000:
+        return f"{value:,.0f}"
     text = f"{value:.3g}"
-    return text if len(text) <= 6 else re.sub(r"e([+-])0", r"e\1", f"{value:.1e}")
+    if len(text) <= 6 and "e" not in text:
+        return text
+    return re.sub(r"e([+-])0", r"e\1", f"{value:.1e}")
 
 
-def _tick(position: float, label: str, height: int, text: float) -> str:
-    anchor = "start" if position <= 0 else "end" if position >= 1 else "middle"
+# The frame of a chart
+
+
+def _across(y: float) -> str:
+    return f'<line class="axis" x1="0" y1="{y:g}" x2="100" y2="{y:g}"/>'
+
+
+def _upright(position: float) -> str:
+    x = f"{100 * position:.2f}"
+    return f'<line class="mark" x1="{x}" y1="0" x2="{x}" y2="100"/>'
+
+
+def _chart(
+    parts: Sequence[str],
+    title: str,
+    height: int,
+    *,
+    y: str,
+    x: str,
+    numbers: Sequence[float],
+    ticks: Sequence[Tick],
+    marks: Sequence[Tick] = (),
+) -> str:
+    """The drawing between its axes; `numbers` stand beside it from below to above, `marks` over it."""
+    beside = "".join(f"<span>{short(number)}</span>" for number in reversed(numbers))
+    over = f'<div class="xs">{_row(marks, beside=True)}</div>' if marks else ""
+    below = f'<div class="xs">{_row(ticks)}</div>' if ticks else ""
+    named = f'<div class="xname">{escape(x)}</div>' if x else ""
     return (
-        f'<text class="tick" x="{position * WIDTH:.2f}" y="{height - text * 0.25:.1f}" '
-        f'font-size="{text}" text-anchor="{anchor}">'
-        f"{escape(label)}</text>"
+        f'<div class="chart"><div class="yname">{escape(y)}</div>{over}<div class="ys">{beside}</div>'
+        f"{_drawing(parts, title, height)}{below}{named}</div>"
     )
 
 
-def _svg(parts: Sequence[str], height: int, title: str) -> str:
+def _row(ticks: Sequence[Tick], *, beside: bool = False) -> str:
+    """`beside` = on that side of its place where there is more room, else around it."""
+    edge = 0.5 if beside else 0.04
+    spans = []
+    for at, text in ticks:
+        side = "start" if at < edge else "end" if at >= 1 - edge else "middle"
+        left = 100 * min(max(at, 0), 1)
+        spans.append(f'<span class="{side}" style="left:{left:.2f}%">{escape(text)}</span>')
+    return "".join(spans)
+
+
+def _drawing(parts: Sequence[str], title: str, height: int) -> str:
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title, quote=True)}">'
-        + "".join(parts)
-        + "</svg>"
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" style="height:{height}px" role="img" '
+        f'aria-label="{escape(title, quote=True)}">{"".join(parts)}</svg>'
     )

@@ -75,8 +75,17 @@ def render_page(
     )
 
 
+def plain(value: object) -> str:
+    """A setting in words: `-` for nothing, yes and no, commas between the members of a list."""
+    if value is None or value == ():
+        return "\N{EN DASH}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def percent(share: float) -> str:
     """A share 0..1 in words; small ones keep a digit: 0.334 -> "33 %", 0.034 -> "3.4 %" (a no-break space)."""
     value = 100 * share
-    digits = 0 if value >= 10 or value == 0 else 1
+    digits = 0 if value >= 10 or value < 1e-9 else 1
     return f"{value:.{digits}f}\N{NO-BREAK SPACE}%"

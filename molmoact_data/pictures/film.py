@@ -19,6 +19,7 @@ from molmoact_data.files.folders import check_new_file, new_file, write_bytes
 from molmoact_data.labels.depth import DepthTokenizer
 from molmoact_data.outputs.output import Output
 from molmoact_data.outputs.shards import ShardRecord
+from molmoact_data.pictures.actions import INK_RGB, PAPER_RGB, action_strip
 from molmoact_data.pictures.images import decode_image
 from molmoact_data.pictures.overlay import draw_labels
 from molmoact_data.teachers import registry
@@ -31,8 +32,6 @@ Rgb = NDArray[np.uint8]
 ROW_HEIGHT = 256
 WORDS_HEIGHT = 22
 CODES_NAME = "depth from codes"
-PAPER_RGB = (22, 30, 37)
-INK_RGB = (230, 237, 243)
 VIDEO_SUFFIX = ".mp4"
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -217,10 +216,39 @@ def show_episode(
             raise UserError(
                 f"{output} merges datasets of different fps, so a film of it has none. Write a .png."
             )
-        return write_video(path, episode_tiles(opened, episode, tokenizer=tokenizer), fps)
+        every = episode_tiles(opened, episode, tokenizer=tokenizer)
+        return write_video(path, _over_actions(opened, episode, every), fps)
     tiles = list(episode_tiles(opened, episode, tokenizer=tokenizer, frames=frames))
     write_picture(path, contact_sheet(tiles, columns))
     return len(tiles)
+
+
+def _over_actions(output: Output, episode: int, tiles: Iterable[Rgb]) -> Iterator[Rgb]:
+    """Every frame above the recorded actions of its episode; as it is where the output has none."""
+    actions_TD = recorded_actions(output, episode)
+    for step, tile in enumerate(tiles):
+        if actions_TD is None:
+            yield tile
+            continue
+        names = output.manifest.dataset.action_names
+        strip = action_strip(actions_TD, step, names, tile.shape[1])
+        yield np.concatenate([tile, strip], axis=0)
+
+
+def recorded_actions(output: Output, episode: int) -> NDArray[np.float32] | None:
+    """[T, D] in the order of the frames; None for an output without actions."""
+    if output.layout.action_dim is None:
+        return None
+    shard, _ = _find(output, episode)
+    found: list[list[float]] = []
+    with output.open_shard(shard) as file:
+        for batch in file.iter_batches(columns=[schema.EPISODE_INDEX, schema.ACTION]):
+            found += [
+                row[schema.ACTION]
+                for row in batch.to_pylist()
+                if row[schema.EPISODE_INDEX] == episode
+            ]
+    return np.array(found, dtype=np.float32)
 
 
 def _find(output: Output, episode: int) -> tuple[ShardRecord, int]:

@@ -79,4 +79,5 @@ def _chart(actions: dict[EpisodeKey, NDArray[np.float32]], d: int) -> str:
         name = f"episode {episode}"
         # In a merged output two datasets may both have an episode of this number.
         lines[name if name not in lines else f"{name} ({i + 1})"] = points
-    return line_chart(lines, title=f"Gripper, action dimension {d}, over the frames")
+    title = f"Gripper, action dimension {d}, over the frames"
+    return line_chart(lines, title=title, y="recorded value", x="frame")

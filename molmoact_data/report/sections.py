@@ -106,8 +106,8 @@ def _trace_lengths(counts: Sequence[int]) -> str:
     return bar_chart(
         counts,
         title="Traces by their number of points",
-        height=190,
-        text=16,
+        y="traces",
+        x="points",
         names=[f"{n} points: {count:,}" for n, count in enumerate(counts)],
         ticks=[((n + 0.5) / len(counts), str(n)) for n in range(len(counts))],
     )
@@ -133,7 +133,8 @@ def trace_quality(quality: Mapping[str, Any]) -> str:
     return bar_chart(
         histogram,
         title="Frames by trace quality",
-        height=170,
+        y="frames",
+        x="trace quality",
         names=[
             f"{i / size:.2f} to {(i + 1) / size:.2f}: {n:,} frames, {percent(n / total)}"
             for i, n in enumerate(histogram)
@@ -212,9 +213,10 @@ def codes(quality: Mapping[str, Any], sums: QualitySums) -> dict[str, str]:
     chart = bar_chart(
         counts.tolist(),
         title="How often each depth code occurs",
-        height=170,
+        y="times used",
+        x="code",
         names=[f"code {i}: {percent(n / total)}" for i, n in enumerate(counts.tolist())],
-        ticks=[(0, "code 0"), (1, f"code {len(counts) - 1}")],
+        ticks=[(0, "0"), (1, str(len(counts) - 1))],
     )
     return {"lead": lead, "chart": chart}
 
@@ -225,8 +227,7 @@ def actions(data: ReportData) -> list[dict[str, str]]:
         return []
     return [
         {
-            "name": dimension_name(data.manifest.dataset, d)
-            + (" · gripper" if spec.gripper else ""),
+            "name": _titled(dimension_name(data.manifest.dataset, d), gripper=spec.gripper),
             "chart": _action_chart(data.statistics, d, data.action_histogram_DB[d].tolist()),
             "words": ("scaled by quantiles" if spec.normalize else "not scaled")
             + (", stored as 1 - a" if spec.invert else "")
@@ -236,6 +237,11 @@ def actions(data: ReportData) -> list[dict[str, str]]:
         }
         for d, spec in enumerate(data.statistics.spec.dimensions)
     ]
+
+
+def _titled(name: str, *, gripper: bool) -> str:
+    """The dimension's name, which says that it is a gripper."""
+    return f"{name} · gripper" if gripper and "gripper" not in name.lower() else name
 
 
 def _gripper_words(statistics: DatasetStatistics, d: int) -> str:
@@ -255,10 +261,12 @@ def _action_chart(statistics: DatasetStatistics, d: int, counts: Sequence[int]) 
     quantiles = (float(action.q01[d]), float(action.q99[d]))
     lines = [Line((q - low) / span, f"{q:.3g}") for q in quantiles]
     return bar_chart(
-        np.sqrt(counts).tolist(),
+        counts,
         title=f"Histogram of action dimension {d}",
-        height=280,
-        text=30,
+        y="values",
+        x="as recorded",
+        height=110,
+        by_root=True,
         names=[
             f"{low + span * i / HISTOGRAM_BINS:.4g}: {n:,} values" for i, n in enumerate(counts)
         ],

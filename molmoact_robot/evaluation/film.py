@@ -5,13 +5,14 @@ Pictures are RGB uint8 [H, W, 3]. The predicted trace is cyan, the path really t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.labels.depth import DepthTokenizer
+from molmoact_data.pictures.actions import STRIP_HEIGHT, action_strip
 from molmoact_data.pictures.film import CODES_NAME, codes_picture, side_by_side, write_video
 from molmoact_data.pictures.overlay import TAKEN_RGB, draw_dot, draw_path, draw_trace
 from molmoact_robot.rollout import Decision, Episode
@@ -38,8 +39,14 @@ def depth_painter(tokenizer: DepthTokenizer) -> DepthPicture:
     return paint
 
 
-def film_frames(episode: Episode, depth_picture: DepthPicture | None) -> Iterator[Rgb]:
-    """One row per executed step and one for the end, all of one size."""
+def film_frames(
+    episode: Episode, depth_picture: DepthPicture | None, names: Sequence[str] = ()
+) -> Iterator[Rgb]:
+    """One row per executed step and one for the end, all of one size.
+
+    From left to right the scene now, the other cameras as the model saw them when it was asked, and the depth that it
+    wrote; below them the executed actions, in the environment's terms, under the `names` of their dimensions.
+    """
     decisions = iter(episode.decisions)
     following = next(decisions, None)
     current: Decision | None = None
@@ -48,7 +55,8 @@ def film_frames(episode: Episode, depth_picture: DepthPicture | None) -> Iterato
         while following is not None and following.step <= step:
             current, following = following, next(decisions, None)
             depth = _depth(current, depth_picture, depth)
-        yield _row(episode, step, frame, current, depth, with_depth=depth_picture is not None)
+        row = _row(episode, step, frame, current, depth, with_depth=depth_picture is not None)
+        yield np.concatenate([row, _actions(episode, step, names, row.shape[1])], axis=0)
 
 
 def start_picture(episode: Episode) -> Rgb | None:
@@ -60,10 +68,21 @@ def start_picture(episode: Episode) -> Rgb | None:
 
 
 def write_film(
-    path: Path, episode: Episode, fps: float, depth_picture: DepthPicture | None
+    path: Path,
+    episode: Episode,
+    fps: float,
+    depth_picture: DepthPicture | None,
+    names: Sequence[str] = (),
 ) -> None:
     """H.264, whole or absent."""
-    write_video(path, film_frames(episode, depth_picture), fps)
+    write_video(path, film_frames(episode, depth_picture, names), fps)
+
+
+def _actions(episode: Episode, step: int, names: Sequence[str], width: int) -> Rgb:
+    """What was done so far and is done next; empty paper where nothing was."""
+    if not episode.actions:
+        return np.zeros((STRIP_HEIGHT, width, 3), np.uint8)
+    return action_strip(np.stack(episode.actions), step, names, width)
 
 
 def _row(
@@ -78,7 +97,7 @@ def _row(
     pictures = {"scene": _draw(frame, _trace(decision), _path(episode, step + 1))}
     if decision is not None:
         pictures |= {
-            name: image
+            f"{name}, step {decision.step}": image
             for name, image in list(decision.observation.images.items())[1:]
             if image.ndim == 3
         }

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from molmoact_data.pages.page import Card, Figure, percent, render_page
+from molmoact_data.pages.page import Card, Figure, percent, plain, render_page
 from molmoact_robot.evaluation.film import ENDED_IN_WORDS
 
 MAX_SHOWN = 24
 """Episodes shown of each kind, failed and successful."""
-_BAR = 640
-"""Units of width of the interval chart."""
 
 
 def render_results(results: Mapping[str, Any], folder: Path) -> str:
@@ -27,12 +25,11 @@ def render_results(results: Mapping[str, Any], folder: Path) -> str:
         __package__,
         "eval.html",
         kind="Closed-loop evaluation",
-        heading=f"{results['policy']['checkpoint']} in {player['env']}",
+        heading=f"{_model(results)} in {player['env']}",
         facts=_facts(results),
         cards=_cards(results),
         results=results,
         bars=[_bar(task, rate) for task, rate in results["per_task"].items()],
-        width=_BAR,
         galleries={
             title: [_figure(t, folder) for t in shown[:MAX_SHOWN]]
             for title, shown in galleries.items()
@@ -41,6 +38,12 @@ def render_results(results: Mapping[str, Any], folder: Path) -> str:
         endings=ENDED_IN_WORDS,
         settings=_settings(results),
     )
+
+
+def _model(results: Mapping[str, Any]) -> str:
+    """As it was asked for; of a folder its own name."""
+    asked = results["settings"]["player"]["checkpoint"] or results["policy"]["checkpoint"]
+    return Path(asked).name
 
 
 def _facts(results: Mapping[str, Any]) -> dict[str, object]:
@@ -72,12 +75,13 @@ def _cards(results: Mapping[str, Any]) -> list[Card]:
 
 
 def _bar(task: str, rate: Mapping[str, Any]) -> dict[str, Any]:
+    """Places in percent of the width."""
     low, high = rate["interval"]
     return {
         "task": task,
-        "low": low * _BAR,
-        "high": high * _BAR,
-        "at": rate["successes"] / rate["n"] * _BAR,
+        "low": 100 * low,
+        "high": 100 * high,
+        "at": 100 * rate["successes"] / rate["n"],
         "words": f"{rate['successes']} of {rate['n']}  ({percent(low)} to {percent(high)})",
     }
 
@@ -101,7 +105,7 @@ def _figure(trial: Mapping[str, Any], folder: Path) -> Figure:
 def _settings(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Every setting and version, one line each."""
     parts = {key: results[key] for key in ("settings", "environment", "policy", "versions")}
-    return [(name, str(value)) for name, value in _lines(parts, "")]
+    return [(name, plain(value)) for name, value in _lines(parts, "")]
 
 
 def _lines(value: Any, where: str) -> list[tuple[str, Any]]:

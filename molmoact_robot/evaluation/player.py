@@ -88,7 +88,9 @@ class Player:
         episode = run_episode(self.world, self.policy, trial, self.config.rollout, film=video)
         if episode.frames:
             films = self._folder / EPISODES
-            write_film(films / f"{trial.name}.mp4", episode, self.world.fps, self._depth)
+            convention = self.world.convention
+            names = () if convention is None else convention.names
+            write_film(films / f"{trial.name}.mp4", episode, self.world.fps, self._depth, names)
             picture = start_picture(episode)
             assert picture is not None  # there are frames
             write_picture(films / f"{trial.name}.jpg", picture)

@@ -10,7 +10,7 @@ from typing import Any
 from molmoact_data import runs
 from molmoact_data.files.folders import write_bytes
 from molmoact_data.pages.charts import line_chart
-from molmoact_data.pages.page import Card, render_page
+from molmoact_data.pages.page import Card, plain, render_page
 
 PAGE_FILE = "run.html"
 PANELS: Mapping[str, tuple[str, str]] = {
@@ -19,8 +19,8 @@ PANELS: Mapping[str, tuple[str, str]] = {
     "Accuracy": (r"(train|eval)/.*accuracy", "share of tokens or codes, 0 to 1"),
     "Held-out traces": (r"eval/trace_.*error", "grid units, 0 to 255"),
     "Held-out actions": (r"eval/.*action_error", "the robot's units"),
-    "Gradient norms": (r"grad_norm/", "before clipping"),
-    "Learning rates": (r"lr/", ""),
+    "Gradient norms": (r"grad_norm/", "L2 norm before clipping"),
+    "Learning rates": (r"lr/", "learning rate"),
     "Speed": (r"speed/samples_per_second", "samples per second"),
     "Memory": (r"memory/", "GiB"),
 }
@@ -49,11 +49,11 @@ def render_run_page(
         heading=name,
         cards=_cards(config, series),
         panels=[
-            (title, unit, line_chart(found, title=title))
+            (title, line_chart(found, title=title, y=unit, x="step"))
             for title, (pattern, unit) in PANELS.items()
             if (found := {n: s for n, s in series.items() if re.match(pattern, n)})
         ],
-        settings={key: _plain(config[key]) for key in _SETTINGS if key in config},
+        settings={key: plain(config[key]) for key in _SETTINGS if key in config},
     )
 
 
@@ -85,7 +85,3 @@ def _cards(
         if name in series:
             cards.append(Card(f"{series[name][-1][1]:.3g}", label))
     return cards
-
-
-def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

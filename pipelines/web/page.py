@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from molmoact_data import schema
 from molmoact_data.files.folders import write_bytes
-from molmoact_data.pages.charts import WIDTH, bar_chart
+from molmoact_data.pages.charts import bar_chart
 from molmoact_data.pages.page import Card, Figure, percent, render_page
 from molmoact_data.pictures.images import decode_image
 from molmoact_data.report.pictures import jpeg_address, shrink
@@ -22,6 +22,8 @@ from molmoact_data.web.rows import ANNOTATIONS, CONVERSATIONS, IMAGE, KEY
 
 EXAMPLES = 12
 CAPTION_CHARACTERS = 220
+MAX_TICKS = 6
+"""Numbers below a chart, so that they stand apart on a phone."""
 REASONS: Mapping[str, str] = {
     "link_dead": "no such host, no answer in time, a status that is not 200, redirects without end",
     "link_busy": "429 or 5xx after all tries, or a pause longer than is waited for",
@@ -58,8 +60,8 @@ def render_web_report(output: Path, manifest: Mapping[str, Any]) -> str:
         hosts=list(manifest["dead_links_by_host"].items()),
         styles=sorted(measures.styles.items(), key=lambda item: (-item[1], item[0])),
         formats=sorted(measures.formats.items(), key=lambda item: (-item[1], item[0])),
-        sides=_powers(measures.sides_px, "pictures by their longer side in pixels", "px"),
-        answers=_powers(measures.answer_characters, "answers by their length", "characters"),
+        sides=_powers(measures.sides_px, "pictures", "by their longer side", "px"),
+        answers=_powers(measures.answer_characters, "answers", "by their length", "characters"),
         examples=_examples(output, manifest["shards"]),
     )
 
@@ -74,7 +76,7 @@ def _cards(manifest: Mapping[str, Any], measures: WebMeasures) -> list[Card]:
     ]
 
 
-def _powers(counts: Mapping[str, int], title: str, unit: str) -> str:
+def _powers(counts: Mapping[str, int], what: str, order: str, unit: str) -> str:
     """A bar for every power of two from the first that occurs to the last."""
     found = {int(power).bit_length() - 1: count for power, count in counts.items()}
     if not found:
@@ -87,7 +89,9 @@ def _powers(counts: Mapping[str, int], title: str, unit: str) -> str:
     ]
     middles = [(i + 0.5) / len(values) for i in range(len(values))]
     ticks = [(at, f"{2**exponent:,}") for at, exponent in zip(middles, exponents, strict=True)]
-    return bar_chart(values, title=title, names=names, ticks=ticks, text=WIDTH / 40)
+    ticks = ticks[:: -(-len(ticks) // MAX_TICKS)]
+    title = f"{what} {order} in {unit}"
+    return bar_chart(values, title=title, y=what, x=unit, names=names, ticks=ticks)
 
 
 def _examples(output: Path, shards: Sequence[Mapping[str, Any]]) -> list[Figure]:
