@@ -15,24 +15,36 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
-import time
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from gpu_molmoact2 import molmoact2
+from gpu_rows import (
+    Row,
+    Section,
+    Setting,
+    attempted,
+    free,
+    inference,
+    measured,
+    on_device,
+    run,
+    training_step,
+    tuned,
+)
 from rich.console import Console
 from rich.table import Table
 from teacher_flops import depth_anything, vqvae_network
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from train_step import (
     ANSWER_TOKENS,
-    H200_BF16,
     PLAIN,
     PROMPT_TOKENS,
     analytic_7b,
@@ -55,87 +67,6 @@ from molmoact_train.families.molmoact.network import (
 BUDGET_S = 9 * 60.0
 LABEL_TOKENS = 26
 """Length of Molmo's answer with one point."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement."""
-
-    section: str
-    what: str
-    rate: float | None
-    """Per second; None = not measured, `note` says why."""
-    unit: str
-    mfu: float | None = None
-    """Share of the bf16 peak that the network's own arithmetic is."""
-    peak_gib: float | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where and how large."""
-
-    device: torch.device
-    real: bool
-    """Published sizes; otherwise small ones that a CPU can run."""
-
-    @property
-    def low(self) -> torch.dtype:
-        return torch.bfloat16
-
-    def batches(self, *real: int) -> tuple[int, ...]:
-        """Batch sizes; small shapes try one."""
-        return real if self.real else (1,)
-
-
-def seconds(step: Callable[[], object], setting: Setting, *, at_least_s: float = 1.0) -> float:
-    """Median of one call, after two (small shapes: one) to warm up."""
-
-    def once() -> float:
-        began = time.perf_counter()
-        step()
-        if setting.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    once()
-    if setting.real:
-        once()
-    times: list[float] = []
-    while sum(times) < (at_least_s if setting.real else 0.0) or len(times) < (
-        3 if setting.real else 1
-    ):
-        times.append(once())
-    return statistics.median(times)
-
-
-def measured(
-    row: Row, setting: Setting, count: float, step: Callable[[], object], flops: float = 0.0
-) -> Row:
-    """`row` with its rate (`count` per call), peak memory and share of the peak; out of memory is a result."""
-    cuda = setting.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    try:
-        took = seconds(step, setting)
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return replace(row, note="does not fit the memory")
-    peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
-    mfu = flops / took / H200_BF16 if cuda and flops else None
-    return replace(row, rate=count / took, mfu=mfu, peak_gib=peak)
-
-
-def on_device(model: nn.Module, setting: Setting, dtype: torch.dtype) -> Any:
-    """A network from `meta` with random weights."""
-    model = model.to(dtype).to_empty(device=setting.device)
-    generator = torch.Generator(setting.device).manual_seed(0)
-    with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.is_floating_point():
-                tensor.normal_(std=0.02, generator=generator)
-    return model.eval()
 
 
 def counted_flops(forward: Callable[[Tensor], object], example: Tensor) -> float:
@@ -164,7 +95,7 @@ def depth(setting: Setting) -> Iterator[Row]:
                 frames = torch.rand(batch, 3, side, side, device=setting.device, dtype=dtype)
                 row = Row("depth", f"{encoder} {name}, batch {batch}", None, "frames/s")
                 yield measured(
-                    row, setting, batch, _inference(partial(forward, frames)), flops * batch
+                    row, setting, batch, inference(partial(forward, frames)), flops * batch
                 )
         yield bf16_effect(encoder, side, setting)
 
@@ -195,7 +126,7 @@ def codes(setting: Setting) -> Iterator[Row]:
     ):
         maps = torch.rand(batch, 1, side, side, device=setting.device)
         row = Row("codes", f"VQ-VAE encoder, {name}", None, "frames/s")
-        yield measured(row, setting, batch, _inference(partial(model.encode, maps)), flops * batch)
+        yield measured(row, setting, batch, inference(partial(model.encode, maps)), flops * batch)
 
 
 def molmo_network(setting: Setting) -> MolmoActForActionReasoning:
@@ -241,16 +172,16 @@ def pointer(setting: Setting) -> Iterator[Row]:
         model = on_device(molmo_network(setting), setting, torch.float32)
         inputs = molmo_inputs(model, 1, setting.device)
         row = Row("pointer", f"reference: fp32, one frame, {LABEL_TOKENS} tokens", None, "frames/s")
-        yield measured(row, setting, 1, _inference(partial(whole_answer, model, inputs)))
+        yield measured(row, setting, 1, inference(partial(whole_answer, model, inputs)))
         del model, inputs
     model = on_device(molmo_network(setting), setting, setting.low)
     for batch in setting.batches(1, 8, 32):
         inputs = molmo_inputs(model, batch, setting.device)
         row = Row("pointer", f"bf16, batch {batch}, {LABEL_TOKENS} tokens", None, "frames/s")
-        yield measured(row, setting, batch, _inference(partial(whole_answer, model, inputs)))
+        yield measured(row, setting, batch, inference(partial(whole_answer, model, inputs)))
         row = replace(row, what=f"bf16 prefill, batch {batch}", unit="tokens/s")
         count = inputs["input_ids"].numel()
-        yield measured(row, setting, count, _inference(partial(model, **inputs, logits_to_keep=1)))
+        yield measured(row, setting, count, inference(partial(model, **inputs, logits_to_keep=1)))
 
 
 def whole_answer(model: MolmoActForActionReasoning, inputs: dict[str, Tensor]) -> None:
@@ -265,18 +196,12 @@ def whole_answer(model: MolmoActForActionReasoning, inputs: dict[str, Tensor]) -
 def training(setting: Setting) -> Iterator[Row]:
     """A MolmoAct 7B-D step on LIBERO-shaped samples, plain and ours, LoRA and full."""
     for tuning in ("lora", "full"):
-        try:
-            model, optimizer = trainable(tuning, setting)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            yield Row(
-                "training",
-                f"{tuning}: weights and moments",
-                None,
-                "samples/s",
-                note="do not fit the memory",
-            )
+        row = Row("training", f"{tuning}: weights", None, "samples/s")
+        made, row = attempted(partial(trainable, tuning, setting), row, setting)
+        if made is None:
+            yield row
             continue
+        model, optimizer = made
         for batch in setting.batches(8, 16, 32):
             plain = plain_batch(model.config, batch, setting.device)
             for name, inputs, savings in (
@@ -292,8 +217,9 @@ def training(setting: Setting) -> Iterator[Row]:
                 )
                 row = Row("training", f"{tuning}, {name}, batch {batch}", None, "samples/s")
                 step = partial(training_step, model, optimizer, inputs, setting)
-                yield measured(row, setting, batch, step, flops)
-        del model, optimizer
+                yield measured(row, setting, batch, step, flops, optimizer.zero_grad)
+        del made, model, optimizer, step
+        free(setting)
 
 
 def small_config() -> MolmoActConfig:
@@ -314,34 +240,15 @@ def small_config() -> MolmoActConfig:
 
 
 def trainable(tuning: str, setting: Setting) -> tuple[Any, torch.optim.Optimizer]:
-    """7B-D as training builds it, random weights: adapters on bf16, or every weight in fp32."""
+    """7B-D as training builds it, random weights."""
     from molmoact_train.families.molmoact.family import FAMILY
-    from molmoact_train.lora import LoraSettings, add_adapters, initialise
-    from molmoact_train.parallel import checkpoint_activations
+    from molmoact_train.lora import LoraSettings
 
     with torch.device("meta"):
         model = MolmoActForActionReasoning(released_config("D") if setting.real else small_config())
-    if tuning == "lora":
-        add_adapters(model, LoraSettings(rank=32, alpha=16, dropout=0.0, base_bf16=True))
-    checkpoint_activations(model, FAMILY.units(model))
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    model = on_device(model, setting, torch.float32 if tuning == "full" else setting.low).train()
-    if tuning == "lora":
-        initialise(model, 32, 0)
-    parameters = [
-        p.requires_grad_(n in trained) for n, p in model.named_parameters() if n in trained
-    ]
-    return model, torch.optim.AdamW(parameters, lr=1e-5, fused=setting.device.type == "cuda")
-
-
-def training_step(
-    model: Any, optimizer: torch.optim.Optimizer, inputs: dict[str, Tensor], setting: Setting
-) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(setting.device.type, dtype=torch.bfloat16):
-        loss = model(**inputs).loss
-    loss.backward()
-    optimizer.step()
+    return tuned(
+        model, FAMILY, tuning, setting, LoraSettings(rank=32, alpha=16, dropout=0.0, base_bf16=True)
+    )
 
 
 def answer(setting: Setting) -> Iterator[Row]:
@@ -382,38 +289,14 @@ def answer(setting: Setting) -> Iterator[Row]:
         )
 
 
-SECTIONS: dict[str, Callable[[Setting], Iterator[Row]]] = {
+SECTIONS: dict[str, Section] = {
     "depth": depth,
     "codes": codes,
     "pointer": pointer,
     "training": training,
     "answer": answer,
+    "molmoact2": molmoact2,
 }
-
-
-def _inference(step: Callable[[], object]) -> Callable[[], object]:
-    def run() -> object:
-        with torch.inference_mode():
-            return step()
-
-    return run
-
-
-def run(names: list[str], setting: Setting, budget_s: float) -> list[Row]:
-    """All rows of the sections; a section that finds the budget spent says so and is over."""
-    began, rows = time.monotonic(), []
-    for name in names:
-        for row in SECTIONS[name](setting):
-            rows.append(row)
-            if time.monotonic() - began > budget_s:
-                break
-        if time.monotonic() - began > budget_s:
-            left = names[names.index(name) + 1 :]
-            rows += [Row(n, "", None, "", note="not run: the time was over") for n in left]
-            break
-        if setting.device.type == "cuda":
-            torch.cuda.empty_cache()
-    return rows
 
 
 def table(rows: list[Row]) -> Table:
@@ -444,7 +327,9 @@ def main() -> None:
     device = torch.device(arguments.device)
     shapes = arguments.shapes or ("real" if device.type == "cuda" else "small")
     torch.manual_seed(0)
-    rows = run(arguments.sections, Setting(device, shapes == "real"), arguments.minutes * 60)
+    rows = run(
+        SECTIONS, arguments.sections, Setting(device, shapes == "real"), arguments.minutes * 60
+    )
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     result = {
         "device": name, "shapes": shapes, "torch": torch.__version__,
@@ -454,6 +339,8 @@ def main() -> None:
     print(json.dumps(result))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    if any(row.failed for row in rows):
+        sys.exit("Some rows failed; their notes say how.")
 
 
 if __name__ == "__main__":

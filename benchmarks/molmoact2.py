@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from molmoact2_samples import DIMS, REAL_DIMS, make_samples
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -41,12 +42,7 @@ from molmoact_train.families.molmoact2.network import MolmoAct2, MolmoAct2Config
 from molmoact_train.families.molmoact2.network.flow import ActionChunks, euler
 from molmoact_train.families.molmoact2.network.folder import load, released_tensors
 from molmoact_train.families.molmoact2.processor import Prompt
-from molmoact_train.families.molmoact2.samples import (
-    Chunk,
-    MolmoAct2Sample,
-    collate,
-    loss_weights,
-)
+from molmoact_train.families.molmoact2.samples import MolmoAct2Sample, collate
 from molmoact_train.families.molmoact2.tiny import random_model, write_tiny_checkpoint
 
 SIZES: dict[str, dict[str, int]] = {
@@ -55,7 +51,7 @@ SIZES: dict[str, dict[str, int]] = {
     "40m": {"width": 512, "layers": 6, "heads": 4, "kv": 1, "head_dim": 128, "inner": 1946, "expert": 192,
             "expert_heads": 2, "vit": 288, "vit_layers": 4, "vit_heads": 4, "vit_dim": 72},
 }  # fmt: skip
-HORIZON, DIMS, REAL_DIMS = 12, 32, 7
+HORIZON = 12
 
 
 def write_model(folder: Path, size: str) -> Path:
@@ -98,62 +94,6 @@ def write_model(folder: Path, size: str) -> Path:
     tensors = {name: tensor.contiguous() for name, tensor in released_tensors(model)}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
-
-
-def make_samples(config: MolmoAct2Config, lengths: list[int], draws: int) -> list[MolmoAct2Sample]:
-    """Two cameras, a prompt and an answer of given lengths, a chunk with its noise."""
-    rng = np.random.default_rng(0)
-    patches = config.vit.image_num_pos
-    side = round(patches**0.5)
-    half = -(-side // 2)
-    index = np.pad(
-        np.arange(patches).reshape(side, side), ((0, side % 2), (0, side % 2)), constant_values=-1
-    )
-    windows = index.reshape(half, 2, half, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
-    start, end = (
-        (i for i in config.image_token_ids if i != config.image_patch_id),
-        config.image_end_id,
-    )
-    image = [
-        int(config.fields["image_start_token_id"]),
-        *[config.image_patch_id] * len(windows),
-        end,
-    ]
-    del start
-    assert config.action_tokens is not None
-    actions = config.action_tokens
-    found = []
-    for number, length in enumerate(lengths):
-        answer = [
-            actions.start,
-            *(actions.first + rng.integers(0, 200, 20)),
-            actions.end,
-            config.eos_id,
-        ]
-        text = rng.integers(0, 200, length - 2 * len(image) - 1 - len(answer))
-        ids = np.array([config.bos_id, *image, *image, *text, *answer], dtype=np.int64)
-        chunk = Chunk(
-            actions_TA=np.zeros((HORIZON, DIMS), np.float32),
-            noise_FTA=rng.standard_normal((draws, HORIZON, DIMS), dtype=np.float32),
-            times_F=rng.random(draws, dtype=np.float32),
-            steps_T=np.ones(HORIZON, bool),
-            dims_A=np.arange(DIMS) < REAL_DIMS,
-        )
-        chunk.actions_TA[:, :REAL_DIMS] = rng.uniform(-1, 1, (HORIZON, REAL_DIMS))
-        chunk.noise_FTA[..., REAL_DIMS:] = 0
-        found.append(
-            MolmoAct2Sample(
-                position=number,
-                style="robot_action",
-                input_tokens=ids,
-                target_tokens=np.roll(ids, -1),
-                loss_weights=loss_weights(ids, len(ids) - len(answer)),
-                crops_UPC=rng.integers(0, 256, (2, patches, 588), dtype=np.uint8),
-                windows_V4=np.concatenate([windows, np.where(windows >= 0, windows + patches, -1)]),
-                chunk=chunk,
-            )
-        )
-    return found
 
 
 def peer_batch(samples: list[MolmoAct2Sample], config: MolmoAct2Config) -> dict[str, torch.Tensor]:

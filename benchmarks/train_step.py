@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gpu_rows import BF16_PEAK
 from torch.utils.flop_counter import FlopCounterMode
 
 from molmoact_train.families.molmoact.flops import Work, forward_flops
@@ -52,8 +53,6 @@ PROMPT_TOKENS, ANSWER_TOKENS = 1004, 451
 PADDED_TOKENS, PADDED_CROPS = 2304, 18
 REAL_CROPS, DISTINCT_CROPS, WINDOWS = 4, 2, 784
 PLAIN = Savings(deduplicate_crops=False, loss_rows_only=False, loss_chunk_rows=None)
-H200_BF16 = 989e12
-"""Dense bf16 peak of an H100 or H200, FLOP/s."""
 
 
 def scaled_config(scale: int) -> MolmoActConfig:
@@ -301,11 +300,12 @@ def gpu_path(
         step()
     seconds = statistics.median(timed(step)[0] for _ in range(repeats))
     size = len(batch["input_ids"])
+    peak = BF16_PEAK.get(torch.cuda.get_device_name())
     needed = 3 * analytic_7b()[name]["total"] * 1e12 * size  # model FLOPs: no recomputation
     return {
         "samples_per_s": size / seconds,
         "tokens_per_s": size * (PROMPT_TOKENS + ANSWER_TOKENS) / seconds,
-        "mfu": needed / seconds / H200_BF16,
+        "mfu": needed / seconds / peak if peak else None,
         "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30,
     }
 
