@@ -132,7 +132,7 @@ def line_chart(
          *(_line(axes, i, name, line) for i, (name, line) in enumerate(series.items()))],
         title, height, y=y, x=x,
         numbers=[axes.y[0] + share * (axes.y[1] - axes.y[0]) for share in SHARES],
-        ticks=[(axes.across(at) / 100, f"{at:,.10g}") for at in shown],
+        ticks=[(axes.across(at) / 100, short(at)) for at in shown],
     )  # fmt: skip
     legend = "".join(
         f'<span><i style="background:var(--c{i % 8})"></i>{escape(name)}</span>'
