@@ -139,6 +139,7 @@ def validate(
     """
     from molmoact_data.console.tables import show_facts, show_table
     from molmoact_data.files.folders import check_new_file, write_bytes
+    from molmoact_data.files.kinds import is_other_than_output, why_no_output
     from molmoact_data.files.storage import Storage
     from molmoact_data.policies import family_name
     from molmoact_data.teachers.registry import SAMPLE_CHECKS, resolve
@@ -147,6 +148,8 @@ def validate(
     check_new_file(output_path, overwrite=overwrite)
     if not Storage(output).is_remote and not Path(output).is_dir():
         raise UserError(f"{output}: no such folder; give an output of `molmoact preprocess`.")
+    if not Storage(output).is_remote and is_other_than_output(Path(output)):
+        raise UserError(f"{output}: {why_no_output(Path(output))}.")
     samples = None
     if processor is not None:
         if not processor.is_dir():

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError, unknown_name
+from molmoact_data.files.kinds import why_no_model
 
 POLICIES: Mapping[str, str] = {
     "molmoact": "molmoact_train.families.molmoact.policy:MolmoActPolicy",
@@ -147,14 +148,20 @@ def policy_class(folder: Path) -> str:
 
 def family_name(folder: Path) -> str:
     """The `model_type` of a model folder's config.json, one of `POLICIES`. Raises `UserError` for a folder of none."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder} is not a model folder: it has no config.json.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        family = str(config["model_type"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} does not say which model it is (model_type): {error!r}") from error
+    family = model_type(folder)
     if family not in POLICIES:
         raise unknown_name("model_type", family, POLICIES)
     return family
+
+
+def model_type(folder: Path) -> str:
+    """What a model folder's config.json says that it is. Raises `UserError` that says what lies there instead."""
+    path = folder / "config.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
+    except (FileNotFoundError, NotADirectoryError, KeyError) as error:
+        raise UserError(f"{folder} is not a model folder: {why_no_model(folder)}.") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path} does not say which model it is (model_type): {error!r}."
+        ) from error

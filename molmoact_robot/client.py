@@ -110,7 +110,11 @@ class RemotePolicy:
             if error.response.status_code == 401:
                 raise UserError(f"{self._url} wants an API key, or another one.") from error
             raise ServerLost(f"{self._url} answers {error}; is it a policy server?") from error
-        except (OSError, InvalidURI, WebSocketException) as error:
+        except InvalidURI as error:
+            raise UserError(
+                f"{self._url} is no address of a policy server: write ws://HOST:PORT."
+            ) from error
+        except (OSError, WebSocketException) as error:
             raise ServerLost(
                 f"no policy server at {self._url}: {error}. Start one with `molmoact serve`; it listens when its "
                 "model is warm."

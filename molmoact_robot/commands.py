@@ -96,7 +96,7 @@ def eval_(
                 "checkpoint": checkpoint,
                 "server": server,
                 "env_python": env_python,
-                "env_settings": parse_settings(env_arg or []),
+                "env_settings": parse_settings(env_arg or [], "--env-arg"),
                 "policy_options": {k: v for k, v in options.items() if v is not None},
                 "vqvae": vqvae,
                 "rollout": {"execute": execute, "steer": steer, "max_steps": max_steps},
@@ -175,7 +175,12 @@ def serve(
     from molmoact_data.config import build
     from molmoact_data.policies import checkpoint_folder, load_policy, policy_class
     from molmoact_robot.environments.base import parse_settings
-    from molmoact_robot.serving.config import ServeConfig, read_api_key, read_fields
+    from molmoact_robot.serving.config import (
+        ServeConfig,
+        check_can_listen,
+        read_api_key,
+        read_fields,
+    )
 
     policy_class(checkpoint_folder(checkpoint))
     config = build(
@@ -185,10 +190,11 @@ def serve(
             "port": port,
             "api_key": read_api_key(api_key_file),
             "max_request_bytes": max_request_mb * 2**20,
-            "declared": parse_settings(declare or []),
+            "declared": parse_settings(declare or [], "--declare"),
             "own_fields": None if fields is None else read_fields(fields),
         },
     )
+    check_can_listen(host, port)
     from molmoact_robot.serving.server import serve_until_told
 
     options = {"device": device, "statistics_key": unnorm_key}
@@ -228,11 +234,16 @@ def portal(
     """
     from molmoact_data.outputs.output import Output
     from molmoact_data.policies import load_policy
+    from molmoact_data.teachers.codebook import codebook_path
     from molmoact_robot.evaluation.player import PlayerConfig, check_checkpoint, depth_picture
+    from molmoact_robot.serving.config import check_can_listen
 
     config = PlayerConfig(env="tabletop", checkpoint=checkpoint, vqvae=vqvae)
     check_checkpoint(config)
     output = None if data is None else Output.open(data)
+    check_can_listen(host, port)
+    if vqvae is not None:
+        codebook_path(vqvae)
     from molmoact_robot.portal.app import build, serve
     from molmoact_robot.portal.live import Scenes
     from molmoact_robot.portal.recorded import Episodes

@@ -45,18 +45,19 @@ from torch.utils._pytree import tree_leaves
 from molmoact_data import runs, schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import write_json
+from molmoact_data.files.kinds import FINAL_DIR, TRAINER_FILE
 from molmoact_data.files.typed import read_typed
 from molmoact_data.processes import World
 from molmoact_data.runs import CONFIG_FILE
 from molmoact_train.config import TrainConfig, changes_on_resume, from_json, to_json
-from molmoact_train.inputs import RUN_FLAG, TRAINER_FILE
+from molmoact_train.inputs import RUN_FLAG
 from molmoact_train.monitoring.metrics import PLOT_FILE
 from molmoact_train.monitoring.page import PAGE_FILE
 from molmoact_train.monitoring.progress import LOG_FILE
 from molmoact_train.weights import hub_commit, resolve_model_folder
 
 FILES_FILE = "files.json"
-STATE_DIR, FINAL_DIR = "model_and_optim", "final"
+STATE_DIR = "model_and_optim"
 _TEMPORARY = "-tmp"
 _STEP_FOLDER = re.compile(r"step(\d{8})")
 _INCOMPLETE = "The checkpoint is incomplete or damaged."

@@ -332,7 +332,7 @@ def unshard(
 def report_export(done: Any, *, as_json: bool, dry_run: bool = False) -> None:
     """What was or would be written, as JSON or for people."""
     from molmoact_data.console.tables import show_facts, size
-    from molmoact_train.inputs import ADAPTER_CONFIG
+    from molmoact_data.files.kinds import ADAPTER_CONFIG
 
     if as_json:
         emit_json(asdict(done))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from molmoact_data.errors import UserError
+from molmoact_data.files.kinds import ADAPTER_CONFIG, FINAL_DIR, MODEL_CONFIG, STEPS, TRAINER_FILE
 from molmoact_data.policies import checkpoint_folder
 from molmoact_data.runs import check_run
 from molmoact_train.config import TrainConfig
@@ -14,8 +15,7 @@ from molmoact_train.data.mixture import parse_data_argument
 from molmoact_train.data.sources import check_data_folder
 
 Dtype = Literal["keep", "float32", "bfloat16"]
-TRAINER_FILE = "trainer.json"
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 RUN_FLAG = "--output-path"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -37,17 +37,29 @@ def check_model(checkpoint: str, revision: str | None = None) -> None:
 def check_training_checkpoint(folder: Path) -> None:
     """Raises `UserError` for what is no step of a run."""
     if not (folder / TRAINER_FILE).is_file():
+        steps = sorted(folder.glob(STEPS))
+        example = f"give {steps[-1]}" if steps else "expected one such as RUN/step00002000"
         raise UserError(
-            f"{folder} is not a training checkpoint: expected a step folder of a run, such as RUN/step00002000."
+            f"{folder} is not a training checkpoint, a step folder of a run: {example}."
         )
 
 
 def check_adapter(folder: Path) -> None:
     """Raises `UserError` for what is no PEFT LoRA folder."""
     if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
+        inside = folder / FINAL_DIR
+        way = "a step of a LoRA run becomes one with `molmoact unshard`"
+        if (inside / ADAPTER_CONFIG).is_file():
+            way = f"give {inside}"
+        elif any(
+            (at / MODEL_CONFIG).is_file() and list(at.glob("*.safetensors"))
+            for at in (inside, folder)
+        ):
+            way = (
+                "it was trained without --lora, so its model is whole and there is nothing to merge"
+            )
         raise UserError(
-            f"{folder} is not an adapter folder: {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} are expected. A step of "
-            "a LoRA run becomes one with `molmoact unshard`."
+            f"{folder} is not an adapter folder ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}): {way}."
         )
 
 

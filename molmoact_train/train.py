@@ -20,6 +20,7 @@ from torch import nn
 from molmoact_data import runs, schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import write_json
+from molmoact_data.files.kinds import FINAL_DIR
 from molmoact_data.processes import World, join_world
 from molmoact_train import checkpoint
 from molmoact_train.checkpoint import TrainerState
@@ -169,7 +170,7 @@ def train(
             if state.too_long:
                 logger.warning("%d samples were longer than seq_len and left out", state.too_long)
             final = final_export.write(
-                run / checkpoint.FINAL_DIR, built, config, model_folder, statistics, world
+                run / FINAL_DIR, built, config, model_folder, statistics, world
             )
             return Outcome(state.step, finished=True, folder=final, metrics=report.last)
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from molmoact_data.errors import UserError
 from molmoact_data.files.inputs import is_git_lfs_pointer
+from molmoact_data.files.kinds import is_part_of_training, why_no_model
 from molmoact_data.files.typed import read_typed
 from molmoact_data.policies import checkpoint_folder
 from molmoact_train.inputs import check_model
@@ -55,16 +56,10 @@ def hub_commit(folder: Path) -> str | None:
 
 def check_is_model(folder: Path) -> None:
     """A folder of whole weights, not an adapter and not a training checkpoint."""
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(
-            f"{folder} is a LoRA adapter without its base model: make a whole one with\n"
-            f"  molmoact merge-lora --base BASE --adapter {folder} --output-path DIR"
-        )
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-        raise UserError(
-            f"{folder} is not a model folder (config.json and safetensors). A training checkpoint becomes one with\n"
-            f"  molmoact unshard --checkpoint {folder} --output-path DIR"
-        )
+    if not (folder / "config.json").is_file() or is_part_of_training(folder):
+        raise UserError(f"{folder} is not a model folder: {why_no_model(folder)}.")
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(f"{folder} is not a model folder: it has no safetensors.")
 
 
 @dataclass(frozen=True)

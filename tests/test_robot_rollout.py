@@ -149,10 +149,10 @@ def test_libero_reads_the_gripper_the_other_way_round() -> None:
 
 
 def test_settings_are_read_as_json_where_they_are_json() -> None:
-    read = parse_settings(["split=train", "image-size=64", "flag=true", "a=b=c"])
+    read = parse_settings(["split=train", "image-size=64", "flag=true", "a=b=c"], "--env-arg")
     assert read == {"split": "train", "image_size": 64, "flag": True, "a": "b=c"}
     with pytest.raises(UserError, match="KEY=VALUE"):
-        parse_settings(["split"])
+        parse_settings(["split"], "--env-arg")
 
 
 @pytest.mark.parametrize(

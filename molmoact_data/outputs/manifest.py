@@ -6,11 +6,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from molmoact_data import schema
 from molmoact_data.config import content_hash
 from molmoact_data.errors import UserError
+from molmoact_data.files.kinds import NOT_FINISHED, why_no_output
 from molmoact_data.files.storage import Storage
 from molmoact_data.files.typed import parse_json
 from molmoact_data.labels import quality
@@ -174,10 +176,8 @@ def read_manifest(storage: Storage) -> Manifest:
     try:
         content = storage.read_bytes(schema.MANIFEST_FILE)
     except FileNotFoundError as error:
-        raise UserError(
-            f"{storage.root} has no {schema.MANIFEST_FILE}: it is not an output of `molmoact preprocess`, or the "
-            "run did not finish. Run it again with --resume."
-        ) from error
+        why = NOT_FINISHED if storage.is_remote else why_no_output(Path(storage.root))
+        raise UserError(f"{storage.root} has no {schema.MANIFEST_FILE}: {why}.") from error
     version = parse_json(_Version, content, where).schema_version
     if version.partition(".")[0] != schema.SCHEMA_VERSION.partition(".")[0]:
         raise OtherVersion(

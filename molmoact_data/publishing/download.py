@@ -19,6 +19,7 @@ from typing import Any
 from molmoact_data.errors import UserError, unknown_name
 from molmoact_data.files.hub import hub_errors
 from molmoact_data.files.storage import Storage
+from molmoact_data.teachers.published import HUB_ID
 from molmoact_data.web.catalogue import WEB_SETS, WebSet, chosen
 
 PRETRAIN = "allenai/MolmoAct-Pretraining-Mixture"
@@ -147,6 +148,10 @@ def known_names() -> list[str]:
 
 def _published(name: str) -> list[tuple[str, str]]:
     """(repository, configuration) pairs of a name; "" is a whole repository."""
+    if "/" in name and not HUB_ID.fullmatch(name):
+        raise UserError(
+            f"{name!r} is no dataset on the Hub; write owner/name, for example {LIBERO}."
+        )
     if "/" in name or name in RAW:
         return [(RAW.get(name, name), WHOLE)]
     return [

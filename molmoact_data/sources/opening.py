@@ -7,6 +7,7 @@ from pathlib import Path
 
 from molmoact_data.errors import UserError
 from molmoact_data.files.inputs import Folder, LocalFolder, open_hub
+from molmoact_data.files.kinds import why_no_dataset
 from molmoact_data.sources.base import EpisodeSource
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -90,6 +91,9 @@ def _not_a_dataset(folder: Folder) -> str:
     )
     if not isinstance(folder, LocalFolder):
         return message
+    ours = why_no_dataset(folder.root)
+    if ours:
+        return f"{message}: {ours}"
     inner = [*folder.root.glob(f"*/{_LEROBOT_INFO}"), *folder.root.glob(f"*/*/{_RLDS_FILES[0]}")]
     inner = [*inner, *folder.root.glob(f"*/{_RLDS_FILES[0]}")]
     roots = sorted({str(p.parent.parent if p.name == "info.json" else p.parent) for p in inner})

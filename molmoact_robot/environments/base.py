@@ -206,17 +206,19 @@ def resolve(spelled: str) -> Any:
             "The environments that ship need: pip install 'molmoact[robot]'"
         ) from error
     if not hasattr(module, attribute):
-        raise UserError(f"{module_name} has no {attribute!r}.")
+        raise UserError(
+            f"{spelled}: the module {module_name} has no {attribute!r}. Give module:Class, a gymnasium class in it."
+        )
     return getattr(module, attribute)
 
 
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """`["split=test", "image_size=128"]` -> a mapping; values are read as JSON where they are JSON."""
+def parse_settings(pairs: Sequence[str], flag: str) -> dict[str, Any]:
+    """`["split=test", "image_size=128"]` of `flag` -> a mapping; values are read as JSON where they are JSON."""
     settings: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise UserError(f"--env-arg wants KEY=VALUE, got {pair!r}.")
+            raise UserError(f"{flag} wants KEY=VALUE, got {pair!r}.")
         try:
             settings[key.replace("-", "_")] = json.loads(value)
         except ValueError:

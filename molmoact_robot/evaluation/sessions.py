@@ -57,6 +57,10 @@ def environment_python(config: PlayerConfig) -> str | None:
     variable, usual = OWN_PYTHON.get(config.env, ("", ""))
     python = config.env_python or os.environ.get(variable) or usual
     if not Path(python).is_file():
+        if config.env not in OWN_PYTHON:
+            raise UserError(
+                f"--env-python {python}: there is no such file. Leave it out, or give the python of an environment."
+            )
         raise UserError(
             f"the environment {config.env} needs a Python of its own and there is none at {python}. "
             f"Make it with `make {config.env}-env`, or name one with --env-python."

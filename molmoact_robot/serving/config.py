@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,29 @@ class ServeConfig:
             raise ValueError(f"port must be 0..65535, got {self.port}")
         if self.api_key is not None and not self.api_key.strip():
             raise ValueError("the API key is empty")
+
+
+def check_can_listen(host: str, port: int) -> None:
+    """Raises `UserError` where nobody could listen there; asked before a model is loaded."""
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port {port}: ports are 0..65535.")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise UserError(
+            f"--host {host}: {error.strerror}. 127.0.0.1 is this machine alone, 0.0.0.0 every network it is in."
+        ) from error
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            what = "--port" if error.errno == errno.EADDRINUSE else "--host or --port"
+            raise UserError(
+                f"cannot listen on {host}:{port}: {error.strerror}. Choose another {what}."
+            ) from error
 
 
 def read_api_key(file: Path | None) -> str | None:

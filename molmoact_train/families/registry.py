@@ -6,12 +6,12 @@ A family is a folder: `settings.py` (fields of a run and stages; no torch) and `
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from molmoact_data.errors import UserError, unknown_name
+from molmoact_data.policies import model_type
 
 if TYPE_CHECKING:
     from molmoact_train.families.base import Family, Settings
@@ -41,18 +41,10 @@ def load_family(name: str) -> Family:
 
 def family_name(folder: Path) -> str:
     """The family of a model folder, from its config.json. Raises `UserError` for a folder of none."""
-    path = folder / "config.json"
-    try:
-        name = json.loads(path.read_text(encoding="utf-8"))["model_type"]
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is not a checkpoint: it has no config.json.") from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{path} does not say which model it is (model_type): {error!r}."
-        ) from error
+    name = model_type(folder)
     if name not in FAMILIES:
-        raise unknown_name(f"model_type in {path}", str(name), FAMILIES)
-    return str(name)
+        raise unknown_name(f"model_type in {folder}", name, FAMILIES)
+    return name
 
 
 def family_of(folder: Path) -> Family:

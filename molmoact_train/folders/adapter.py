@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from molmoact_data.errors import UserError, first_line
+from molmoact_data.files.kinds import ADAPTER_CONFIG
 from molmoact_data.files.typed import read_typed
-from molmoact_train.inputs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter
+from molmoact_train.inputs import ADAPTER_WEIGHTS, check_adapter
 from molmoact_train.lora import PEFT_PREFIX
 
 SOUND_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import check_free, new_folder, write_json
+from molmoact_data.files.kinds import TRAINER_FILE
 from molmoact_train import lora
 from molmoact_train.checkpoint import (
     STATE_DIR,
@@ -35,7 +36,7 @@ from molmoact_train.folders.layout import (
     read_config,
     statistics_beside,
 )
-from molmoact_train.inputs import TRAINER_FILE, check_training_checkpoint
+from molmoact_train.inputs import check_training_checkpoint
 from molmoact_train.optim import released_name
 from molmoact_train.weights import WeightFiles, resolve_model_folder
 

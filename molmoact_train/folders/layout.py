@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import write_json
+from molmoact_data.files.kinds import TRAINER_FILE
 from molmoact_data.files.typed import read_typed
 from molmoact_train.families.registry import family_of
-from molmoact_train.inputs import TRAINER_FILE, Dtype
+from molmoact_train.inputs import Dtype
 
 SHARD_BYTES = 4 * 2**30
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
