@@ -21,6 +21,7 @@ from molmoact_data.console import (
     say,
 )
 from molmoact_data.errors import LimitExceeded, UserError
+from molmoact_data.schema import RecordLayout
 
 
 def viz(
@@ -141,6 +142,7 @@ def validate(
     from molmoact_data.files.folders import check_new_file, write_bytes
     from molmoact_data.files.kinds import is_other_than_output, why_no_output
     from molmoact_data.files.storage import Storage
+    from molmoact_data.outputs.output import Output
     from molmoact_data.policies import family_name
     from molmoact_data.teachers.registry import SAMPLE_CHECKS, resolve
     from molmoact_data.validate import validate as run
@@ -150,7 +152,7 @@ def validate(
         raise UserError(f"{output}: no such folder; give an output of `molmoact preprocess`.")
     if not Storage(output).is_remote and is_other_than_output(Path(output)):
         raise UserError(f"{output}: {why_no_output(Path(output))}.")
-    samples = None
+    samples, family = None, None
     if processor is not None:
         if not processor.is_dir():
             raise UserError(f"{processor} is not a folder: expected a checkpoint or a tokenizer.")
@@ -174,12 +176,31 @@ def validate(
     if found.passed and not as_json:
         conclude(
             f"{found.rows:,} rows without a problem",
-            then=("molmoact", "train", "--stage", "finetune", "--lora", "--checkpoint", "MODEL", "--data", output,
+            then=("molmoact", *what_to_train(Output.open(output).layout, processor, family), "--data", output,
                   "--output-path", "RUN"),
         )  # fmt: skip
     if not found.passed:
         kinds = ", ".join(f"{name} ({n})" for name, n in result["findings"].items())
         raise LimitExceeded(f"{output} is not valid: {kinds}.")
+
+
+def what_to_train(
+    layout: RecordLayout, processor: Path | None, family: str | None
+) -> tuple[object, ...]:
+    """The words of the training that an output is for: that of the `processor` it was tried with, else by its columns.
+
+    Without actions there is only depth to learn; a buffer of depth codes, or no depth or no trace, is MolmoAct2's.
+    """
+    if layout.action_dim is None:
+        return ("vqvae", "train", "--depth-encoder", "depth-anything-v2")
+    lacks = layout.depth_buffer or layout.depth_codes is None or layout.num_arms is None
+    second = family == "molmoact2" if family else lacks
+    start = (
+        ("--family", "molmoact2", "--stage", "finetune-lora")
+        if second
+        else ("--stage", "finetune", "--lora")
+    )
+    return ("train", *start, "--checkpoint", processor or "MODEL")
 
 
 def stats(

@@ -233,15 +233,19 @@ def merge_lora(
 def ask_it(folder: object) -> tuple[object, ...]:
     """The next thing to do with a whole model."""
     return ("molmoact", "predict", "--checkpoint", folder, "--images", "PICTURE", "--instruction", "WORDS",
-            *which_robot(folder))  # fmt: skip
+            *which_robot(folder), *state_of_robot(folder))  # fmt: skip
 
 
 def which_robot(folder: object) -> tuple[str, ...]:
     """The flag without which a model that knows several robots does not answer; only the person knows its value."""
-    from molmoact_train.folders.statistics import checkpoint_statistics
+    path = Path(str(folder))
+    return ("--unnorm-key", "KEY") if len(registry.family_of(path).robots(path)) > 1 else ()
 
-    several = len(checkpoint_statistics(Path(str(folder)))) > 1
-    return ("--unnorm-key", "KEY") if several else ()
+
+def state_of_robot(folder: object) -> tuple[str, ...]:
+    """The flag without which a model that reads a robot's state does not answer; recorded data bring it."""
+    path = Path(str(folder))
+    return ("--state", "STATE") if any(registry.family_of(path).robots(path).values()) else ()
 
 
 def export_hf(

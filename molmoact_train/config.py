@@ -8,6 +8,7 @@ Precedence: stage < YAML < flags. Nothing here imports torch.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from molmoact_data.errors import UserError, unknown_name
 from molmoact_data.redaction import redacted
 from molmoact_train.data.published import published_mixture
 from molmoact_train.families import registry
+
+logger = logging.getLogger(__name__)
 
 Scheduler = Literal["cosine_with_warmup", "constant"]
 _OLD_NAMES = {"save_folder": "output_path"}
@@ -168,6 +171,8 @@ def resolve(stage: str, *layers: Mapping[str, Any]) -> TrainConfig:
     The family is what the last layer with a `family` says, MolmoAct otherwise. Raises `UserError` for an unknown
     stage or key (naming the nearest), a value outside its choices, or a combination that cannot mean anything.
     """
+    for old in {key for layer in layers for key in layer} & set(_OLD_NAMES):
+        logger.info("note: %s is called %s now.", old, _OLD_NAMES[old])
     layers = tuple(_with_new_names(layer) for layer in layers)
     named = [layer["family"] for layer in layers if layer.get("family") is not None]
     family = named[-1] if named else registry.DEFAULT
@@ -186,7 +191,10 @@ def resolve(stage: str, *layers: Mapping[str, Any]) -> TrainConfig:
 
 
 def _with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of files from before outputs had one name in every command."""
+    """Keys of files from before outputs had one name in every command. Raises `UserError` where both stand there."""
+    for old, new in _OLD_NAMES.items():
+        if old in values and new in values:
+            raise UserError(f"{old} is called {new} now, and both are given: leave {old} out.")
     return {_OLD_NAMES.get(key, key): value for key, value in values.items()}
 
 

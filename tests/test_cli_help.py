@@ -9,6 +9,8 @@ import click
 import pytest
 from made_commands import ALL, Molmoact, Words
 
+from molmoact_data.errors import UserError
+
 
 @pytest.mark.parametrize("flag", ["--version", "-V"])
 def test_the_version_is_a_flag_too(
@@ -76,11 +78,17 @@ def test_one_spelling_for_what_is_written() -> None:
     assert [entry for entry in found if len(entry) > 1] == []
 
 
-def test_a_yaml_from_before_is_read_and_a_stored_run_too() -> None:
+def test_a_yaml_from_before_is_read_with_a_note_and_a_stored_run_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     from molmoact_train.config import from_json, resolve, to_json
 
-    config = resolve("debug", {"checkpoint": "c", "data": ["d"], "save_folder": "run"})
+    written = {"checkpoint": "c", "data": ["d"], "save_folder": "run"}
+    config = resolve("debug", written)
     assert config.output_path == "run"
+    assert "note: save_folder is called output_path now." in caplog.text
+    with pytest.raises(UserError, match="both are given: leave save_folder out"):
+        resolve("debug", {**written, "output_path": "other"})
     stored = to_json(config)
     stored["save_folder"] = stored.pop("output_path")
     assert from_json(stored) == config

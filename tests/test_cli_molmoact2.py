@@ -14,6 +14,9 @@ import torch
 from golden_molmoact2 import FOLDER, THINK, TINY, arrays, needs_molmoact2
 from PIL import Image
 
+from molmoact_data.commands import what_to_train
+from molmoact_data.schema import RecordLayout
+from molmoact_train import commands as models
 from molmoact_train.debug.data import write_debug_dataset
 from molmoact_train.families.molmoact2 import prompts
 from molmoact_train.families.molmoact2.family import FAMILY
@@ -86,6 +89,38 @@ def test_parse_asks_for_what_it_needs(tmp_path: Path, tiny: Path, molmoact: Molm
     code, _, said = molmoact("parse", tmp_path / "t.jsonl", "--checkpoint", tmp_path)
     assert code == 2
     assert "no config.json" in one_line(said)
+
+
+# the way on
+
+
+@needs_molmoact2
+def test_the_next_question_has_what_this_model_asks_for(tiny: Path) -> None:
+    """Robots and states straight from norm_stats.json."""
+    for folder in (TINY, THINK, tiny):
+        tags = json.loads((folder / "norm_stats.json").read_text())["metadata_by_tag"]
+        words = models.ask_it(folder)
+        assert ("--unnorm-key" in words) == (len(tags) > 1)
+        assert ("--state" in words) == any(t.get("state_stats") for t in tags.values())
+    assert {"--unnorm-key", "--state"} <= set(models.ask_it(TINY))
+
+
+@pytest.mark.parametrize(
+    ("layout", "family", "words"),
+    [
+        ({}, None, "train --stage finetune --lora --checkpoint MODEL"),
+        ({"depth_buffer": True}, None, "train --family molmoact2 --stage finetune-lora --checkpoint MODEL"),
+        ({"num_arms": None}, None, "train --family molmoact2 --stage finetune-lora --checkpoint MODEL"),
+        ({}, "molmoact2", "train --family molmoact2 --stage finetune-lora --checkpoint m"),
+        ({"depth_buffer": True}, "molmoact", "train --stage finetune --lora --checkpoint m"),
+        ({"action_dim": None}, None, "vqvae train --depth-encoder depth-anything-v2"),
+    ],
+)  # fmt: skip
+def test_what_a_valid_output_is_for(layout: dict[str, Any], family: str | None, words: str) -> None:
+    columns = RecordLayout(**{"cameras": ("front",), "action_dim": 7, "state_dim": 8, **layout})
+    assert (
+        " ".join(map(str, what_to_train(columns, Path("m") if family else None, family))) == words
+    )
 
 
 # validate

@@ -186,6 +186,10 @@ class Family(Protocol):
         """A fixed question as keyword arguments of the network, to compare two folders by their logits."""
         ...
 
+    def robots(self, folder: Path) -> Mapping[str, bool]:
+        """The robots that a model folder knows, by their key of the statistics -> whether it reads their state."""
+        ...
+
     def write_tiny(
         self, folder: Path, *, statistics: Mapping[str, Any] | None = None, seed: int = 0
     ) -> Path:

@@ -184,6 +184,9 @@ class MolmoActFamily:
         inputs = processor(text=processor.prompt("The task is to verify."), images=[[rgb_HWC]])
         return {name: value.to(device) for name, value in inputs.items()}
 
+    def robots(self, folder: Path) -> Mapping[str, bool]:
+        return dict.fromkeys(MolmoActConfig.from_pretrained(folder).norm_stats, False)
+
     def write_tiny(
         self, folder: Path, *, statistics: Mapping[str, Any] | None = None, seed: int = 0
     ) -> Path:

@@ -231,6 +231,11 @@ class MolmoAct2Family:
             "windows": torch.from_numpy(cut.windows_V4).to(device),
         }
 
+    def robots(self, folder: Path) -> Mapping[str, bool]:
+        model = MolmoAct2Config.from_folder(folder)
+        tags = NormStats.read(folder / model.norm_stats_filename).tags
+        return {name: tag.state is not None for name, tag in tags.items()}
+
     def write_tiny(
         self, folder: Path, *, statistics: Mapping[str, Any] | None = None, seed: int = 0
     ) -> Path:
