@@ -21,6 +21,7 @@ from molmoact_data.teachers.depth_anything import (
     preprocess_on_device,
 )
 from molmoact_data.teachers.depth_anything_weights import convert_name, infer_config
+from molmoact_data.teachers.published import DEPTH_WEIGHTS, Published
 
 
 def stored_cases() -> list[str]:
@@ -98,6 +99,37 @@ def test_hub_folder_gives_the_same_depth(
     rgb = golden["rgb_b"][None]
     np.testing.assert_array_equal(from_folder.estimate(rgb), tiny.estimate(rgb))
     assert from_folder.describe()["revision"].startswith("sha256:")
+
+
+def test_only_the_published_repositories_are_asked_for_at_their_commit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A commit of one repository means nothing in another."""
+    asked: list[tuple[str, str]] = []
+
+    def fake(one: Published) -> Path:
+        asked.append((one.repository, one.revision))
+        return tmp_path
+
+    monkeypatch.setattr("molmoact_data.teachers.depth_anything.fetch", fake)
+    base = DEPTH_WEIGHTS["vitb"]
+    for encoder, source, revision in (
+        ("vits", None, None),
+        ("vitb", base.repository, None),
+        ("vits", "lab/finer-depth", None),
+        ("vits", "lab/finer-depth", "v2"),
+        ("vitl", None, "main"),
+    ):
+        with pytest.raises(UserError, match="is no Depth-Anything-V2 checkpoint"):
+            DepthAnythingV2(encoder, source, revision=revision, device="cpu")
+    small, large = (DEPTH_WEIGHTS[name] for name in ("vits", "vitl"))
+    assert asked == [
+        (small.repository, small.revision),
+        (base.repository, base.revision),
+        ("lab/finer-depth", "main"),
+        ("lab/finer-depth", "v2"),
+        (large.repository, "main"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden import GOLDEN
+from golden import GOLDEN, ROOT
 from hypothesis import given, strategies as st
 from made_molmo import POINT, SAID, write_molmo
+from made_released import COMMIT as COMMIT_IN_CACHE, into_cache
 
 from molmoact_data.errors import UserError
 from molmoact_data.labels.pointing import GripperPointer
@@ -26,7 +27,17 @@ from molmoact_data.teachers.answers import (
 )
 from molmoact_data.teachers.molmo import MolmoPointer
 from molmoact_data.teachers.molmo2 import Molmo2Pointer
-from molmoact_data.teachers.published import MOLMO_7B_D, Published
+from molmoact_data.teachers.published import (
+    BRANCH,
+    COMMIT,
+    DEPTH_WEIGHTS,
+    MOLMO2_4B,
+    MOLMO2_WEIGHTS,
+    MOLMO_7B_D,
+    POINTING_WEIGHTS,
+    RELEASED_VQVAE,
+    Published,
+)
 from molmoact_data.text.annotations import points_text
 
 PERCENT = st.integers(0, 1000).map(lambda tenth: tenth / 10)
@@ -224,10 +235,44 @@ def test_a_hub_id_is_fetched_at_its_commit_and_described(
     MolmoPointer("someone/else", revision="main", device="cpu")
     assert [(p.repository, p.revision) for p in asked] == [
         (MOLMO_7B_D.repository, MOLMO_7B_D.revision),
-        ("allenai/Molmo-7B-O-0924", "main"),
+        ("allenai/Molmo-7B-O-0924", POINTING_WEIGHTS["allenai/Molmo-7B-O-0924"].revision),
         ("someone/else", "main"),
     ]
     assert not [pattern for p in asked for pattern in p.files if "py" in pattern]
+
+
+def test_what_is_published_is_pinned_where_its_commit_is_known() -> None:
+    """Two repositories follow their branch; the page says so, and every commit stands on it."""
+    every = [
+        *POINTING_WEIGHTS.values(),
+        *MOLMO2_WEIGHTS.values(),
+        *DEPTH_WEIGHTS.values(),
+        RELEASED_VQVAE,
+    ]
+    follow = {one.repository for one in every if one.revision == BRANCH}
+    assert follow == {"allenai/Molmo2-VideoPoint-4B", "allenai/MolmoAct-7B-D-0812"}
+    pinned = [one for one in every if one.repository not in follow]
+    assert all(COMMIT.fullmatch(one.revision) for one in pinned)
+    assert len({one.revision for one in pinned}) == len(pinned) == 8
+    page = (ROOT / "docs" / "teachers.md").read_text()
+    assert all(one.revision in page and one.repository in page for one in pinned)
+
+
+def test_what_follows_its_branch_is_known_by_the_commit_that_was_fetched(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A Hub cache whose `main` is a commit, read by the Hub's own client."""
+    repository = "allenai/Molmo2-VideoPoint-4B"
+    into_cache(tmp_path, repository, checkpoint)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    located = molmo._locate(repository, None, MOLMO2_4B, MOLMO2_WEIGHTS)
+    assert located == (
+        repository, COMMIT_IN_CACHE, "Apache-2.0", located[3],
+    )  # fmt: skip
+    assert located[3].name == COMMIT_IN_CACHE
+    with pytest.raises(UserError, match=f"--revision {MOLMO2_4B.revision}"):
+        molmo._locate(None, None, MOLMO2_4B, MOLMO2_WEIGHTS)
 
 
 def test_what_cannot_be_fetched_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

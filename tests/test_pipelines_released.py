@@ -19,7 +19,7 @@ from golden import SHARED_DATA, needs_shared_data
 from made_datasets import make_dataset
 from made_molmo import POINT, write_molmo
 from made_molmo2 import write_molmo2
-from made_released import COMMIT, into_cache, write_depth_anything, write_vqvae
+from made_released import into_cache, write_depth_anything, write_vqvae
 
 from molmoact_data import schema
 from molmoact_data.errors import UserError
@@ -167,9 +167,8 @@ def lines_of(cache: Path) -> list[str]:
 
 def released_cache(home: Path) -> None:
     """Everything that the default configuration downloads."""
-    into_cache(
-        home, "depth-anything/Depth-Anything-V2-Small-hf", write_depth_anything(home / "dav2")
-    )
+    small = DEPTH_WEIGHTS["vits"]
+    into_cache(home, small.repository, write_depth_anything(home / "dav2"), small.revision)
     write_vqvae(home / "molmoact" / "vae-final.pt")
     into_cache(home, "allenai/MolmoAct-7B-D-0812", home / "molmoact")
     into_cache(home, MOLMO_7B_D.repository, write_molmo(home / "molmo"), MOLMO_7B_D.revision)
@@ -197,7 +196,7 @@ def test_the_default_configuration_from_the_download_to_the_shards(tmp_path: Pat
     teachers = manifest["teachers"]
     assert teachers["depth"]["licence"] == "Apache-2.0"
     assert teachers["depth_tokenizer"]["revision"].startswith("sha256:")
-    assert teachers["depth"]["revision"] == COMMIT
+    assert teachers["depth"]["revision"] == DEPTH_WEIGHTS["vits"].revision
     assert teachers["gripper_pointer"] == {
         "name": f"molmo/{MOLMO_7B_D.repository}", "revision": MOLMO_7B_D.revision, "licence": "Apache-2.0",
     }  # fmt: skip

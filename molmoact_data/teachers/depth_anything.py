@@ -35,7 +35,14 @@ from molmoact_data.teachers.depth_anything_weights import (
     UnknownLayoutError,
     build_from_original,
 )
-from molmoact_data.teachers.published import COMMIT, DEPTH_WEIGHTS, fetch, is_hub_id
+from molmoact_data.teachers.published import (
+    BRANCH,
+    COMMIT,
+    DEPTH_WEIGHTS,
+    Published,
+    fetch,
+    is_hub_id,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -227,8 +234,7 @@ def _load_hub(source: str, encoder: str, revision: str | None) -> tuple[nn.Modul
                 f"cannot load the depth teacher {source!r}: no folder here and no Hub id (owner/name). Left out, "
                 f"it is {DEPTH_WEIGHTS[encoder].describe()}."
             )
-        known = DEPTH_WEIGHTS[encoder]
-        folder = fetch(replace(known, repository=source, revision=revision or known.revision))
+        folder = fetch(_published(source, encoder, revision))
         commit = folder.name if COMMIT.fullmatch(folder.name) else None
     weights = folder / "model.safetensors"
     if weights.is_file() and is_git_lfs_pointer(weights):
@@ -245,6 +251,14 @@ def _load_hub(source: str, encoder: str, revision: str | None) -> tuple[nn.Modul
     _check_complete(model, loading, source)
     _use_offset_embeddings(model)
     return model, commit or _folder_revision(folder)
+
+
+def _published(source: str, encoder: str, revision: str | None) -> Published:
+    """What a Hub id is fetched as. Only the published repositories have a commit that we know."""
+    by_repository = {one.repository: one for one in DEPTH_WEIGHTS.values()}
+    like = DEPTH_WEIGHTS[encoder]
+    known = by_repository.get(source, replace(like, repository=source, revision=BRANCH))
+    return known if revision is None else replace(known, revision=revision)
 
 
 def _check_complete(model: nn.Module, loading: Mapping[str, Collection[Any]], source: str) -> None:
