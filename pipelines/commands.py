@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -178,6 +178,10 @@ def evaluate_labels(
     point_every: Annotated[
         str, typer.Option(help="K of the tracking curve, comma separated.")
     ] = "1,2,4,8,16,32",
+    keyframes: Annotated[
+        Literal["regular", "motion"],
+        typer.Option(help="motion: the K above 1 are the longest gaps, as in `preprocess`."),
+    ] = "regular",
     depth_every: Annotated[int, typer.Option(help="Score depth on every n-th frame.")] = 4,
     outlier_share: Annotated[
         float, typer.Option(help="Share of points replaced to try the trace filter.")
@@ -231,6 +235,7 @@ def evaluate_labels(
             "prompt": labels.pointer_prompt,
             "depth_scaling": labels.depth_scaling,
             "point_every": parse_point_every(point_every),
+            "keyframes": keyframes,
             "depth_every": depth_every,
             "batch_size": batch_size,
             "filter": {"outlier_share": outlier_share, "seed": seed},

@@ -18,6 +18,7 @@ from molmoact_data.labels.depth import DepthEstimator, DepthTokenizer
 from molmoact_data.labels.depth_scaling import DepthScaling, depth_scaler
 from molmoact_data.labels.pointing import ClipPointer, ColumnPointer, GripperPoints
 from molmoact_data.labels.traces import subsample, to_grid
+from molmoact_data.labels.tracking import PointTracker
 from molmoact_data.pictures.film import (
     CODES_NAME,
     Rgb,
@@ -148,7 +149,9 @@ def point(
         points = pointer.point_columns(episode.extra, (rgb_NHWC.shape[1], rgb_NHWC.shape[2]))
         return GripperPoints(points.xy_NA2[wanted], points.confidence_NA[wanted])
     if isinstance(pointer, ClipPointer):
-        return pointer.point_clip(rgb_NHWC, pointer.clips.prompt)
+        tracker = PointTracker(pointer, pointer.clips.prompt)
+        tracker.push(rgb_NHWC)
+        return tracker.finish().points
     return pointer.point(rgb_NHWC, config.labels.pointer_prompt)
 
 

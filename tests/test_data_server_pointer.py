@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from molmoact_data.errors import UserError
-from molmoact_data.labels.pointing import GripperPointer
+from molmoact_data.labels.pointing import GripperPointer, Spent
 from molmoact_data.teachers.server import ServerConfig, ServerPointer
 
 
@@ -28,6 +28,8 @@ class FakeVLLM:
     logprobs: bool = True
     models: tuple[str, ...] = ("molmo",)
     answer: str | None = None
+    usage: list[Any] = field(default_factory=list)
+    """Of the next answers, one each; afterwards none is told."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     most_at_once: int = 0
     url: str = ""
@@ -46,7 +48,8 @@ class FakeVLLM:
             ]  # fmt: skip
             choice["logprobs"] = {"content": content}
         assert text == {"type": "text", "text": "point to the robot gripper"}
-        return {"choices": [choice]}
+        told = {"usage": self.usage.pop(0)} if self.usage else {}
+        return {"choices": [choice], **told}
 
 
 @pytest.fixture
@@ -130,6 +133,36 @@ def test_server_without_logprobs_is_certain(server: FakeVLLM) -> None:
     server.logprobs = False
     points = ServerPointer(server.url, "molmo", config=QUICK).point(spots((1, 1)), PROMPT)
     assert points.confidence_NA.tolist() == [[1.0]]
+
+
+def test_tokens_are_counted_where_every_answer_tells_them(server: FakeVLLM) -> None:
+    pointer = ServerPointer(server.url, "molmo", config=QUICK)
+    server.usage = [
+        {"prompt_tokens": 300 + i, "completion_tokens": 20, "total_tokens": 320} for i in range(3)
+    ]
+    points = pointer.point(spots((1, 1), (2, 2), (3, 3)), PROMPT)
+    assert points.tokens_C2 is not None
+    assert sorted(points.tokens_C2.tolist()) == [[300, 20], [301, 20], [302, 20]]
+    assert Spent.of(points, calls=3) == Spent(3, 3, 3, 903, 60)
+    server.usage = [{"prompt_tokens": 300, "completion_tokens": 20}]
+    points = pointer.point(spots((1, 1), (2, 2)), PROMPT)
+    assert points.tokens_C2 is None
+    assert Spent.of(points, calls=2) == Spent(2, 2)
+    assert np.isfinite(points.xy_NA2).all()
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [None, {}, [], "320", {"prompt_tokens": 300}, {"prompt_tokens": "300", "completion_tokens": 20},
+     {"prompt_tokens": 300.5, "completion_tokens": 20}, {"prompt_tokens": True, "completion_tokens": 20},
+     {"prompt_tokens": 300, "completion_tokens": -1}, {"prompt_tokens": None, "completion_tokens": None}],
+)  # fmt: skip
+def test_what_is_no_count_is_not_counted(server: FakeVLLM, usage: Any) -> None:
+    """The point is taken all the same."""
+    server.usage = [usage]
+    points = ServerPointer(server.url, "molmo", config=QUICK).point(spots((50, 40)), PROMPT)
+    assert points.tokens_C2 is None
+    assert points.xy_NA2[0, 0, 0] == pytest.approx(50 / 99)
 
 
 def test_malformed_answers_of_the_server_are_not_found(server: FakeVLLM) -> None:

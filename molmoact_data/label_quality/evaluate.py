@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,9 @@ from molmoact_data.labels.pointing import DEFAULT_PROMPT, ColumnPointer
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 from molmoact_data.teachers.choice import Teachers
 
+Keyframes = Literal["regular", "motion"]
+"""How the frames that the pointer is asked about are chosen: every K-th, or as the arm moves."""
+
 
 @dataclass(frozen=True)
 class TruthColumns:
@@ -67,6 +71,8 @@ class EvaluationConfig:
     """What the pointer is asked."""
     point_every: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """The K of the tracking curve; 1 is always measured."""
+    keyframes: Keyframes = "regular"
+    """motion: the K above 1 are the longest gaps between frames that are chosen by the arm's motion."""
     depth_every: int = 4
     """Depth is scored on every n-th frame: neighbours tell little new."""
     depth_scaling: DepthScaling = "image"
@@ -90,6 +96,8 @@ class TrackingScores:
     """All frames whose grip point is in the picture, for one K."""
 
     point_every: int
+    keyframes: Keyframes
+    """How the frames are chosen; with motion, K is the longest gap."""
     calls: float
     """Share of all frames that the pointer was asked about, fall-backs included."""
     points: dict[str, PointScores]
@@ -175,6 +183,7 @@ def _measure_episode(
         pointing = Pointing(
             teachers.pointer, columns, image_hw,
             prompt=config.prompt, tracked_k=tracked_k(config), flow=config.flow,
+            by_motion=config.keyframes == "motion",
         )  # fmt: skip
     frames = list(_watch(source, ref, teachers, config, pointing))
     depth, codes = [scores for scores, _ in frames], [told for _, told in frames if told]
@@ -272,6 +281,11 @@ def _summarise_tracking(
 ) -> tuple[TrackingScores, ...]:
     asked_KT = np.concatenate([e.asked_KT for e in episodes if e.asked_KT is not None], axis=1)
     return tuple(
-        TrackingScores(every, float(asked_KT[k].mean()), _by_visibility(episodes, k))
+        TrackingScores(
+            every,
+            "regular" if every == 1 else config.keyframes,
+            float(asked_KT[k].mean()),
+            _by_visibility(episodes, k),
+        )
         for k, every in enumerate([1, *tracked_k(config)])
     )

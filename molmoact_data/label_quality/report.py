@@ -106,9 +106,13 @@ def _pointing_charts(groups: Mapping[str, PointScores]) -> Charts:
 
 
 def _tracking(tracking: Sequence[TrackingScores]) -> Rows:
-    return point_rows(
-        {f"K = {t.point_every}, asked {share(t.calls)}": t.points["all"] for t in tracking}
-    )
+    return point_rows({f"{_rule(t)}, asked {share(t.calls)}": t.points["all"] for t in tracking})
+
+
+def _rule(scores: TrackingScores) -> str:
+    if scores.keyframes == "motion":
+        return f"by motion, gap at most {scores.point_every}"
+    return f"K = {scores.point_every}"
 
 
 def _tracking_charts(tracking: Sequence[TrackingScores]) -> Charts:

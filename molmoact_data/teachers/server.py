@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import cv2
 import httpx
@@ -209,10 +209,16 @@ def choice_confidence(choice: dict[str, Any]) -> float:
 
 
 def told_tokens(answer: dict[str, Any]) -> tuple[int, int] | None:
-    """What a chat completion cost, tokens read and written; None where the server does not tell."""
-    usage = answer.get("usage") or {}
+    """What a chat completion cost, tokens read and written; None where the server does not tell, or no counts."""
+    usage = answer.get("usage")
+    if not isinstance(usage, dict):
+        return None
     read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return (read, written) if isinstance(read, int) and isinstance(written, int) else None
+    return (read, written) if _is_count(read) and _is_count(written) else None
+
+
+def _is_count(told: object) -> TypeGuard[int]:
+    return isinstance(told, int) and not isinstance(told, bool) and told >= 0
 
 
 def _content(rgb_HW3: NDArray[np.uint8], prompt: str) -> list[dict[str, Any]]:
