@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -24,6 +24,7 @@ from molmoact_data.console import (
     say,
 )
 from molmoact_data.errors import LimitExceeded, UserError
+from molmoact_data.labels.pointing import Keyframes
 from molmoact_data.teachers.choice import EMBEDDED, NONE, TeacherConfig
 from pipelines.config import PRESETS, PreprocessConfig, preprocess_config
 
@@ -44,6 +45,7 @@ NOT_IN_A_PREVIEW = (
     "beam_options",
 )  # fmt: skip
 """What a few frames do not need."""
+KEYFRAMES = get_args(Keyframes)
 EVALUATED = {
     "depth": EMBEDDED, "vqvae": EMBEDDED, "pointer": EMBEDDED, "pointer_units": "pixels",
 }  # fmt: skip
@@ -179,8 +181,8 @@ def evaluate_labels(
         str, typer.Option(help="K of the tracking curve, comma separated.")
     ] = "1,2,4,8,16,32",
     keyframes: Annotated[
-        Literal["regular", "motion"],
-        typer.Option(help="motion: the K above 1 are the longest gaps, as in `preprocess`."),
+        str,
+        choice("motion: the K above 1 are the longest gaps, as in `preprocess`.", KEYFRAMES),
     ] = "regular",
     depth_every: Annotated[int, typer.Option(help="Score depth on every n-th frame.")] = 4,
     outlier_share: Annotated[

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from molmoact_data import schema
 from molmoact_data.config import build, load_yaml, option
 from molmoact_data.errors import UserError, unknown_name
+from molmoact_data.labels.pointing import Keyframes
 from molmoact_data.teachers.choice import EMBEDDED, NONE, TeacherConfig
 
 Gripper = Literal["keep", "invert", "scale", "none"]
@@ -31,7 +32,7 @@ class LabelConfig(TeacherConfig):
     (consistent), or as its published annotation did (original)."""
     point_every: int = option(1, panel="Traces")
     """Ask the pointer on every K-th frame and track with optical flow in between."""
-    keyframes: Literal["regular", "motion"] = "regular"
+    keyframes: Keyframes = "regular"
     """motion = ask when the arm has moved a fifth of the picture; --point-every is then the longest gap, say 100."""
     line_length: int = schema.TRACE_MAX_POINTS
     """Points per trace, at most 5."""

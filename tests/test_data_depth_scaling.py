@@ -190,7 +190,7 @@ def test_gain_and_offset_are_found_beside_a_quarter_that_moved() -> None:
 
 def test_unknown_names_are_told() -> None:
     with pytest.raises(UserError, match="steady"):
-        depth_scaler("stedy")  # type: ignore[arg-type]
+        depth_scaler("stedy")
 
 
 # In outputs
@@ -235,7 +235,7 @@ def test_the_codes_of_an_output_are_those_of_each_episode_by_itself(
         depth = WanderingDepth().estimate(source.frames(ref, ""))
         rows = slice(start, start + ref.num_frames)
         for name in ("image", "steady"):
-            own = FakeTokenizer().encode(depth_scaler(name).scale(depth)[0])  # type: ignore[arg-type]
+            own = FakeTokenizer().encode(depth_scaler(name).scale(depth)[0])
             changed[name] = changed.get(name, 0) + (own[1:] != own[:-1]).sum()
             assert (codes[rows] == own).all() == (name == "steady")
         again = FakeTokenizer().encode(scale_between(depth, ranges[rows]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -149,10 +149,11 @@ def encode(
         str, typer.Option(help="checkpoint (right range), released or reference (public code).")
     ] = "checkpoint",
     depth_scaling: Annotated[
-        DepthScaling,
-        typer.Option(
-            help="Range of the 8 bits where the maps are not 8 bits yet: each map's own, or, for the frames of one "
-            "episode, steady."
+        str,
+        choice(
+            "Range of the 8 bits where the maps are not 8 bits yet: each map's own, or, for the frames of one episode, "
+            "steady.",
+            get_args(DepthScaling),
         ),
     ] = "image",
     input_range: RangeOption = None,

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError, first_line
 from molmoact_data.files.folders import write_bytes
-from molmoact_data.labels.depth_scaling import DepthScaling, depth_scaler
+from molmoact_data.labels.depth_scaling import depth_scaler
 from molmoact_data.text import tokens
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
-def read_depth_u8(path: Path, scaling: DepthScaling = "image") -> NDArray[np.uint8]:
+def read_depth_u8(path: Path, scaling: str = "image") -> NDArray[np.uint8]:
     """Depth to encode: uint8 [N,H,W]. An npy file of [N,H,W] or [H,W], or one image.
 
     8-bit maps are taken as they are; 16-bit and float ones are scaled to 0..255, for `steady` as the frames of one

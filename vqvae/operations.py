@@ -12,7 +12,7 @@ from molmoact_data.config import as_dict, load_yaml
 from molmoact_data.console.tables import Lines, size
 from molmoact_data.errors import UserError, unknown_name
 from molmoact_data.files.folders import check_new_file, is_taken
-from molmoact_data.labels.depth_scaling import DepthScaling
+from molmoact_data.labels.depth_scaling import depth_scaler
 from molmoact_data.runs import check_run
 from molmoact_data.teachers.codebook import codebook_path
 from molmoact_data.teachers.published import DEPTH_WEIGHTS
@@ -82,7 +82,7 @@ def encode(
     target: Path,
     *,
     recipe: str,
-    scaling: DepthScaling,
+    scaling: str,
     input_range: str | None,
     resize: str | None,
     device: str,
@@ -93,6 +93,7 @@ def encode(
     if recipe not in ("checkpoint", *NAMED_RECIPES):
         raise unknown_name("depth recipe", recipe, ["checkpoint", *NAMED_RECIPES])
     dataclasses.replace(RELEASED, **_changes(input_range, resize))  # the names are known
+    depth_scaler(scaling)
     place, depth_u8 = codebook_path(checkpoint), files.read_depth_u8(source, scaling)
     from vqvae.codec import VQVAECodec
 

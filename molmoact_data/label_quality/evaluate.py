@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +36,9 @@ from molmoact_data.label_quality.traces import (
 )
 from molmoact_data.labels.depth_scaling import DepthScaling, depth_scaler
 from molmoact_data.labels.flow import FlowConfig
-from molmoact_data.labels.pointing import DEFAULT_PROMPT, ColumnPointer
+from molmoact_data.labels.pointing import DEFAULT_PROMPT, ColumnPointer, Keyframes
 from molmoact_data.sources.base import EpisodeRef, EpisodeSource
 from molmoact_data.teachers.choice import Teachers
-
-Keyframes = Literal["regular", "motion"]
-"""How the frames that the pointer is asked about are chosen: every K-th, or as the arm moves."""
 
 
 @dataclass(frozen=True)

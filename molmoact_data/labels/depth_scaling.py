@@ -44,7 +44,7 @@ class DepthScaler(Protocol):
         ...
 
 
-def depth_scaler(name: DepthScaling) -> DepthScaler:
+def depth_scaler(name: str) -> DepthScaler:
     """For a new episode. Raises `UserError` for an unknown name."""
     if name not in get_args(DepthScaling):
         raise unknown_name("depth scaling", name, get_args(DepthScaling))

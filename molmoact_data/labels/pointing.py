@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,10 @@ def joined(parts: Sequence[GripperPoints]) -> GripperPoints:
         np.concatenate([part.confidence_NA for part in parts]),
         np.concatenate(tokens) if len(tokens) == len(parts) else None,
     )
+
+
+Keyframes = Literal["regular", "motion"]
+"""How the frames that a pointer is asked about are chosen: every K-th, or as the arm moves."""
 
 
 @dataclass(frozen=True)
