@@ -25,21 +25,80 @@ from molmoact_data.redaction import redacted
 Config = TypeVar("Config")
 
 
+_MOST_BYTES, _MOST_VALUES, _DEEPEST = 1 << 20, 100_000, 50
+"""Of a YAML file, written out without its aliases: a few lines of aliases to aliases stand for gigabytes."""
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; dashes in keys are read as underscores, like the flags."""
+    """The mapping in a YAML file; dashes in keys are read as underscores, like the flags.
+
+    Raises `UserError` for what is no YAML, too large, too deep or endless, and for a key that is there twice.
+    """
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise UserError(f"{path} is longer than a configuration can be ({_MOST_BYTES} bytes).")
+        loader = _loader(text)
+        node = loader.get_single_node()
+        _measured(node, {}, path, depth=0)
+        values = None if node is None else loader.construct_document(node)
     except OSError as error:
         raise UserError(f"cannot read the config file {path}: {error.strerror}.") from error
+    except UserError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `key: value` pairs, found a {type(values).__name__}.")
+    _refuse_doubles([str(key).replace("-", "_") for key in values], path)
     return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def _loader(text: str) -> Any:
+    """PyYAML's safe loader, whose time grows with the square of how deep brackets are nested; here that is bounded."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+            if self.flow_level > _DEEPEST:
+                raise yaml.YAMLError(f"brackets are nested more than {_DEEPEST} levels deep")
+            super().fetch_flow_collection_start(TokenClass)
+
+    return Loader(text)
+
+
+def _measured(
+    node: Any, known: dict[int, tuple[int, int]], path: Path, *, depth: int
+) -> tuple[int, int]:
+    """(values, levels) of a YAML node, every alias counted as what it stands for; a node is looked into once."""
+    children = getattr(node, "value", None)
+    if not isinstance(children, list):
+        return 1, 1
+    if id(node) not in known and depth <= _DEEPEST:
+        pairs = [child for child in children if isinstance(child, tuple)]
+        _refuse_doubles([key.value for key, _ in pairs if isinstance(key.value, str)], path)
+        below = [part for pair in pairs for part in pair] or children
+        found = [_measured(child, known, path, depth=depth + 1) for child in below]
+        values, levels = zip(*found, strict=True) if found else ((), ())
+        known[id(node)] = 1 + sum(values), 1 + max(levels, default=0)
+    size, height = known.get(id(node), (1, 1))
+    if depth + height > _DEEPEST:
+        raise UserError(f"{path} is nested more than {_DEEPEST} levels deep, or in itself.")
+    if size > _MOST_VALUES:
+        raise UserError(f"{path} stands for more than {_MOST_VALUES} values: aliases of aliases.")
+    return size, height
+
+
+def _refuse_doubles(keys: Sequence[str], path: Path) -> None:
+    """YAML takes the last of two values without a word."""
+    twice = next((key for key in keys if keys.count(key) > 1 and key != "<<"), None)
+    if twice is not None:
+        raise UserError(f"{path} has {twice!r} twice; which value is meant? Keep one of them.")
 
 
 def build(cls: type[Config], values: Mapping[str, Any]) -> Config:

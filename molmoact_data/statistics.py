@@ -238,6 +238,41 @@ class DatasetStatistics:
         return canonical_sha256(self.to_json())
 
 
+def check_released_entry(entry: object, name: str) -> None:
+    """Raises `UserError` where `entry` of a released `norm_stats` cannot say what an action is in a robot's units."""
+    action = entry.get("action") if isinstance(entry, Mapping) else None
+    if not isinstance(action, Mapping) or not {"q01", "q99"} <= action.keys():
+        raise UserError(
+            f"the statistics entry {name!r} has no action.q01 and action.q99, so actions cannot be "
+            "un-normalised. Give a dataset_statistics.json or a released norm_stats file."
+        )
+    low, high, mask = (*(list(action[n]) if isinstance(action[n], tuple) else action[n] for n in ("q01", "q99")),
+                       action.get("mask"))  # fmt: skip
+    if not _are_finite(low) or not _are_finite(high):
+        raise UserError(f"the statistics entry {name!r} holds values that are no finite numbers")
+    if len(low) != len(high) or (mask is not None and not _are_flags(mask, len(low))):
+        raise UserError(
+            f"the statistics entry {name!r} has lists of different lengths, or a mask that is not of true and false"
+        )
+    if any(a > b for a, b in zip(low, high, strict=True)):
+        raise UserError(f"the statistics entry {name!r} has a q01 above its q99: it is damaged")
+    if isinstance(entry, Mapping):
+        bins_of(entry)
+
+
+def _are_finite(values: object) -> bool:
+    return (
+        isinstance(values, list)
+        and bool(values)
+        and all(type(v) in (int, float) and abs(v) <= LARGEST for v in values)
+    )
+
+
+def _are_flags(values: object, count: int) -> bool:
+    flags = isinstance(values, list | tuple) and all(type(v) is bool for v in values)
+    return flags and len(values) == count  # type: ignore[arg-type]
+
+
 def bins_of(entry: Mapping[str, Any]) -> int:
     """Action bins of an entry of a statistics file; 256 where it does not say."""
     found = entry.get("num_bins", DEFAULT_NUM_BINS)

@@ -178,6 +178,25 @@ def fill(
         parameter.copy_(files.read_finite(name_of(name)))
 
 
+def load_strictly(
+    model: nn.Module,
+    files: WeightFiles,
+    device: torch.device | str,
+    name_of: Callable[[str], str] = _same,
+    *,
+    unread: Callable[[str], bool] = lambda _: False,
+) -> nn.Module:
+    """A network on `meta` -> in evaluation mode on `device`, filled as by `fill`.
+
+    The files are held against it before any memory is asked for: a damaged config.json may imply terabytes.
+    """
+    shapes = {name_of(name): tuple(p.shape) for name, p in model.named_parameters()}
+    files.check_names(shapes, unread)
+    model.to_empty(device=device)
+    fill(model, files, name_of, unread=unread)
+    return model.eval()
+
+
 _PIECES, _PIECE_BYTES = 64, 1 << 16
 
 

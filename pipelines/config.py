@@ -225,9 +225,9 @@ def nested(values: Mapping[str, Any]) -> PreprocessConfig:
     return build(PreprocessConfig, {**{k: values[k] for k in values if k in top}, **parts})
 
 
-def _preset(name: str | None) -> dict[str, Any]:
+def _preset(name: object) -> dict[str, Any]:
     if name is None:
         return {}
-    if name not in PRESETS:
-        raise unknown_name("preset", name, PRESETS)
+    if not isinstance(name, str) or name not in PRESETS:
+        raise unknown_name("preset", str(name), PRESETS)
     return PRESETS[name]()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from molmoact_data.config import as_dict, build
+from molmoact_data.config import as_dict, build, load_yaml
 from molmoact_data.errors import UserError
 
 
@@ -67,3 +68,46 @@ def test_nested_values_arrive_where_they_belong() -> None:
 def test_a_mistake_names_its_place_and_the_nearest(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(Camera, values)
+
+
+def bomb(levels: int, item: str) -> str:
+    lines = [f"a{i}: &a{i} {item.format(', '.join([f'*a{i - 1}'] * 9))}" for i in range(1, levels)]
+    return "\n".join(["a0: &a0 {x: 1}", *lines])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (bomb(9, "[{}]"), "aliases of aliases"),
+        (bomb(30, "[{}]"), "aliases of aliases"),
+        (bomb(30, "{{<<: [{}]}}"), "aliases of aliases"),
+        ("a: &a [*a]", "in itself"),
+        ("a: &a {b: *a}", "in itself"),
+        ("a: " + "[" * 100_000, "50 levels"),
+        ("a: " + "[" * 60 + "]" * 60, "50 levels"),
+        ("- " * 2_000, "levels|valid YAML"),
+        ("fps: 10\nfps: 20", "'fps' twice"),
+        ("a: {b: 1, b: 2}", "'b' twice"),
+        ("frames-per-shard: 1\nframes_per_shard: 2", "'frames_per_shard' twice"),
+        ("x" * 2_000_000, "longer than"),
+        ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("a: " + "9" * 5_000, "not valid YAML"),
+        ("a: 1\n---\na: 2", "not valid YAML"),
+    ],
+)
+def test_yaml_that_nobody_means_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as refused:
+        load_yaml(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_aliases_and_merges_that_somebody_means_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("base: &base {a: 1, b: 2}\nmine:\n  <<: *base\n  b: 3\nlist: [*base, *base]\n")
+    assert load_yaml(path) == {
+        "base": {"a": 1, "b": 2},
+        "mine": {"a": 1, "b": 3},
+        "list": [{"a": 1, "b": 2}, {"a": 1, "b": 2}],
+    }

@@ -131,8 +131,29 @@ class Camera:
         for name, rows, columns in (("intrinsics", 3, 3), ("world_to_camera", 4, 4)):
             if np.shape(getattr(self, name)) != (rows, columns):
                 raise ValueError(f"{name} must be {rows}x{columns} numbers")
+            if not np.isfinite(getattr(self, name)).all():
+                raise ValueError(f"{name} must be finite numbers")
+        if self.width < 1 or self.height < 1:
+            raise ValueError(f"a picture of {self.width}x{self.height} pixels is none")
+        _refuse_impossible(np.asarray(self.intrinsics), np.asarray(self.world_to_camera))
+        if not np.isfinite(self.distortion).all():
+            raise ValueError("distortion must be finite numbers")
         if len(self.distortion) not in (0, 4, 5):
             raise ValueError("distortion is k1, k2, p1, p2 and perhaps k3: 0, 4 or 5 numbers")
+
+
+def _refuse_impossible(intrinsics_33: Array, world_to_camera_44: Array) -> None:
+    """A transposed or mixed-up matrix projects somewhere else without a word."""
+    if not np.array_equal(intrinsics_33[2], [0, 0, 1]) or min(np.diag(intrinsics_33)) <= 0:
+        raise ValueError("intrinsics are [[fx, skew, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0")
+    rotation = world_to_camera_44[:3, :3]
+    is_rotation = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) and (
+        np.linalg.det(rotation) > 0
+    )
+    if not np.array_equal(world_to_camera_44[3], [0, 0, 0, 1]) or not is_rotation:
+        raise ValueError(
+            "world_to_camera is a rotation and a shift in metres, [[R, t], [0, 0, 0, 1]]; is it transposed?"
+        )
 
 
 def project(points_T3: Array, camera: Camera) -> Array:

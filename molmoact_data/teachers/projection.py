@@ -21,6 +21,7 @@ The gripper is projected whether or not something hides it.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,10 @@ class Arm:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     def __post_init__(self) -> None:
+        if min((*self.position, *self.rotation, *self.joints), default=0) < 0:
+            raise ValueError("indices count from 0; a negative one is no place in the column")
+        if not all(map(math.isfinite, self.tool_offset)):
+            raise ValueError("tool_offset must be finite metres")
         moving = sum(joint.kind != "fixed" for joint in self.chain)
         if bool(self.position) == bool(self.joints):
             raise ValueError("an arm has either `position` or `joints` (with a `chain`)")

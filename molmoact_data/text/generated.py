@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,13 @@ import numpy as np
 
 from molmoact_data.errors import UserError
 from molmoact_data.labels.actions import bin_centers, unnormalize_reference
-from molmoact_data.statistics import DEFAULT_NUM_BINS, bins_of, read_entries, resolve_key
+from molmoact_data.statistics import (
+    DEFAULT_NUM_BINS,
+    bins_of,
+    check_released_entry,
+    read_entries,
+    resolve_key,
+)
 from molmoact_data.text.prompts import parse
 
 
@@ -31,21 +36,9 @@ class ActionDecoder:
     def from_norm_stats(cls, norm_stats: Mapping[str, Any], key: str | None) -> ActionDecoder:
         """The entry asked for, or the only one. Raises UserError naming the keys."""
         name = resolve_key(list(norm_stats), key)
-        try:
-            action = norm_stats[name]["action"]
-            q01, q99 = tuple(action["q01"]), tuple(action["q99"])
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"the statistics entry {name!r} has no action.q01 and action.q99, so actions cannot be "
-                "un-normalised. Give a dataset_statistics.json or a released norm_stats file."
-            ) from error
-        mask = action.get("mask")
-        if len(q01) != len(q99) or (mask is not None and len(mask) != len(q01)):
-            raise UserError(f"the statistics entry {name!r} has lists of different lengths")
-        if not all(isinstance(x, int | float) and math.isfinite(x) for x in (*q01, *q99)):
-            raise UserError(
-                f"the statistics entry {name!r} holds values that are no finite numbers"
-            )
+        check_released_entry(norm_stats[name], name)
+        action = norm_stats[name]["action"]
+        q01, q99, mask = tuple(action["q01"]), tuple(action["q99"]), action.get("mask")
         return cls(q01, q99, None if mask is None else tuple(mask), bins_of(norm_stats[name]))
 
     @classmethod

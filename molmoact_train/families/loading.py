@@ -10,7 +10,7 @@ from torch import nn
 
 from molmoact_data.processes import pick_device
 from molmoact_train.families.registry import family_of
-from molmoact_train.weights import WeightFiles, check_is_model, fill, resolve_model_folder
+from molmoact_train.weights import WeightFiles, check_is_model, load_strictly, resolve_model_folder
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -30,6 +30,4 @@ def load_network(
         dtype = "bfloat16" if chosen.type == "cuda" else "float32"
     with torch.device("meta"):
         model = family_of(folder).build(folder)
-    model = model.to(getattr(torch, dtype)).to_empty(device=chosen)
-    fill(model, WeightFiles(folder))
-    return model.eval()
+    return load_strictly(model.to(getattr(torch, dtype)), WeightFiles(folder), chosen)

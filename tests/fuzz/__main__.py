@@ -8,7 +8,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fuzz import checkpoints, commands, datasets, interrupted, outputs, statistics_files
+from fuzz import (
+    checkpoints,
+    commands,
+    configurations,
+    datasets,
+    interrupted,
+    models,
+    outputs,
+    statistics_files,
+)
 from fuzz.outcomes import Tally, run_kind, table
 
 KINDS = {
@@ -17,9 +26,14 @@ KINDS = {
     **commands.KINDS,
     **outputs.KINDS,
     **interrupted.KINDS,
+    **configurations.KINDS,
     **checkpoints.KINDS,
+    **models.KINDS,
 }
-SLOW = {"preprocess": 20, "resume": 10}
+SLOW = {
+    "preprocess": 20, "resume": 10, "YAML, commands": 5,
+    "model molmoact": 10, "model molmoact2": 10, "model molmo": 100,
+}  # fmt: skip
 """A run of the whole command takes as long as so many reads."""
 
 

@@ -71,9 +71,7 @@ def acts(folder: Path) -> Any:
 
 def points(folder: Path) -> Any:
     """Where it sees the gripper."""
-    found = MolmoPointer(checkpoint=str(folder), device="cpu", dtype="float32").point(
-        picture()[None], "gripper"
-    )
+    found = MolmoPointer(checkpoint=str(folder), device="cpu").point(picture()[None], "gripper")
     return found.xy_TA2.tobytes(), found.confidence_TA.tobytes()
 
 

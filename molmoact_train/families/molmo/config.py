@@ -6,13 +6,14 @@ connector are fixed in the checkpoint's code, so they are stated here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from molmoact_data.errors import UserError
 from molmoact_data.files.inputs import is_git_lfs_pointer
+from molmoact_data.files.typed import read_typed
+from molmoact_train.families.fields import Size, check_fields
 from molmoact_train.families.molmoact.network.config import (
     MolmoActAdapterConfig,
     MolmoActConfig,
@@ -43,6 +44,9 @@ _NEEDED = (
 )  # fmt: skip
 
 
+_COUNTED = ("num_attention_heads", "hidden_size", "intermediate_size", "vocab_size")
+
+
 def read_config(folder: Path) -> MolmoActConfig:
     """The configuration of a checkpoint folder. Raises `UserError` for what is no Molmo or cannot run here."""
     path = folder / CONFIG
@@ -61,27 +65,28 @@ def read_config(folder: Path) -> MolmoActConfig:
     for name, allowed in _MUST_BE.items():
         if fields.get(name) not in allowed:
             raise UserError(
-                f"{path}: {name} is {fields[name]!r}; the network here runs with {allowed[0]!r} only (7B-D, 7B-O, 72B)."
+                f"{path}: {name} is {fields.get(name)!r}; the network here runs with {allowed[0]!r} only (7B-D, 7B-O, "
+                "72B)."
             )
-    return network_config(fields)
+    try:
+        return network_config(fields)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; download it again.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """One of the checkpoint's small files. Raises `UserError` for what is no JSON object."""
     if is_git_lfs_pointer(path):
         raise UserError(f"{path} is a Git LFS pointer; run `git lfs pull` in that folder.")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); download it again.") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{path} holds no fields; download it again.")
-    return fields
+    return read_typed(dict[str, Any], path, "Download it again.")
 
 
 def network_config(fields: Mapping[str, Any]) -> MolmoActConfig:
     """The fields of the file as our network's configuration; `intermediate_size` counts both fused halves."""
+    check_fields(fields, dict.fromkeys(_COUNTED, Size))
     heads, width = fields["num_attention_heads"], fields["hidden_size"]
+    if width % heads:
+        raise ValueError(f"a width of {width} is not {heads} heads of equal size")
     table_rows = fields.get("embedding_size") or fields["vocab_size"]
     llm = MolmoActLlmConfig(
         hidden_size=width,
@@ -99,7 +104,9 @@ def network_config(fields: Mapping[str, Any]) -> MolmoActConfig:
         use_qk_norm=fields["attention_layer_norm"],
         norm_after=fields["norm_after"],
     )
-    vit = CLIP_L_336 | fields.get("vision_backbone", {})
+    own = fields.get("vision_backbone", {})
+    check_fields({"vision_backbone": own}, {"vision_backbone": dict[str, Size]})
+    vit = CLIP_L_336 | own
     return MolmoActConfig(
         _vit(vit), _adapter(vit, llm), llm, image_patch_id=table_rows + PATCH_PLACE
     )

@@ -9,7 +9,7 @@ import torch
 
 from molmoact_train.families.molmo.config import read_config
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
-from molmoact_train.weights import WeightFiles, fill
+from molmoact_train.weights import WeightFiles, load_strictly
 
 _PART_OF_BLOCK = re.compile(r"(\.blocks\.\d+)\.(?:self_attn|mlp)\.")
 _VIT_BLOCK = re.compile(r"model\.vision_backbone\.image_vit\.transformer\.resblocks\.(\d+)\.")
@@ -32,12 +32,12 @@ def load_molmo(
     config = read_config(folder)
     with torch.device("meta"):
         model = MolmoActForActionReasoning(config)
-    model = model.to(dtype).to_empty(device=device)
+    model = model.to(dtype)
     num_blocks = len(model.model.vision_backbone.image_vit.transformer.resblocks)
 
     def never_run(name: str) -> bool:
         block = _VIT_BLOCK.match(name)
         return block is not None and int(block[1]) >= num_blocks
 
-    fill(model, WeightFiles(folder), molmo_name, unread=never_run)
-    return model.eval()
+    load_strictly(model, WeightFiles(folder), device, molmo_name, unread=never_run)
+    return model

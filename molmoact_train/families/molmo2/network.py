@@ -17,10 +17,11 @@ from molmoact_train.families.molmoact.network.config import (
     MolmoActAdapterConfig,
     MolmoActLlmConfig,
     MolmoActVitConfig,
+    section,
 )
-from molmoact_train.families.molmoact2.network.config import image_token_ids, section, text_section
+from molmoact_train.families.molmoact2.network.config import image_token_ids, text_section
 from molmoact_train.families.molmoact2.network.molmoact2 import VisionLanguageModel
-from molmoact_train.weights import WeightFiles, fill
+from molmoact_train.weights import WeightFiles, load_strictly
 
 MODEL_TYPE = "molmo2"
 _VIT_BLOCK = re.compile(r"model\.vision_backbone\.image_vit\.transformer\.resblocks\.(\d+)\.")
@@ -105,12 +106,12 @@ def load_molmo2(
     config = Molmo2Config.from_folder(folder)
     with torch.device("meta"):
         model = Molmo2(config)
-    model = model.to(dtype).to_empty(device=device)
+    model = model.to(dtype)
     num_blocks = len(model.model.vision_backbone.image_vit.transformer.resblocks)
 
     def never_run(name: str) -> bool:
         block = _VIT_BLOCK.match(name)
         return bool(_BUFFER.match(name)) or (block is not None and int(block[1]) >= num_blocks)
 
-    fill(model, WeightFiles(folder), unread=never_run)
-    return model.eval()
+    load_strictly(model, WeightFiles(folder), device, unread=never_run)
+    return model

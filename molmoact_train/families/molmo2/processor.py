@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from molmoact_data.errors import UserError
 from molmoact_data.files.inputs import is_git_lfs_pointer
+from molmoact_train.families.fields import read_tokenizer
 from molmoact_train.families.molmo.config import read_json
 from molmoact_train.families.molmo2.network import Molmo2Config
 from molmoact_train.families.molmoact.image_config import CONFIG_NAME
@@ -71,7 +72,7 @@ class Molmo2Processor:
             raise UserError(f"{folder} holds no {vocabulary.TOKENIZER_FILE}.")
         if is_git_lfs_pointer(path):
             raise UserError(f"{path} is a Git LFS pointer; run `git lfs pull` in that folder.")
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = read_tokenizer(path)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return cls(tokenizer, Molmo2Config.from_folder(folder), *read_layouts(folder))

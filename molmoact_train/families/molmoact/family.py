@@ -63,7 +63,7 @@ class MolmoActFamily:
     # Network
 
     def build(self, folder: Path, config: TrainConfig | None = None) -> MolmoActForActionReasoning:
-        model = MolmoActForActionReasoning(MolmoActConfig.from_pretrained(folder))
+        model = MolmoActForActionReasoning(MolmoActConfig.from_folder(folder))
         if config is not None:
             model.set_residual_dropout(config.settings.residual_dropout)
         return model

@@ -53,7 +53,7 @@ class MolmoActImageProcessor:
         path = Path(folder) / CONFIG_NAME
         if not path.is_file():
             raise UserError(f"{path} is missing: it says how the checkpoint's images are cut")
-        return cls(ImageProcessorConfig.from_json(json.loads(path.read_text(encoding="utf-8"))))
+        return cls(ImageProcessorConfig.read(path))
 
     def save_pretrained(self, folder: str | Path) -> None:
         text = json.dumps(self.config.to_json(), indent=2, sort_keys=True)

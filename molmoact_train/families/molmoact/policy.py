@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from molmoact_data.errors import UserError
+from molmoact_data.files.typed import read_typed
 from molmoact_data.policies import ActionChunk, Observation, PolicyInfo, PredictionFailed
 from molmoact_data.text.prompts import Wording
 from molmoact_train.families.loading import Dtype
@@ -175,7 +175,4 @@ def run_of(folder: Path) -> Mapping[str, Any]:
     path = folder / RUN_FILE
     if not path.is_file():
         return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
+    return read_typed(dict[str, Any], path)

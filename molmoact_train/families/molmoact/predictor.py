@@ -20,7 +20,7 @@ from molmoact_data.errors import UserError
 from molmoact_data.labels.actions import bin_centers, unnormalize, unnormalize_reference
 from molmoact_data.pictures import overlay
 from molmoact_data.policies import PredictionFailed
-from molmoact_data.statistics import DatasetStatistics, bins_of, resolve_key
+from molmoact_data.statistics import DatasetStatistics, bins_of, check_released_entry, resolve_key
 from molmoact_data.text import prompts
 from molmoact_train.families.loading import Dtype, load_network
 from molmoact_train.families.molmoact.answers import Prediction, Trace, checked_trace
@@ -87,6 +87,7 @@ class Predictor:
                 "known. Give a dataset_statistics.json with --norm-stats."
             )
         name = resolve_key(list(self.norm_stats), key)
+        check_released_entry(self.norm_stats[name], name)
         return name, self.norm_stats[name]
 
     def predict(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from molmoact_data.errors import UserError
+from molmoact_data.files.typed import read_typed
 from molmoact_data.text import tokens
+from molmoact_train.families.fields import Size, TokenId
 from molmoact_train.families.molmoact.image_config import CONFIG_NAME, ImageProcessorConfig
 from molmoact_train.families.molmoact.images import (
     ImageBatch,
@@ -118,7 +120,7 @@ class MolmoActProcessor:
         else:
             image_processor = MolmoActImageProcessor(ImageProcessorConfig())
         processor = cls(tokenizer, image_processor, padding_side=padding_side)
-        processor._check_patch_id(folder)
+        processor._check_network(folder)
         return processor
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -343,12 +345,22 @@ class MolmoActProcessor:
             attention_mask[place, area] = 1
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
-    def _check_patch_id(self, folder: Path) -> None:
-        """The id by name must be the one the checkpoint was trained with."""
+    def _check_network(self, folder: Path) -> None:
+        """The image token's id by name, and the pictures' crops, must be those the checkpoint was trained with."""
         path = folder / "config.json"
         if not path.is_file():
             return
-        expected = json.loads(path.read_text(encoding="utf-8")).get("image_patch_id")
+        config, cut = read_typed(_Config, path), self.image_processor.config
+        for said, done in (
+            (config.vit_config.image_default_input_size, cut.base_image_input_size),
+            (config.vit_config.image_patch_size, cut.image_patch_size),
+        ):
+            if said not in (None, done):
+                raise UserError(
+                    f"{folder}: pictures are cut into {done} pixels ({CONFIG_NAME}), config.json says {said}: the "
+                    f"network cannot read them. Take both files from one checkpoint."
+                )
+        expected = config.image_patch_id
         if expected is not None and expected != self.image_ids.patch:
             raise UserError(
                 f"{folder}: the tokenizer puts {tokens.IM_PATCH} at id {self.image_ids.patch}, config.json says "
@@ -365,9 +377,28 @@ def batch_images(samples: Sequence[ProcessedImages]) -> dict[str, NDArray[Any]]:
     }
 
 
+@dataclass(frozen=True)
+class _Section:
+    vocab_size: Size
+
+
+@dataclass(frozen=True)
+class _Vit:
+    image_default_input_size: tuple[Size, Size] | None = None
+    image_patch_size: Size | None = None
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What is read of config.json here."""
+
+    llm_config: _Section
+    vit_config: _Vit = field(default_factory=_Vit)
+    image_patch_id: TokenId | None = None
+
+
 def _embedding_size(folder: Path) -> int | None:
     path = folder / "config.json"
     if not path.is_file():
         return None
-    config = json.loads(path.read_text(encoding="utf-8"))
-    return config["llm_config"]["vocab_size"]
+    return read_typed(_Config, path).llm_config.vocab_size

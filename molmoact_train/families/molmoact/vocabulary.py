@@ -30,12 +30,17 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if (folder / "tokenizer.json").is_file():
         # As the file says: the class that tokenizer_config.json names would bring its own splitting rules.
         try:
-            return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+            found = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:
             # The tokenizers library raises plain Exception for a file that it cannot read.
             raise UserError(
                 f"{folder} holds a damaged tokenizer ({first_line(error)}); download or export it again."
             ) from error
+        if not isinstance(found.model_max_length, int | float):
+            raise UserError(
+                f"{folder}/tokenizer_config.json: model_max_length is {found.model_max_length!r}, not a number."
+            )
+        return found
     _refuse_code(folder)
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
@@ -101,8 +106,12 @@ def extend_vocabulary(tokenizer: PreTrainedTokenizerBase, embedding_size: int | 
     return embedding_size
 
 
-def id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    """The id of a token that a MolmoAct tokenizer must have."""
+def id_of(tokenizer: PreTrainedTokenizerBase, token: str | None) -> int:
+    """The id of a token that a MolmoAct tokenizer must have; None = one that it does not even name."""
+    if token is None:
+        raise UserError(
+            "the tokenizer names no end of text (eos_token): it is not a MolmoAct tokenizer"
+        )
     found = tokenizer.convert_tokens_to_ids(token)
     if not isinstance(found, int) or found == tokenizer.unk_token_id:
         raise UserError(f"the tokenizer has no {token!r}: it is not a MolmoAct tokenizer")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from molmoact_data.errors import UserError
+from molmoact_data.files.typed import read_typed
+from molmoact_train.families.fields import read_tokenizer
 from molmoact_train.weights import resolve_model_folder
 
 PROCESSOR_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = (
@@ -41,6 +44,21 @@ def _cosines(steps: int) -> NDArray[np.float64]:
     return matrix
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """What is read of the tokenizer's settings."""
+
+    scale: float
+    min_token: int
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < 1e6 or not 0 < self.vocab_size < 1 << 24:
+            raise ValueError(f"scale {self.scale} and vocab_size {self.vocab_size} cannot be")
+        if abs(self.min_token) > 1 << 20:
+            raise ValueError(f"min_token {self.min_token} is no coefficient")
+
+
 class FastTokenizer:
     """A fitted tokenizer. Ids run from 0 to `num_ids` - 1; the checkpoint writes id i as `<action_i>`."""
 
@@ -55,16 +73,9 @@ class FastTokenizer:
         for name in (PROCESSOR_FILE, TOKENIZER_FILE):
             if not (folder / name).is_file():
                 raise UserError(f"{folder} is no action tokenizer: it has no {name}.")
-        try:
-            fields = json.loads((folder / PROCESSOR_FILE).read_text(encoding="utf-8"))
-            values = {
-                "scale": float(fields["scale"]),
-                "min_token": int(fields["min_token"]),
-                "num_ids": int(fields["vocab_size"]),
-            }
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder / PROCESSOR_FILE} cannot be read: {error!r}.") from error
-        return cls(Tokenizer.from_file(str(folder / TOKENIZER_FILE)), **values)  # type: ignore[arg-type]
+        said = read_typed(_Fitted, folder / PROCESSOR_FILE)
+        tokenizer = read_tokenizer(folder / TOKENIZER_FILE)
+        return cls(tokenizer, scale=said.scale, min_token=said.min_token, num_ids=said.vocab_size)
 
     @classmethod
     def of_checkpoint(cls, model_folder: Path, given: str | Path | None) -> FastTokenizer:

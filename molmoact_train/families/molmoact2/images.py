@@ -6,7 +6,6 @@ Legend: U crops, P patches per crop, C = patch * patch * 3 (channel fastest), V 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError
+from molmoact_data.files.typed import read_typed
+from molmoact_train.families.fields import check_fields
 from molmoact_train.families.molmoact.image_config import ImageProcessorConfig
 from molmoact_train.families.molmoact.images import cut_image
 from molmoact_train.families.molmoact.pictures import ImageLike, to_rgb
 from molmoact_train.families.molmoact2 import vocabulary
 
 PROCESSOR_FILE = "processor_config.json"
+
+
+_FIELDS: dict[str, Any] = {
+    "image_processor": dict[str, Any],
+    "image_use_col_tokens": bool,
+    "use_single_crop_col_tokens": bool | None,
+    "use_single_crop_start_token": bool,
+}
 
 
 @dataclass(frozen=True)
@@ -40,16 +49,25 @@ class ImageLayout:
         path = folder / PROCESSOR_FILE
         if not path.is_file():
             raise UserError(f"{path} is missing: it says how the checkpoint's images are cut.")
+        fields = read_typed(dict[str, Any], path)
         try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} cannot be read: {error!r}.") from error
-        except UserError as error:
+            return cls.from_json(fields)
+        except KeyError as error:
+            raise UserError(f"{path}: the field {error.args[0]!r} is missing.") from error
+        except ValueError as error:  # a UserError included
             raise UserError(f"{path}: {error}") from error
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> ImageLayout:
+        check_fields(fields, _FIELDS)
         image = fields["image_processor"]
+        check_fields(
+            image, {"size": dict[str, Any], "overlap_margins": list[Any], "pooling_size": list[Any]}
+        )
+        if len(image["pooling_size"]) != 2:
+            raise UserError(
+                f"image_processor.pooling_size is {image['pooling_size']}, not two numbers."
+            )
         for name, only in (("image_mean", [0.5] * 3), ("image_std", [0.5] * 3), ("resample", 2)):
             if image[name] != only:
                 raise UserError(f"image_processor.{name} is {image[name]}, only {only} is known.")

@@ -6,17 +6,19 @@ Legend: D dimensions; "masked" = mask false: passes through as it is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from molmoact_data.errors import UserError, unknown_name
-from molmoact_data.statistics import FeatureStatistics
+from molmoact_data.files.typed import read_typed
+from molmoact_data.statistics import LARGEST, FeatureStatistics
+from molmoact_train.families.fields import Count, Depth, check_fields
 
 FORMAT = "molmoact2_norm_stats.v1"
 NormMode: TypeAlias = Literal["q01_q99", "q10_q90", "min_max", "mean_std", "none"]
@@ -28,6 +30,16 @@ _BOUNDS: dict[str, tuple[str, str]] = {
 MODES: tuple[NormMode, ...] = ("q01_q99", "q10_q90", "min_max", "mean_std", "none")
 SMALLEST_RANGE = np.float32(1e-6)
 Array: TypeAlias = NDArray[np.float32]
+Large = Annotated[float, Ge(-LARGEST), Le(LARGEST)]
+_WORDS: dict[str, Any] = {"mask": list[bool] | None, "names": list[str] | None}
+_TAG: dict[str, Any] = {
+    "action_horizon": Depth,
+    "n_action_steps": Count | None,
+    "setup_type": str,
+    "control_mode": str,
+    "camera_keys": list[str] | tuple[str, ...] | None,
+    "normalize_gripper": bool | None,
+}
 
 
 @dataclass(frozen=True)
@@ -51,23 +63,34 @@ class TagStatistics:
     def from_json(cls, fields: Mapping[str, Any], what: str) -> TagStatistics:
         """Raises UserError naming `what` where numbers are missing, not finite or of different lengths."""
         known = ("min", "max", "mean", "std", "q01", "q99", "q10", "q90")
+        numbers = dict.fromkeys(known, list[Large] | None)
         try:
-            values = {
-                n: np.asarray(fields[n], np.float32) for n in known if fields.get(n) is not None
-            }
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{what}: statistics must be lists of numbers: {error}") from error
+            check_fields({"statistics": fields}, {"statistics": dict[str, Any]})
+            check_fields({n: fields.get(n) for n in numbers}, numbers)
+            check_fields({n: fields.get(n) for n in _WORDS}, _WORDS)
+        except ValueError as error:
+            raise UserError(f"{what}: {error}") from error
+        values = {n: np.asarray(fields[n], np.float32) for n in known if fields.get(n) is not None}
         missing = [name for name in known[:6] if name not in values]
         if missing:
             raise UserError(f"{what}: statistics lack {', '.join(missing)}")
         dim = len(values["min"])
         mask = np.asarray(fields.get("mask") or [True] * dim, dtype=bool)
         wrong = [n for n, v in {**values, "mask": mask}.items() if v.shape != (dim,)]
+        upside = [
+            f"{low} above {high}"
+            for low, high in (("min", "max"), ("q01", "q99"), ("q10", "q90"))
+            if not wrong and low in values and high in values and (values[low] > values[high]).any()
+        ]
+        if upside:
+            raise UserError(f"{what}: statistics are damaged ({', '.join(upside)})")
         if wrong or any(not np.isfinite(v).all() for v in values.values()):
             raise UserError(
                 f"{what}: statistics are damaged ({', '.join(wrong) or 'numbers that are not finite'})"
             )
         names = fields.get("names") or [str(i) for i in range(dim)]
+        if len(names) != dim:
+            raise UserError(f"{what}: {len(names)} names for {dim} dimensions")
         return cls(values, mask, tuple(map(str, names)), fields)
 
     @classmethod
@@ -176,15 +199,17 @@ class Tag:
     @classmethod
     def from_json(cls, name: str, fields: Mapping[str, Any]) -> Tag:
         try:
-            horizon = int(fields["action_horizon"])
+            check_fields({"tag": fields}, {"tag": dict[str, Any]})
+            check_fields({n: fields.get(n) for n in _TAG}, _TAG)
+            horizon = fields["action_horizon"]
             return cls(
                 name=name,
-                setup_type=str(fields["setup_type"]),
-                control_mode=str(fields["control_mode"]),
+                setup_type=fields["setup_type"],
+                control_mode=fields["control_mode"],
                 camera_keys=tuple(fields.get("camera_keys") or ()),
                 action_horizon=horizon,
-                n_action_steps=int(fields.get("n_action_steps") or horizon),
-                normalize_gripper=bool(fields.get("normalize_gripper", False)),
+                n_action_steps=fields.get("n_action_steps") or horizon,
+                normalize_gripper=fields.get("normalize_gripper") or False,
                 action=TagStatistics.from_json(fields["action_stats"], f"tag {name!r}, action"),
                 state=TagStatistics.from_json(fields["state_stats"], f"tag {name!r}, state")
                 if fields.get("state_stats")
@@ -240,10 +265,9 @@ class NormStats:
             raise UserError(
                 f"{path} is missing: the checkpoint does not say in which units it acts."
             )
+        fields = read_typed(dict[str, Any], path)
         try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not JSON: {error}.") from error
+            return cls.from_json(fields)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
@@ -255,6 +279,8 @@ class NormStats:
         if mode not in MODES:
             raise unknown_name("norm_mode", str(mode), MODES)
         given = fields.get("metadata_by_tag") or {}
+        if not isinstance(given, Mapping):
+            raise UserError(f"metadata_by_tag is {repr(given)[:60]}, not an object of tags.")
         return cls(
             mode, {name: Tag.from_json(name, entry) for name, entry in given.items()}, fields
         )

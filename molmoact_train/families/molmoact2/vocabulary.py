@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from molmoact_data.errors import UserError
+from molmoact_train.families.fields import read_tokenizer
 from molmoact_train.families.molmoact2 import prompts
 from molmoact_train.families.molmoact2.network.config import MolmoAct2Config, TokenRange
 
@@ -62,7 +63,7 @@ def load(folder: Path, config: MolmoAct2Config) -> Tokenizer:
     path = folder / TOKENIZER_FILE
     if not path.is_file():
         raise UserError(f"{folder} holds no {TOKENIZER_FILE}.")
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = read_tokenizer(path)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     expected = {IM_PATCH: config.image_patch_id, IM_END: config.image_end_id}

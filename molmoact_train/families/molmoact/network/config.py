@@ -6,9 +6,24 @@ Nothing here is a guess at a released value: `from_pretrained` reads them from t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PretrainedConfig
+
+from molmoact_data.errors import UserError
+from molmoact_data.files.typed import read_typed
+from molmoact_train.families.fields import (
+    Count,
+    Depth,
+    Finite,
+    Share,
+    Size,
+    TokenId,
+    check_fields,
+    hints_of,
+)
 
 
 class MolmoActVitConfig(PretrainedConfig):
@@ -19,20 +34,20 @@ class MolmoActVitConfig(PretrainedConfig):
 
     def __init__(
         self,
-        hidden_size: int = 1152,
-        intermediate_size: int = 4304,
-        num_hidden_layers: int = 27,
-        num_attention_heads: int = 16,
-        num_key_value_heads: int = 16,
-        head_dim: int = 72,
+        hidden_size: Size = 1152,
+        intermediate_size: Size = 4304,
+        num_hidden_layers: Depth = 27,
+        num_attention_heads: Size = 16,
+        num_key_value_heads: Size = 16,
+        head_dim: Size = 72,
         hidden_act: str = "gelu_pytorch_tanh",
-        layer_norm_eps: float = 1e-6,
-        image_default_input_size: tuple[int, int] = (378, 378),
-        image_patch_size: int = 14,
-        image_num_pos: int = 729,
-        attention_dropout: float = 0.0,
-        residual_dropout: float = 0.0,
-        initializer_range: float = 0.02,
+        layer_norm_eps: Share = 1e-6,
+        image_default_input_size: tuple[Size, Size] = (378, 378),
+        image_patch_size: Size = 14,
+        image_num_pos: Size = 729,
+        attention_dropout: Share = 0.0,
+        residual_dropout: Share = 0.0,
+        initializer_range: Finite = 0.02,
         *,
         float32_attention: bool = True,
         use_cls_token: bool = False,
@@ -49,7 +64,7 @@ class MolmoActVitConfig(PretrainedConfig):
         self.head_dim = head_dim
         self.hidden_act = hidden_act
         self.layer_norm_eps = layer_norm_eps
-        self.image_default_input_size = tuple(image_default_input_size)
+        self.image_default_input_size = _tuple(image_default_input_size)
         self.image_patch_size = image_patch_size
         self.image_num_pos = image_num_pos
         self.attention_dropout = attention_dropout
@@ -59,6 +74,7 @@ class MolmoActVitConfig(PretrainedConfig):
         self.use_cls_token = use_cls_token
         self.patch_bias = patch_bias
         self.pre_layernorm = pre_layernorm
+        _check(self)
 
     @property
     def grid_hw(self) -> tuple[int, int]:
@@ -79,25 +95,25 @@ class MolmoActAdapterConfig(PretrainedConfig):
     def __init__(
         self,
         vit_layers: tuple[int, ...] = (-3, -9),
-        hidden_size: int = 1152,
-        num_attention_heads: int = 16,
-        num_key_value_heads: int = 16,
-        head_dim: int = 72,
+        hidden_size: Size = 1152,
+        num_attention_heads: Size = 16,
+        num_key_value_heads: Size = 16,
+        head_dim: Size = 72,
         *,
         float32_attention: bool = True,
-        attention_dropout: float = 0.0,
-        residual_dropout: float = 0.0,
+        attention_dropout: Share = 0.0,
+        residual_dropout: Share = 0.0,
         hidden_act: str = "silu",
-        intermediate_size: int = 18944,
-        text_hidden_size: int = 3584,
-        image_feature_dropout: float = 0.0,
-        initializer_range: float = 0.02,
+        intermediate_size: Size = 18944,
+        text_hidden_size: Size = 3584,
+        image_feature_dropout: Share = 0.0,
+        initializer_range: Finite = 0.02,
         image_padding_embed: str | None = None,
         pooling_attention_mask: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.vit_layers = list(vit_layers)
+        self.vit_layers = list(_tuple(vit_layers))
         self.hidden_size = hidden_size
         self.num_attention_heads = num_attention_heads
         self.num_key_value_heads = num_key_value_heads
@@ -112,6 +128,7 @@ class MolmoActAdapterConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.image_padding_embed = image_padding_embed
         self.pooling_attention_mask = pooling_attention_mask
+        _check(self, vit_layers=tuple(self.vit_layers))
 
 
 class MolmoActLlmConfig(PretrainedConfig):
@@ -124,25 +141,25 @@ class MolmoActLlmConfig(PretrainedConfig):
 
     def __init__(
         self,
-        hidden_size: int = 3584,
-        num_hidden_layers: int = 28,
-        num_attention_heads: int = 28,
-        num_key_value_heads: int = 4,
-        head_dim: int = 128,
-        vocab_size: int = 152064,
-        additional_vocab_size: int = 128,
-        intermediate_size: int = 18944,
+        hidden_size: Size = 3584,
+        num_hidden_layers: Depth = 28,
+        num_attention_heads: Size = 28,
+        num_key_value_heads: Size = 4,
+        head_dim: Size = 128,
+        vocab_size: Size = 152064,
+        additional_vocab_size: Count = 128,
+        intermediate_size: Size = 18944,
         hidden_act: str = "silu",
-        layer_norm_eps: float = 1e-6,
-        rope_theta: float = 1_000_000.0,
+        layer_norm_eps: Share = 1e-6,
+        rope_theta: Finite = 1_000_000.0,
         rope_scaling: dict[str, Any] | None = None,
         rope_parameters: dict[str, Any] | None = None,
-        max_position_embeddings: int = 4096,
+        max_position_embeddings: Size = 4096,
         qk_norm_type: str = "olmo",
-        embedding_dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        residual_dropout: float = 0.0,
-        initializer_range: float = 0.02,
+        embedding_dropout: Share = 0.0,
+        attention_dropout: Share = 0.0,
+        residual_dropout: Share = 0.0,
+        initializer_range: Finite = 0.02,
         *,
         qkv_bias: bool = True,
         use_qk_norm: bool = False,
@@ -154,6 +171,7 @@ class MolmoActLlmConfig(PretrainedConfig):
         """`rope_parameters` is what a file says that the released code saved under transformers 5."""
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
         if rope_parameters is not None:
+            check_fields({"rope_parameters": rope_parameters}, {"rope_parameters": dict[str, Any]})
             kind = rope_parameters.get("rope_type", "default")
             rope_scaling = rope_scaling if kind == "default" else rope_parameters
             rope_theta = rope_parameters.get("rope_theta", rope_theta)
@@ -187,6 +205,7 @@ class MolmoActLlmConfig(PretrainedConfig):
         self.use_qk_norm = use_qk_norm
         self.norm_after = norm_after
         self.use_cache = use_cache
+        _check(self, rope_parameters=None)
 
 
 class MolmoActConfig(PretrainedConfig):
@@ -204,9 +223,9 @@ class MolmoActConfig(PretrainedConfig):
         vit_config: MolmoActVitConfig | dict[str, Any] | None = None,
         adapter_config: MolmoActAdapterConfig | dict[str, Any] | None = None,
         llm_config: MolmoActLlmConfig | dict[str, Any] | None = None,
-        image_patch_id: int | None = None,
-        initializer_range: float = 0.02,
-        n_action_bins: int = 256,
+        image_patch_id: TokenId | None = None,
+        initializer_range: Finite = 0.02,
+        n_action_bins: Size = 256,
         norm_stats: dict[str, Any] | None = None,
         *,
         use_cache: bool = True,
@@ -227,6 +246,17 @@ class MolmoActConfig(PretrainedConfig):
         self.norm_stats = norm_stats if norm_stats is not None else {}
         self.use_cache = use_cache
         self.ignore_image_masks = ignore_image_masks
+        _check(self)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> MolmoActConfig:
+        """Of a model folder. Raises `UserError` naming the file, the field and what is wrong with it."""
+        path = folder / "config.json"
+        fields = read_typed(dict[str, Any], path)
+        try:
+            return section(cls, fields)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}.") from error
 
     def get_text_config(self, *_: Any, **__: Any) -> MolmoActLlmConfig:
         """What transformers' generation asks for cache sizes (the signature is its own)."""
@@ -261,10 +291,34 @@ class MolmoActConfig(PretrainedConfig):
         return self.llm_config.max_position_embeddings
 
 
+def section(cls: type[Any], fields: Any) -> Any:
+    """The fields that our class knows, as one of it. Raises `ValueError` for one that cannot be."""
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"a section of config.json is an object, found {repr(fields)[:60]}")
+    known = hints_of(cls.__init__)
+    return cls(**{name: value for name, value in fields.items() if name in known})
+
+
 def _section(cls: type[Any], value: Any) -> Any:
     if value is None:
         return cls()
-    return cls(**value) if isinstance(value, dict) else value
+    return value if isinstance(value, cls) else section(cls, value)
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"a list of numbers is needed, found {repr(value)[:60]}")
+    return tuple(value)
+
+
+def _check(config: PretrainedConfig, **instead: Any) -> None:
+    """Every field of a configuration against its annotation; `instead` of attributes that are kept otherwise."""
+    known = hints_of(type(config).__init__)
+    hints = {n: hint for n, hint in known.items() if n not in type(config).sub_configs}
+    check_fields({**{n: getattr(config, n, None) for n in hints}, **instead}, hints)
+    heads = getattr(config, "num_attention_heads", 1), getattr(config, "num_key_value_heads", 1)
+    if heads[0] % heads[1]:
+        raise ValueError(f"{heads[0]} attention heads cannot share {heads[1]} key-value heads")
 
 
 def released_config(variant: Literal["D", "O"]) -> MolmoActConfig:

@@ -6,18 +6,28 @@ Everything is read from the file: no id, width or count has a default here that 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from molmoact_data.errors import UserError
+from molmoact_data.files.typed import read_typed
+from molmoact_train.families.fields import (
+    Count,
+    Depth,
+    Finite,
+    Share,
+    Size,
+    TokenId,
+    check_fields,
+    hints_of,
+)
 from molmoact_train.families.molmoact.network.config import (
     MolmoActAdapterConfig,
     MolmoActLlmConfig,
     MolmoActVitConfig,
+    section,
 )
 
 MODEL_TYPE = "molmoact2"
@@ -31,19 +41,26 @@ IMAGE_ATTENTION_KEY = "image_attention"
 class ActionExpertConfig:
     """`action_expert_config` of config.json."""
 
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    mlp_ratio: float
-    ffn_multiple_of: int
-    timestep_embed_dim: int
+    hidden_size: Size
+    num_layers: Depth
+    num_heads: Size
+    mlp_ratio: Finite
+    ffn_multiple_of: Size
+    timestep_embed_dim: Size
     context_layer_norm: bool
     qk_norm: bool
-    qk_norm_eps: float
+    qk_norm_eps: Share
     rope: bool
     causal_attn: bool
-    dropout: float = 0.0
-    attn_dropout: float = 0.0
+    dropout: Share = 0.0
+    attn_dropout: Share = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(vars(self), hints_of(type(self)))
+        if self.hidden_size % self.num_heads or not 0 < self.mlp_ratio <= 64:
+            raise ValueError(
+                f"an expert of width {self.hidden_size}, {self.num_heads} heads and mlp_ratio {self.mlp_ratio}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -60,24 +77,32 @@ class ActionExpertConfig:
 class FlowConfig:
     """`flow_matching_*` of config.json; t runs from 0 (noise) to 1 (data)."""
 
-    num_steps: int
+    num_steps: Depth
     """Euler steps of an answer."""
-    cutoff: float
-    time_offset: float
-    time_scale: float
-    beta_alpha: float
-    beta_beta: float
+    cutoff: Finite
+    time_offset: Finite
+    time_scale: Finite
+    beta_alpha: Finite
+    beta_beta: Finite
+
+    def __post_init__(self) -> None:
+        check_fields(vars(self), hints_of(type(self)))
+        if min(self.beta_alpha, self.beta_beta) <= 0:
+            raise ValueError("flow_matching_beta_alpha and _beta are above 0")
 
 
 @dataclass(frozen=True)
 class TokenRange:
     """Start marker, end marker, output trigger and the first of `count` numbered tokens."""
 
-    start: int
-    end: int
-    first: int
-    count: int
-    output: int | None = None
+    start: TokenId
+    end: TokenId
+    first: TokenId
+    count: Size
+    output: TokenId | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(vars(self), hints_of(type(self)))
 
     def __contains__(self, token_id: object) -> bool:
         return isinstance(token_id, int) and self.first <= token_id < self.first + self.count
@@ -93,31 +118,48 @@ class MolmoAct2Config:
     expert: ActionExpertConfig | None
     """None = a model that answers in action tokens only, or no robot model at all."""
     flow: FlowConfig | None
-    image_patch_id: int
-    image_token_ids: tuple[int, ...]
+    image_patch_id: TokenId
+    image_token_ids: tuple[TokenId, ...]
     """Every token of an image block; in bidirectional attention they see each other."""
-    image_end_id: int
-    bos_id: int
-    eos_id: int
-    pad_id: int
+    image_end_id: TokenId
+    bos_id: TokenId
+    eos_id: TokenId
+    pad_id: TokenId
     action_tokens: TokenRange | None
     state_tokens: TokenRange | None
     depth_tokens: TokenRange | None
     action_mode: ActionMode
-    max_action_dim: int
-    max_action_horizon: int
-    n_obs_steps: int
+    max_action_dim: Depth
+    max_action_horizon: Size
+    n_obs_steps: Size
     mask_action_dim_padding: bool
     enable_depth_reasoning: bool
-    num_depth_codes: int
+    num_depth_codes: Count
     depth_gate: bool
     depth_gate_per_layer: bool
-    depth_gate_init_bias: float
+    depth_gate_init_bias: Finite
     add_setup_tokens: bool
     add_control_tokens: bool
     norm_stats_filename: str
     image_attention: ImageAttention
     fields: Mapping[str, Any] = dataclasses.field(repr=False)
+
+    def __post_init__(self) -> None:
+        hints = hints_of(type(self))
+        sections = {
+            "vit",
+            "adapter",
+            "llm",
+            "expert",
+            "flow",
+            "fields",
+        }  # checked where they are made
+        sections |= {"action_tokens", "state_tokens", "depth_tokens"}
+        check_fields(vars(self), {n: hint for n, hint in hints.items() if n not in sections})
+        if Path(self.norm_stats_filename).name != self.norm_stats_filename:
+            raise UserError(
+                f"norm_stats_filename {self.norm_stats_filename!r} is no file of the folder."
+            )
 
     @classmethod
     def from_folder(cls, folder: Path) -> MolmoAct2Config:
@@ -125,10 +167,7 @@ class MolmoAct2Config:
         path = folder / "config.json"
         if not path.is_file():
             raise UserError(f"{folder} is not a checkpoint: it has no config.json.")
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not JSON: {error}.") from error
+        fields = read_typed(dict[str, Any], path)
         try:
             return cls.from_json(fields)
         except UserError as error:
@@ -213,12 +252,6 @@ def _choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     return value
 
 
-def section(cls: type[Any], fields: Mapping[str, Any]) -> Any:
-    """The fields that our class knows; every one that it needs a value for must be there."""
-    known = set(signature(cls.__init__).parameters) - {"self", "kwargs"}
-    return cls(**{name: value for name, value in fields.items() if name in known})
-
-
 def text_section(fields: Mapping[str, Any]) -> MolmoActLlmConfig:
     """transformers 5 moves `rope_theta` into `rope_parameters`; both spellings are read."""
     plain = _released_rope(fields)
@@ -233,10 +266,12 @@ def text_section(fields: Mapping[str, Any]) -> MolmoActLlmConfig:
 
 def _released_rope(text_config: Mapping[str, Any]) -> dict[str, Any]:
     """`text_config` with `rope_theta` and `rope_scaling` instead of `rope_parameters`."""
+    check_fields({"text_config": text_config}, {"text_config": dict[str, Any]})
     plain = dict(text_config)
     parameters = plain.pop("rope_parameters", None)
     if parameters is None:
         return plain
+    check_fields({"rope_parameters": parameters}, {"rope_parameters": dict[str, Any]})
     if parameters.get("rope_type", "default") != "default":
         raise UserError(f"rope_parameters {parameters} scale the positions: not supported.")
     plain.setdefault("rope_theta", parameters["rope_theta"])
@@ -244,7 +279,8 @@ def _released_rope(text_config: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _expert(fields: Mapping[str, Any]) -> ActionExpertConfig:
+def _expert(fields: Any) -> ActionExpertConfig:
+    check_fields({"action_expert_config": fields}, {"action_expert_config": dict[str, Any]})
     known = {f.name for f in dataclasses.fields(ActionExpertConfig)}
     return ActionExpertConfig(**{name: fields[name] for name in sorted(known)})
 
