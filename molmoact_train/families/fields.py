@@ -10,23 +10,22 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from annotated_types import Ge, Le
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from molmoact_data.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Size = Annotated[int, Ge(1), Le(1 << 24)]
+Size = Annotated[int, Field(ge=1, le=1 << 24)]
 """A width, a number of heads, rows of a table: 16.7 million at most."""
-Depth = Annotated[int, Ge(1), Le(1024)]
+Depth = Annotated[int, Field(ge=1, le=1024)]
 """Blocks on top of each other, or tiles of a picture."""
-Count = Annotated[int, Ge(0), Le(1 << 24)]
-TokenId = Annotated[int, Ge(0), Le(1 << 24)]
-Share = Annotated[float, Ge(0), Le(1)]
+Count = Annotated[int, Field(ge=0, le=1 << 24)]
+TokenId = Annotated[int, Field(ge=0, le=1 << 24)]
+Share = Annotated[float, Field(ge=0, le=1)]
 """Of what is dropped, or a small number beside a norm."""
-Finite = Annotated[float, Ge(-1e30), Le(1e30)]
+Finite = Annotated[float, Field(ge=-1e30, le=1e30)]
 """NaN is in no range, so it is refused too."""
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le
+from pydantic import Field
 
 from molmoact_data.errors import UserError
 from molmoact_data.files.typed import read_typed
 from molmoact_train.families.fields import Count, Depth, Share, check_fields, hints_of
 
-Side = Annotated[int, Ge(1), Le(4096)]
+Side = Annotated[int, Field(ge=1, le=4096)]
 """Pixels or patches along one side."""
 CONFIG_NAME = "preprocessor_config.json"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
-from annotated_types import Ge, Le
 from numpy.typing import NDArray
+from pydantic import Field
 
 from molmoact_data.errors import UserError, unknown_name
 from molmoact_data.files.typed import read_typed
@@ -30,7 +30,7 @@ _BOUNDS: dict[str, tuple[str, str]] = {
 MODES: tuple[NormMode, ...] = ("q01_q99", "q10_q90", "min_max", "mean_std", "none")
 SMALLEST_RANGE = np.float32(1e-6)
 Array: TypeAlias = NDArray[np.float32]
-Large = Annotated[float, Ge(-LARGEST), Le(LARGEST)]
+Large = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 _WORDS: dict[str, Any] = {"mask": list[bool] | None, "names": list[str] | None}
 _TAG: dict[str, Any] = {
     "action_horizon": Depth,
