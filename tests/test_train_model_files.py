@@ -109,7 +109,7 @@ def test_numbers_that_actions_cannot_be_scaled_with(
      ("vision_backbone", 3), ("vision_backbone.image_emb_dim", -1), ("rope_theta", None)],
 )  # fmt: skip
 def test_of_a_pointer(tmp_path: Path, place: str, value: Any) -> None:
-    fields = config_fields(300)
+    fields = json.loads(json.dumps(config_fields(300)))
     put(fields, place, value)
     (tmp_path / "config.json").write_text(json.dumps(fields))
     with pytest.raises(UserError, match=r"config\.json"):
