@@ -72,7 +72,7 @@ def acts(folder: Path) -> Any:
 def points(folder: Path) -> Any:
     """Where it sees the gripper."""
     found = MolmoPointer(checkpoint=str(folder), device="cpu").point(picture()[None], "gripper")
-    return found.xy_TA2.tobytes(), found.confidence_TA.tobytes()
+    return found.xy_NA2.tobytes(), found.confidence_NA.tobytes()
 
 
 def broken(write: Callable[[Path], Path], ask: Callable[[Path], Any]) -> Kind:
