@@ -1,6 +1,7 @@
 """Our HTML pages as a person sees them: wide and narrow, light and dark, in Chromium.
 
-    python scripts/screens.py out/demo/report.html http://127.0.0.1:7860 --output-path screens
+    python scripts/screens.py out/demo/report.html out/demo/run/run.html --output-path screens
+    python scripts/screens.py http://127.0.0.1:7860 --wait-for '#ask' --output-path screens
 
 Each page becomes NAME-WIDTH-light.png and NAME-WIDTH-dark.png; --height cuts a long one off. What does not fit is
 named, and then the exit code is 1: a page that is wider than its window, or something that leaves its card. Needs
@@ -66,8 +67,10 @@ def name(page: str) -> str:
     return f"{path.parent.name}-{path.stem}"
 
 
-def screens(pages: Sequence[str], folder: Path, *, height: int | None = None) -> Iterator[Screen]:
-    """Every page at every width in both schemes; one browser, which is closed at the end."""
+def screens(
+    pages: Sequence[str], folder: Path, *, height: int | None = None, wait_for: str = "body"
+) -> Iterator[Screen]:
+    """Every page at every width in both schemes, when `wait_for` (CSS) is seen; the browser is closed at the end."""
     from playwright.sync_api import sync_playwright
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,19 +82,26 @@ def screens(pages: Sequence[str], folder: Path, *, height: int | None = None) ->
                 for width in WIDTHS:
                     for scheme in SCHEMES:
                         path = folder / f"{name(page)}-{width}-{scheme}.png"
-                        yield _screen(browser, page, path, width, scheme, height)
+                        yield _screen(browser, page, path, width, scheme, height, wait_for)
         finally:
             browser.close()
 
 
 def _screen(
-    browser: Any, page: str, path: Path, width: int, scheme: str, height: int | None
+    browser: Any,
+    page: str,
+    path: Path,
+    width: int,
+    scheme: str,
+    height: int | None,
+    wait_for: str,
 ) -> Screen:
     window = {"width": width, "height": height or WINDOW_HEIGHT}
     opened = browser.new_page(viewport=window, color_scheme=scheme)
     opened.set_default_timeout(LONGEST_WAIT_MS)
     try:
         opened.goto(address(page), wait_until="load")
+        opened.locator(wait_for).first.wait_for(state="visible")
         opened.evaluate(PICTURES_ARE_THERE)
         problems = tuple(dict.fromkeys(opened.evaluate(DOES_NOT_FIT)))
         opened.screenshot(path=str(path), full_page=height is None)
@@ -105,9 +115,12 @@ def main() -> int:
     parser.add_argument("pages", nargs="+", help="HTML files or addresses")
     parser.add_argument("--output-path", type=Path, required=True, help="folder of the pictures")
     parser.add_argument("--height", type=int, help="pixels; default: the whole page")
+    parser.add_argument("--wait-for", default="body", help="CSS of what must be seen first")
     given = parser.parse_args()
     fits = True
-    for screen in screens(given.pages, given.output_path, height=given.height):
+    for screen in screens(
+        given.pages, given.output_path, height=given.height, wait_for=given.wait_for
+    ):
         print(screen.path)
         for problem in screen.problems:
             print(f"  {problem}", file=sys.stderr)
