@@ -51,6 +51,7 @@ from molmoact_data.processes import World
 from molmoact_data.runs import CONFIG_FILE
 from molmoact_train.config import TrainConfig, changes_on_resume, from_json, to_json
 from molmoact_train.inputs import RUN_FLAG
+from molmoact_train.monitoring.answers import ANSWERS_FILE
 from molmoact_train.monitoring.metrics import PLOT_FILE
 from molmoact_train.monitoring.page import PAGE_FILE
 from molmoact_train.monitoring.progress import LOG_FILE
@@ -155,6 +156,7 @@ def _is_ours(name: str) -> bool:
         FINAL_DIR + _TEMPORARY,
         PLOT_FILE,
         PAGE_FILE,
+        ANSWERS_FILE,
         LOG_FILE,
         schema.STATISTICS_FILE,
     )

@@ -278,7 +278,8 @@ def run_evaluation(
     model.eval()
     try:
         forced = evaluate.teacher_forced(family, model, held_out, config, world)
-        return forced | evaluate.generated(family, model, held_out, config, world)
+        run = Path(config.output_path)
+        return forced | evaluate.generated(family, model, held_out, config, world, run=run)
     finally:
         model.train()
 

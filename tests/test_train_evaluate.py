@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from made_training import open_eval_data, open_training_data
+from PIL import Image
 
+from molmoact_data.pictures.overlay import TAKEN_RGB
 from molmoact_data.processes import World
 from molmoact_train.config import resolve
 from molmoact_train.debug.data import write_debug_dataset
@@ -28,6 +32,8 @@ from molmoact_train.families.molmoact.family import FAMILY
 from molmoact_train.families.molmoact.grammar import build_grammar
 from molmoact_train.families.molmoact.network import MolmoActForActionReasoning
 from molmoact_train.families.molmoact.predictor import Predictor
+from molmoact_train.monitoring.answers import read_answers
+from molmoact_train.monitoring.page import render_run_page
 
 SIZE = TinySize(width=32, layers=1, vit_width=16, vit_layers=2, image_size=56)
 ALONE = World(0, 1, torch.device("cpu"))
@@ -156,7 +162,7 @@ def test_a_perfect_answer_has_no_error_beyond_the_bins(
 
 
 def test_an_answer_that_is_no_action_is_counted_and_the_run_goes_on(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from molmoact_data.policies import PredictionFailed
 
@@ -169,15 +175,19 @@ def test_an_answer_that_is_no_action_is_counted_and_the_run_goes_on(
     assert data is not None
     monkeypatch.setattr(Predictor, "predict", failing)
     model = MolmoActForActionReasoning(tiny_config(SIZE)).eval()
-    found = evaluate.generated(FAMILY, model, data, config, ALONE)
+    found = evaluate.generated(FAMILY, model, data, config, ALONE, run=tmp_path)
     assert found == {"eval/failed_answers": 2.0}
+    assert [(f.verdict, f.pill) for f in read_answers(tmp_path)] == [("bad", "not finite")] * 2
 
 
 @pytest.mark.parametrize("wording", ["released", "reference"])
 def test_generated_answers_have_every_part(
-    folder: Path, wording: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, wording: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Two answers of one source build one grammar; the reference's wording says the one arm twice."""
+    """Two answers of one source build one grammar; the reference's wording says the one arm twice.
+
+    The run's page shows them: the recorded path in amber, and what is said.
+    """
     built = []
     monkeypatch.setattr(
         predictor_module, "build_grammar", lambda *a: built.append(a) or build_grammar(*a)
@@ -188,9 +198,20 @@ def test_generated_answers_have_every_part(
     assert data is not None
     torch.manual_seed(0)
     model = MolmoActForActionReasoning(tiny_config(SIZE)).eval()
-    found = evaluate.generated(FAMILY, model, data, config, ALONE)
+    found = evaluate.generated(FAMILY, model, data, config, ALONE, run=tmp_path)
     assert {"eval/code_accuracy", "eval/trace_distance_error", "eval/action_error_dim6"} <= set(
         found
     )
     assert all(np.isfinite(list(found.values())))
     assert len(built) == 1
+    shown = read_answers(tmp_path)
+    assert [figure.caption.partition(":")[0] for figure in shown] == ["move the square"] * 2
+    for figure in shown:
+        encoded = base64.b64decode(figure.address.partition(",")[2])
+        rgb = np.asarray(Image.open(io.BytesIO(encoded))).astype(int)
+        assert rgb.shape == (figure.height, figure.width, 3)
+        assert (np.abs(rgb - TAKEN_RGB).sum(axis=2) < 90).any(), "the recorded path"
+    page = render_run_page("run", {"duration": 1}, [{"step": 1, "train/loss": 2.0}], shown)
+    assert page.count("of the depth codes right, actions off by") == 2
+    assert "Example answers" in page
+    assert "Example answers" not in render_run_page("run", {"duration": 1}, [])

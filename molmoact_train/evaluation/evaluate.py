@@ -8,6 +8,7 @@ robot's own units against the *recorded* actions.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from molmoact_train.data.collate import split_by_length
 from molmoact_train.data.dataset import TrainingData, by_group
 from molmoact_train.families.base import Family
 from molmoact_train.families.measures import summarise_answers
+from molmoact_train.monitoring.answers import write_answers
 from molmoact_train.parallel import autocast
 
 
@@ -75,11 +77,20 @@ def _eval_batches(
 
 @torch.no_grad()
 def generated(
-    family: Family, model: nn.Module, data: TrainingData, config: TrainConfig, world: World
+    family: Family,
+    model: nn.Module,
+    data: TrainingData,
+    config: TrainConfig,
+    world: World,
+    *,
+    run: Path | None = None,
 ) -> dict[str, float]:
-    """Errors of whole answers on `eval_generate` held-out frames of our record.
+    """Errors of whole answers on `eval_generate` held-out frames of our record; their pictures are left in `run`.
 
     Every process generates the same answers, so that the passes of a sharded model stay in step.
     """
     with autocast(config, world.device):
-        return summarise_answers(family.answers(model, data.encoder, data.sources, config))
+        answers = family.answers(model, data.encoder, data.sources, config)
+    if run is not None and world.is_main:
+        write_answers(run, answers)
+    return summarise_answers(answers)

@@ -10,6 +10,16 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
+class Seen:
+    """The frame that was asked about, for people."""
+
+    rgb_HWC: NDArray[np.uint8]
+    """Its first picture, with the predicted path in cyan and the recorded one in amber where there are any."""
+    instruction: str
+    where: str
+
+
+@dataclass(frozen=True)
 class AnswerErrors:
     """How far one generated answer is off; None where the sample has no such part."""
 
@@ -21,6 +31,8 @@ class AnswerErrors:
     """Mean absolute error per dimension, robot units."""
     failed: str | None = None
     """Why the answer is no action at all; such an answer has no errors and is counted on its own."""
+    seen: Seen | None = None
+    """What is shown of it; None = nothing."""
 
 
 def compare_codes(found: Sequence[int] | None, expected: Sequence[int] | None) -> float | None:

@@ -10,7 +10,8 @@ from typing import Any
 from molmoact_data import runs
 from molmoact_data.files.folders import write_bytes
 from molmoact_data.pages.charts import line_chart
-from molmoact_data.pages.page import Card, plain, render_page
+from molmoact_data.pages.page import Card, Figure, plain, render_page
+from molmoact_train.monitoring.answers import read_answers
 
 PAGE_FILE = "run.html"
 PANELS: Mapping[str, tuple[str, str]] = {
@@ -33,12 +34,16 @@ _SETTINGS = (
 
 def write_run_page(run: Path, config: Mapping[str, Any]) -> None:
     """Draw the page of a run from its `metrics.jsonl`; equal files give equal bytes."""
-    text = render_run_page(run.name, config, runs.read_metrics(run / runs.METRICS_FILE))
+    lines = runs.read_metrics(run / runs.METRICS_FILE)
+    text = render_run_page(run.name, config, lines, read_answers(run))
     write_bytes(run / PAGE_FILE, text.encode())
 
 
 def render_run_page(
-    name: str, config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]
+    name: str,
+    config: Mapping[str, Any],
+    lines: Sequence[Mapping[str, Any]],
+    answers: Sequence[Figure] = (),
 ) -> str:
     """The page as text."""
     series = series_of(lines)
@@ -53,6 +58,7 @@ def render_run_page(
             for title, (pattern, unit) in PANELS.items()
             if (found := {n: s for n, s in series.items() if re.match(pattern, n)})
         ],
+        answers=answers,
         settings={key: plain(config[key]) for key in _SETTINGS if key in config},
     )
 

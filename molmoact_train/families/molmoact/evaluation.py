@@ -8,13 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
+from molmoact_data.pictures import overlay
 from molmoact_data.policies import PredictionFailed
 from molmoact_train.config import TrainConfig
 from molmoact_train.data.rendering import decode_image, shrink
 from molmoact_train.data.sources import ShardSource, Source
 from molmoact_train.families.measures import (
     AnswerErrors,
+    Seen,
     action_error,
     compare_codes,
     mean_trace_distance,
@@ -134,11 +138,26 @@ def answer_errors(
         )
     except PredictionFailed as failed:
         logger.warning("%s: the answer is no action (%s)", row.where, failed)
-        return AnswerErrors(None, None, None, failed=failed.reason)
+        seen = Seen(np.asarray(pictures[0]), row.instruction, row.where)
+        return AnswerErrors(None, None, None, failed=failed.reason, seen=seen)
     return AnswerErrors(
         code_accuracy=None
         if steer or alone
         else compare_codes(found.depth_codes[0], row.depth_codes),
         trace_distance=None if steer or alone else mean_trace_distance(found.traces, row.traces),
         action_error_D=action_error(np.asarray(found.actions), row.actions_HD[: row.num_valid]),
+        seen=Seen(_drawn(pictures[0], found.traces, row.traces), row.instruction, row.where),
     )
+
+
+def _drawn(
+    picture: Image.Image,
+    predicted: Sequence[Sequence[Sequence[float]]],
+    recorded: Sequence[Sequence[Sequence[int]]],
+) -> NDArray[np.uint8]:
+    """The picture with the predicted paths over the recorded ones."""
+    drawn = overlay.readable(np.asarray(picture))
+    for trace in recorded:
+        drawn = overlay.draw_path(drawn, trace, overlay.TAKEN_RGB, overlay.TRACE_THICKNESS)
+    traces = [np.rint(np.asarray(trace)).astype(int).tolist() for trace in predicted]
+    return overlay.draw_labels(drawn, traces=traces, points=[])

@@ -15,7 +15,7 @@ from molmoact_data.policies import Observation, PredictionFailed
 from molmoact_train.config import TrainConfig
 from molmoact_train.data.rendering import decode_image
 from molmoact_train.data.sources import ShardSource, Source
-from molmoact_train.families.measures import AnswerErrors, action_error, compare_codes
+from molmoact_train.families.measures import AnswerErrors, Seen, action_error, compare_codes
 from molmoact_train.families.molmoact2.encoder import MolmoAct2Encoder
 from molmoact_train.families.molmoact2.network import MolmoAct2
 from molmoact_train.families.molmoact2.policy import ActOptions, MolmoAct2Policy
@@ -101,15 +101,17 @@ def _errors(
         f"camera_{n}": np.asarray(decode_image(encoded, row.where))
         for n, encoded in enumerate(row.images)
     }
+    seen = Seen(next(iter(images.values())), row.instruction, row.where)
     try:
         done = policy.act(Observation(images, row.instruction, row.state, episode=row.where))
     except PredictionFailed as error:
         logger.warning("%s: the answer is no action (%s)", row.where, error)
-        return AnswerErrors(None, None, None, failed=error.reason)
+        return AnswerErrors(None, None, None, failed=error.reason, seen=seen)
     recorded = row.actions_HD[: min(row.num_valid, tag.action_horizon)]
     codes = None if done.depth_codes is None else done.depth_codes.tolist()
     return AnswerErrors(
         code_accuracy=compare_codes(codes, encoder.depth_target(row)),
         trace_distance=None,
         action_error_D=action_error(done.actions_HD, recorded),
+        seen=seen,
     )
