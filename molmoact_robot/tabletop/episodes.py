@@ -118,7 +118,7 @@ def start_rollout(seed: int, config: EpisodeConfig) -> Rollout:
     task = sample_task(rng, config.split, config.family, alone=calm)
     model = build_model(look, task.objects, config.quality)
     arm = ArmController(
-        model, look.table_height_m, _start_joints(rng, model, look.table_height_m, upright=calm)
+        model, look.table_height_m, _start_joints(rng, model, look.table_height_m, calm=calm)
     )
     world = World(arm, look.table_height_m)
     match config.policy:
@@ -148,16 +148,20 @@ def observe(rollout: Rollout, renderer: SceneRenderer, noise: np.random.Generato
 
 
 def _start_joints(
-    rng: np.random.Generator, model: Any, table_height_m: float, *, upright: bool
+    rng: np.random.Generator, model: Any, table_height_m: float, *, calm: bool
 ) -> NDArray[np.float64]:
-    """Above the table at random; turned and tilted at random, or upright."""
+    """Above the table at random, turned and tilted at random; calm: always at one place, upright.
+
+    A start of its own tells a network which scene this is; from one start, only the picture of the object does.
+    """
     scratch = mujoco.MjData(model)
     for _ in range(50):
         position = rng.uniform((-0.20, -0.15, 0.22), (0.02, 0.15, 0.36))
         position[2] += table_height_m
         roll, pitch = rng.normal(0, 0.25, 2)
         rotation = gripper_rotation(float(rng.uniform(-0.8, 0.8)), roll, pitch)
-        if upright:
+        if calm:
+            position = np.array([-0.09, 0.0, 0.29 + table_height_m])
             rotation = gripper_rotation(0.0, 0.0, 0.0)
         joints, error = solve_ik(model, scratch, HOME_RAD, position, rotation, iterations=60)
         if error < 1e-3:
