@@ -48,11 +48,18 @@ SIZES = {
     "debug": Size(demonstrations=2, steps=2, batch=2, trials=1, max_steps=8, execute=8),
     "full": Size(demonstrations=600, steps=12_000, batch=32, trials=50, max_steps=120),
 }
+MODEL, ALONE = "model", "alone"
+KINDS: dict[str, tuple[object, ...]] = {
+    MODEL: (),
+    ALONE: ("--kind-reasoning", 0, "--kind-trajectory", 0, "--kind-trace", 0, "--kind-action", 1),
+}
+"""What each network is trained to say: depth, trace and action, or actions alone."""
 ROWS = {
     "idle": ("--checkpoint", "idle"),
     "expert": ("--checkpoint", "expert"),
-    "model": ("--checkpoint", "MODEL"),
-    "model, steered by the expert's path": ("--checkpoint", "MODEL", "--steer", "expert"),
+    "model": ("--checkpoint", MODEL),
+    "the same network without depth and trace": ("--checkpoint", ALONE),
+    "model, steered by the expert's path": ("--checkpoint", MODEL, "--steer", "expert"),
 }
 
 
@@ -77,12 +84,9 @@ def molmoact(*arguments: object) -> str:
     return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def make_model(out: Path, size: Size, variety: Variety) -> Path:
-    """Everything up to the exported model, half precision."""
-    dataset, labels, start = out / "demonstrations", out / "labels", out / "start"
-    run, model = out / "run", out / "model"
-    if model.exists():
-        return model
+def make_labels(out: Path, size: Size, variety: Variety) -> Path:
+    """Demonstrations, and the records of them."""
+    dataset, labels = out / "demonstrations", out / "labels"
     if not dataset.exists():
         write_dataset(dataset, demonstrations(size, variety), WriteConfig(version="v2.1", crf=18))
     molmoact(
@@ -91,13 +95,21 @@ def make_model(out: Path, size: Size, variety: Variety) -> Path:
         "--camera", f"primary={FRONT}", "--camera", f"wrist={WRIST}",
         "--pointer", "column", "--pointer-column", GRIPPER_PIXEL, "--pointer-units", "pixels",
     )  # fmt: skip
+    return labels
+
+
+def make_model(out: Path, size: Size, labels: Path, name: str) -> Path:
+    """Train OUT/`name` on the labels, and export it in half precision."""
+    start, run, model = out / "start", out / f"run-{name}", out / name
+    if model.exists():
+        return model
     if not start.exists():
         from molmoact_train.families.molmoact.tabletop import write_tabletop_checkpoint
 
         write_tabletop_checkpoint(start)
     molmoact(
         "train", "--stage", "tabletop", "--checkpoint", start, "--data", labels,
-        "--output-path", run, "--resume", "--duration", size.steps,
+        "--output-path", run, "--resume", "--duration", size.steps, *KINDS[name],
         "--warmup", min(50, size.steps // 2),
         "--global-batch-size", size.batch, "--device-batch-size", size.batch,
     )  # fmt: skip
@@ -107,11 +119,13 @@ def make_model(out: Path, size: Size, variety: Variety) -> Path:
     return model
 
 
-def measure(out: Path, size: Size, model: Path, variety: Variety) -> dict[str, dict[str, Any]]:
+def measure(
+    out: Path, size: Size, models: dict[str, Path], variety: Variety
+) -> dict[str, dict[str, Any]]:
     """Success of every row on the same seeds of the test split, in pictures like those of the demonstrations."""
     table = {}
     for name, options in ROWS.items():
-        chosen = [str(model) if word == "MODEL" else word for word in options]
+        chosen = [str(models.get(word, word)) for word in options]
         folder = out / "eval" / name.replace(" ", "-").replace(",", "").replace("'", "")
         printed = molmoact(
             "eval", "--env", "tabletop", *chosen, "--tasks", TASK, "--trials", size.trials,
@@ -133,8 +147,9 @@ def main() -> None:
     parser.add_argument("--variety", choices=get_args(Variety), default="calm")
     args = parser.parse_args()
     size = SIZES[args.size]
-    model = make_model(args.output, size, args.variety)
-    table = measure(args.output, size, model, args.variety)
+    labels = make_labels(args.output, size, args.variety)
+    models = {name: make_model(args.output, size, labels, name) for name in KINDS}
+    table = measure(args.output, size, models, args.variety)
     (args.output / "loop.json").write_text(json.dumps(table, indent=1) + "\n")
     for name, row in table.items():
         low, high = row["interval"]

@@ -123,6 +123,7 @@ def test_the_whole_loop_runs_at_its_debug_size(tmp_path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     table = json.loads((tmp_path / "loop" / "loop.json").read_text())
-    assert list(table)[:3] == ["idle", "expert", "model"]
+    names = ["idle", "expert", "model", "the same network without depth and trace"]
+    assert list(table)[:4] == names
     assert all(row["n"] == 1 for row in table.values())
     assert load_policy(tmp_path / "loop" / "model", device="cpu").info.horizon == 8
