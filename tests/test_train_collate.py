@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +14,11 @@ from made_training import open_training_data
 from molmoact_data.errors import UserError
 from molmoact_train.config import resolve
 from molmoact_train.data.base import TooLong
-from molmoact_train.data.collate import check_batch_arithmetic, split_by_length, step_batches
+from molmoact_train.data.collate import (
+    check_batch_arithmetic,
+    split_by_length,
+    step_batches,
+)
 from molmoact_train.data.dataset import TrainingData
 from molmoact_train.debug.data import write_debug_dataset
 from molmoact_train.debug.tiny import TinySize, tiny_config, tiny_processor
@@ -105,3 +113,30 @@ def test_processes_see_the_same_global_batches(data: TrainingData) -> None:
         p for b in two for p in b.positions
     )
     assert np.unique([p for b in two for p in b.positions]).tolist() == list(range(8))
+
+
+PONG = """
+from molmoact_train.data.collate import _leave_signals_to_the_loop
+_leave_signals_to_the_loop(0)
+while True:
+    print(input(), flush=True)
+"""
+
+
+def test_a_worker_outlives_the_signal_to_the_group_and_not_the_loops_own() -> None:
+    worker = subprocess.Popen(
+        [sys.executable, "-c", PONG], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    try:
+        for sent in (None, signal.SIGINT, signal.SIGTERM):
+            if sent is not None:
+                worker.send_signal(sent)
+            for number in range(3):
+                print(number, file=worker.stdin, flush=True)
+                assert worker.stdout.readline() == f"{number}\n", sent
+        worker.terminate()
+        assert worker.wait(60) == -signal.SIGTERM
+    finally:
+        worker.kill()

@@ -68,9 +68,12 @@ def _single(items: list[Sample | TooLong]) -> Sample | TooLong:
 
 
 def _leave_signals_to_the_loop(_: int) -> None:
-    """Ctrl-C and torchrun signal the whole group; a worker that died would keep the loop from saving."""
+    """Ctrl-C and schedulers signal the whole group; a worker that died would keep the loop from saving.
+
+    The second SIGTERM ends the worker: it comes from the loop itself, which at its end waits for its workers for ever.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def step_batches(
