@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from molmoact_data.errors import UserError
 from molmoact_data.text import prompts
 from molmoact_train.config import resolve
 from molmoact_train.data.base import RobotRow, TooLong
-from molmoact_train.data.dataset import TrainingData
+from molmoact_train.data.dataset import TrainingData, warn_of_mixed_depth
 from molmoact_train.data.mixture import sample_rng
 from molmoact_train.data.rendering import KIND_NEEDS, RenderSettings, kinds_of, render, shrink
 from molmoact_train.data.sources import ShardSource, open_source
@@ -218,6 +219,21 @@ def test_robots_of_different_dimension_do_not_mix(
     given = {"checkpoint": "c", "data": [str(folder), str(other)], "output_path": "s"}
     with pytest.raises(UserError, match=r"different action dimensions .*7.*3"):
         open_training_data(resolve("debug", given), processor)
+
+
+def test_depth_that_means_something_else_is_told_and_equal_depth_is_not(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = shards(folder)
+    other = shards(write_debug_dataset(tmp_path / "other", name="debug/other"))
+    warn_of_mixed_depth([first, other])
+    assert not caplog.text
+    manifest = other.output.manifest
+    labels = {**manifest.labels, "depth_scaling": "steady"}
+    changed = replace(manifest, fingerprint={**manifest.fingerprint, "labels": labels})
+    other.output = replace(other.output, manifest=changed)
+    warn_of_mixed_depth([first, other])
+    assert "debug/other do not mean the same (depth_scaling image and steady)" in caplog.text
 
 
 # Published-mixture rows

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 from molmoact_data.errors import UserError
@@ -17,6 +19,8 @@ from molmoact_train.data.mixture import (
 from molmoact_train.data.published import group_of
 from molmoact_train.data.sources import ShardSource, Source, open_source
 from molmoact_train.data.split import SourceOptions
+
+logger = logging.getLogger(__name__)
 
 
 class Reader(Protocol):
@@ -87,6 +91,7 @@ def open_training_data(config: TrainConfig, family: Reader, encoder: Encoder) ->
     )
     sources = _checked([open_source(a.path, options) for a in arguments], family, config)
     refuse_empty(sources, list(options.needs))
+    warn_of_mixed_depth(sources)
     if not family.mixes_robots:
         check_action_dimensions(sources)
     return _mixed(sources, [a.weight for a in arguments], config, encoder)
@@ -158,6 +163,32 @@ def refuse_empty(sources: Sequence[Source], kinds: Sequence[str]) -> None:
                 f"rows left out: {why or 'none, it has no rows'}. Run `molmoact preprocess` with the labels "
                 "that are missing."
             )
+
+
+def warn_of_mixed_depth(sources: Sequence[Source]) -> None:
+    """Say where equal depth codes mean different things: another codebook, recipe or scaling."""
+    with_depth = [
+        s for s in sources if isinstance(s, ShardSource) and s.layout.depth_codes is not None
+    ]
+    for first, other in pairwise(with_depth):
+        a, b = _meaning_of_depth(first), _meaning_of_depth(other)
+        differing = [
+            f"{key} {a.get(key, 'not told')} and {b.get(key, 'not told')}"
+            for key in sorted({*a, *b})
+            if a.get(key) != b.get(key)
+        ]
+        if differing:
+            logger.warning(
+                "the depth codes of %s and %s do not mean the same (%s): one model learns both as one language",
+                first.name,
+                other.name,
+                "; ".join(differing),
+            )
+
+
+def _meaning_of_depth(source: ShardSource) -> dict[str, str]:
+    manifest = source.output.manifest
+    return {"depth_scaling": manifest.depth_scaling, **manifest.teachers.get("depth_tokenizer", {})}
 
 
 def check_action_dimensions(sources: Sequence[Source]) -> None:
