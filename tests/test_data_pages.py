@@ -82,6 +82,28 @@ def test_the_frame_follows_dark_mode_and_narrow_screens(package: str) -> None:
     assert not re.search(r"https?:|<link|@import|url\(", page)
 
 
+@pytest.mark.browser
+def test_what_does_not_fit_a_phone_is_told(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("playwright", reason="needs playwright")
+    if not Path("/usr/bin/chromium").is_file():
+        pytest.skip("no Chromium here (apt-get install chromium)")
+    from scripts import screens
+
+    monkeypatch.setattr(screens, "SCHEMES", ("light",))
+    values = {"kind": "Kind", "heading": "What", "shown": []}
+    for name, word in (("fits", "w"), ("wide", "w" * 900)):
+        page = render_page(package, "all.html", word=word, **values)
+        (tmp_path / f"{name}.html").write_text(page.replace("anywhere", "normal"))
+    pages = [str(tmp_path / f"{name}.html") for name in ("fits", "wide")]
+    found = {s.path.name: s.problems for s in screens.screens(pages, tmp_path / "s", height=300)}
+    stem = tmp_path.name
+    assert found[f"{stem}-fits-1280-light.png"] == found[f"{stem}-fits-390-light.png"] == ()
+    assert "px wider than its window" in found[f"{stem}-wide-390-light.png"][0]
+    assert (tmp_path / "s" / f"{stem}-wide-390-light.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_an_axis_of_logarithms_puts_doubling_at_equal_steps() -> None:
     chart = line_chart(
         {"a": [(2, 0), (4, 0.5), (8, 1)]}, title="t", y="px", x="K", log_x=True, y_top=1

@@ -59,7 +59,7 @@ def _verdict(answer: AnswerErrors) -> tuple[Literal["good", "warn", "bad"], str]
     if answer.trace_distance is None:
         return "good", "an action"
     far = answer.trace_distance >= NEAR
-    return "warn" if far else "good", f"path {answer.trace_distance:.0f} off"
+    return "warn" if far else "good", f"path {answer.trace_distance:.0f} of 255 off"
 
 
 def _off(answer: AnswerErrors) -> str:
