@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import is_taken, remove_left_overs, write_bytes, write_json
 from molmoact_data.files.lock import locked
+from molmoact_data.files.typed import parse_json
 from molmoact_data.redaction import redacted
 
 if TYPE_CHECKING:
@@ -181,12 +182,24 @@ class MetricsLog:
             self._wandb.finish(exit_code=0 if error is None else 1)
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What every line of the log has."""
+
+    step: int
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; one that a crash cut short is left out."""
+    """All complete lines; one that a crash cut short is left out. Raises `UserError` naming a damaged one."""
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if line.endswith(b"\n"):
+            where, then = f"{path}, line {number}", "Delete the line, or the file."
+            parse_json(_Step, line, where, then)
+            found.append(parse_json(dict[str, Any], line, where, then))
+    return found
 
 
 # Signals

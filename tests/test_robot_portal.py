@@ -203,7 +203,7 @@ def click_at(page, selector: str, x_share: float, arrived: str) -> None:
         at = {"x": x_share * box["width"], "y": box["height"] / 2}
         page.locator(selector).click(position=at)
         try:
-            page.wait_for_function(arrived, timeout=20_000)
+            page.wait_for_function(arrived, timeout=60_000)
         except playwright_timeout():
             continue
         return

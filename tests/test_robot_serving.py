@@ -238,7 +238,7 @@ def test_an_answer_that_is_no_action_is_an_error_and_never_numbers() -> None:
         with pytest.raises(PredictionFailed, match="half an answer") as failed:
             RemotePolicy(server.url).act(Observation({"a": FRONT}, "go", STATE))
         assert failed.value.reason == "bad_text"
-        assert requests.post(f"{server.http}/act", data=http_body(), timeout=9).status_code == 422
+        assert requests.post(f"{server.http}/act", data=http_body(), timeout=60).status_code == 422
 
 
 def test_a_bug_is_one_line_for_the_robot_and_a_traceback_for_the_log(caplog) -> None:
@@ -257,7 +257,7 @@ def test_a_bug_is_one_line_for_the_robot_and_a_traceback_for_the_log(caplog) -> 
         with pytest.raises(websockets.exceptions.ConnectionClosedError) as closed:
             client.infer(LIBERO)
         assert closed.value.rcvd.code == 1011
-        assert requests.get(f"{server.http}/healthz", timeout=9).text == "OK\n"
+        assert requests.get(f"{server.http}/healthz", timeout=60).text == "OK\n"
     assert "secret" in caplog.text
 
 
@@ -276,9 +276,9 @@ def test_bytes_that_are_no_frame_are_refused_and_the_server_lives(served, frame)
     with websockets.sync.client.connect(served.url, max_size=None) as socket:
         socket.recv()
         socket.send(frame)
-        assert socket.recv(timeout=9).startswith("bad_frame: ")
+        assert socket.recv(timeout=60).startswith("bad_frame: ")
         socket.send("text")
-        assert socket.recv(timeout=9).startswith("bad_frame: ")
+        assert socket.recv(timeout=60).startswith("bad_frame: ")
     assert openpi(served).infer(LIBERO)["actions"].shape == (8, 7)
 
 
@@ -289,12 +289,12 @@ def test_a_request_above_the_limit_is_not_read_to_its_end() -> None:
             openpi(server).infer(big)
         assert closed.value.rcvd.code == 1009
         sent = requests.post(
-            f"{server.http}/act", data=http_body(external_cam=big["observation/image"]), timeout=9
+            f"{server.http}/act", data=http_body(external_cam=big["observation/image"]), timeout=60
         )
         assert sent.status_code == 413
         bomb = gzip.compress(b" " * 10_000_000)
         sent = requests.post(
-            f"{server.http}/act", data=bomb, headers={"Content-Encoding": "gzip"}, timeout=9
+            f"{server.http}/act", data=bomb, headers={"Content-Encoding": "gzip"}, timeout=60
         )
         assert sent.status_code == 413
         assert openpi(server).infer(LIBERO)["actions"].shape == (8, 7)
@@ -310,14 +310,14 @@ def test_a_key_is_asked_for_and_a_foreign_page_is_refused() -> None:
             RemotePolicy(server.url)
         assert RemotePolicy(server.url, api_key="open sesame").info.action_dim == 7
         for path in ("act", "metrics"):
-            assert requests.get(f"{server.http}/{path}", timeout=9).status_code == 401
+            assert requests.get(f"{server.http}/{path}", timeout=60).status_code == 401
         bearer = {"Authorization": "Bearer open sesame"}
-        assert requests.get(f"{server.http}/act", headers=bearer, timeout=9).status_code == 200
-        assert requests.get(f"{server.http}/healthz", timeout=9).status_code == 200
+        assert requests.get(f"{server.http}/act", headers=bearer, timeout=60).status_code == 200
+        assert requests.get(f"{server.http}/healthz", timeout=60).status_code == 200
         page = {**bearer, "Origin": "http://evil.example"}
         assert (
             requests.post(
-                f"{server.http}/act", data=http_body(), headers=page, timeout=9
+                f"{server.http}/act", data=http_body(), headers=page, timeout=60
             ).status_code
             == 401
         )
@@ -341,7 +341,7 @@ def test_molmoact2s_client_gets_its_answer(served) -> None:
         f"{served.http}/act",
         data=http_body(timestamp=1.5, num_steps=10, enable_cuda_graph=True),
         headers={"Content-Type": "application/json"},
-        timeout=9,
+        timeout=60,
     )
     got = json_numpy.loads(sent.text)
     assert sent.status_code == 200
@@ -357,7 +357,7 @@ def test_a_compressed_body_and_a_list_of_images_are_read_too(served) -> None:
     body = json_numpy.dumps({"images": [FRONT, WRIST], "instruction": "go", "state": STATE})
     sent = requests.post(
         f"{served.http}/act", data=gzip.compress(body.encode()), headers={"Content-Encoding": "gzip"},
-        timeout=9,
+        timeout=60,
     )  # fmt: skip
     assert sent.status_code == 200
     np.testing.assert_array_equal(
@@ -380,7 +380,7 @@ def test_a_compressed_body_and_a_list_of_images_are_read_too(served) -> None:
     ],
 )
 def test_a_bad_body_is_400_with_one_line(served, body, message) -> None:
-    sent = requests.post(f"{served.http}/act", data=body, timeout=9)
+    sent = requests.post(f"{served.http}/act", data=body, timeout=60)
     assert sent.status_code == 400
     assert sent.json()["error"].startswith(message)
 
@@ -390,9 +390,9 @@ def test_health_description_and_metrics(served) -> None:
     client.infer(LIBERO)
     with pytest.raises(RuntimeError):
         client.infer({**LIBERO, "prompt": ""})
-    requests.post(f"{served.http}/act", data=http_body(), timeout=9)
-    assert requests.get(f"{served.http}/act", timeout=9).json()["statistics_key"] == "made"
-    text = requests.get(f"{served.http}/metrics", timeout=9).text
+    requests.post(f"{served.http}/act", data=http_body(), timeout=60)
+    assert requests.get(f"{served.http}/act", timeout=60).json()["statistics_key"] == "made"
+    text = requests.get(f"{served.http}/metrics", timeout=60).text
     assert 'molmoact_requests_total{protocol="http",outcome="answered"} 1' in text
     assert 'molmoact_requests_total{protocol="openpi",outcome="answered"} 1' in text
     assert 'molmoact_requests_total{protocol="openpi",outcome="no_instruction"} 1' in text

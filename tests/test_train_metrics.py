@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from molmoact_data.errors import UserError
 from molmoact_data.runs import read_metrics
 from molmoact_train.config import TrainConfig, resolve
 from molmoact_train.monitoring.metrics import MetricsLog, panels, plot_metrics
@@ -79,3 +80,17 @@ def test_wandb_gets_the_configuration_and_every_report(
     again = MetricsLog(tmp_path, settings, from_step=2)
     again.__exit__(None, None, None)
     assert calls[3][1]["id"] == options["id"], "a resumed run continues the same W&B run"
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"[]", b"null", b"\xff", b'{"loss": 1}', b'{"step": "3"}', b"[" * 100_000]
+)
+def test_a_damaged_line_of_the_log_is_named_and_a_cut_one_is_left_out(
+    tmp_path: Path, line: bytes
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": NaN}\n' + line)
+    assert [row["step"] for row in read_metrics(path)] == [1]
+    path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + line + b"\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2"):
+        read_metrics(path)
