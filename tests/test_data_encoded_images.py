@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
@@ -55,6 +56,16 @@ def test_what_is_not_8_bits_is_rejected_instead_of_clipped_to_white(image: Image
     with pytest.raises(EpisodeRejected, match="not 8-bit colour") as caught:
         image_batch([encode(image, "TIFF")], key="front")
     assert caught.value.reason is RejectReason.IMAGE_UNDECODABLE
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("kind", [".png", ".tiff"])
+def test_colour_of_16_bits_keeps_its_upper_8_and_not_its_bytes(kind: str, channels: int) -> None:
+    """Readers disagree on them: Pillow and OpenCV give 8 bits, others hand on all 16."""
+    deep = np.random.default_rng(1).integers(0, 2**16, (6, 9, channels)).astype(np.uint16)
+    batch = image_batch([cv2.imencode(kind, deep)[1].tobytes()], key="front")
+    np.testing.assert_array_equal(batch.rgb_NHWC[0], (deep >> 8)[..., 2::-1])
+    assert batch.encoded is None, "an output holds pictures of 8 bits"
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P"])

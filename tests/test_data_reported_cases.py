@@ -22,6 +22,7 @@ from molmoact_data.errors import EpisodeRejected, RejectReason, UserError
 from molmoact_data.outputs.output import Output
 from molmoact_data.publishing.card import write_card
 from molmoact_data.sources.channels import OWN_MAPPING
+from molmoact_data.sources.lerobot.clock import clock_problem
 from molmoact_data.sources.opening import open_source
 
 LENGTHS = (6, 4, 5)
@@ -202,6 +203,9 @@ CLOCKS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
     "epoch": (lambda s: s + 1_700_000_000.0, r"starts at 1700000000 \(seconds since 1970\?\) instead of 0"),
     "epoch nanoseconds": (lambda s: ((s + 1.7e9) * 1e9).astype(np.int64), r"nanoseconds\?"),
     "hours": (lambda s: s / 3600, "not in seconds"),
+    "frames": (lambda s: np.round(s * FPS).astype(np.float32), r"all are whole .*frames\?.*at 10 fps"),
+    "frames from 1": (lambda s: np.round(s * FPS).astype(np.int64) + 1, r"step is 1 and all are whole"),
+    "every third frame": (lambda s: np.round(s * FPS).astype(np.int32) * 3, r"step is 3 and all are whole"),
 }  # fmt: skip
 
 
@@ -237,13 +241,21 @@ def test_one_episode_with_another_clock_is_rejected_and_the_others_are_read(
     assert len(source.read_columns(source.episodes[1]).action) == LENGTHS[1]
 
 
+def test_whole_seconds_are_seconds_where_the_rate_says_so() -> None:
+    clock = np.arange(5)
+    assert clock_problem(clock, 1) is None
+    assert clock_problem(2 * clock, 0.5) is None
+    assert clock_problem(clock[:1], 10) is None, "0 alone counts nothing"
+    assert "nothing else tells the frame rate" in str(clock_problem(clock, None))
+
+
 def test_no_frame_rate_anywhere_and_a_clock_of_milliseconds(tmp_path: Path) -> None:
     root = make_dataset(tmp_path / "data", LENGTHS)
     for episode in range(3):
         retime(root, episode, CLOCKS["milliseconds"][0])
     info = json.loads((root / "meta/info.json").read_text())
     (root / "meta/info.json").write_text(json.dumps(info | {"fps": None}))
-    with pytest.raises(UserError, match="its step is 100, and nothing else tells the frame rate"):
+    with pytest.raises(UserError, match=r"its step is 100 .*nothing else tells the frame rate"):
         open_source(root)
 
 

@@ -16,6 +16,8 @@ from molmoact_data.sources.base import CameraBatch, CameraFeature
 
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")
 PASSED_THROUGH = ("JPEG", "PNG")
+PNG_BIT_DEPTH = 24
+"""Where a PNG says its bits per channel, a byte."""
 UPRIGHT = 1
 
 
@@ -106,7 +108,7 @@ def _decode(
         with Image.open(io.BytesIO(data)) as image:
             if is_depth:
                 return _depth_pixels(image), False
-            plain = image.mode == "RGB" and image.format in PASSED_THROUGH
+            plain = image.mode == "RGB" and image.format in PASSED_THROUGH and not _is_deep(data)
             orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
             if orientation != UPRIGHT:  # most readers turn it, some do not: store it turned
                 return np.asarray(as_rgb(ImageOps.exif_transpose(image))), False
@@ -121,6 +123,11 @@ def _decode(
         raise EpisodeRejected(
             RejectReason.IMAGE_UNDECODABLE, f"{key}, frame {frame}: {error}"
         ) from error
+
+
+def _is_deep(data: bytes) -> bool:
+    """A PNG of 16 bits per channel: Pillow keeps the upper 8, other readers hand on all 16."""
+    return data.startswith(b"\x89PNG") and data[PNG_BIT_DEPTH] > 8
 
 
 def _depth_pixels(image: Image.Image) -> NDArray[np.generic]:

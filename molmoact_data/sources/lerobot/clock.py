@@ -26,6 +26,12 @@ def clock_problem(timestamps: NDArray[np.floating], fps: float | None) -> str | 
         unit = min(UNITS, key=lambda unit: abs(np.log(step * fps / unit)))
         named = f" ({UNITS[unit]}?)" if 1 / 3 < step * fps / unit < 3 else ""
         return f"{found}{named}, at {fps:g} fps it is {1 / fps:.6g} s"
+    counts = len(steps) > 0 and np.array_equal(timestamps, np.round(timestamps))
+    if counts and step > 0 and (not fps or fps > 1):
+        expected = (
+            f"at {fps:g} fps it is {1 / fps:.6g} s" if fps else "nothing else tells the frame rate"
+        )
+        return f"{found} and all are whole numbers (do they count frames?), {expected}"
     if not fps and step > SLOWEST_STEP_S:
         return f"{found}, and nothing else tells the frame rate"
     if abs(timestamps[0]) > EPOCH_S:
