@@ -233,6 +233,8 @@ def test_task_text_is_found_in_every_known_place(dataset: Dataset) -> None:
     write_json_lines(dataset.root / "meta/episodes.jsonl", listed)
     dataset.set_rows(task_index=None)  # the episode's own metadata
     assert consume(open_source(dataset.root), 0)[0] == ("push",) * 6
+    listed[0]["tasks"] = []
+    write_json_lines(dataset.root / "meta/episodes.jsonl", listed)
     for column in ("language_instruction", "task"):
         dataset.set_rows(task_index=None, **{column: ["lift"] * 6})
         assert consume(open_source(dataset.root), 0)[0] == ("lift",) * 6

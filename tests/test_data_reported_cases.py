@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,44 @@ def test_a_mapping_that_does_not_fit_is_one_line(
     with pytest.raises(UserError, match=message) as caught:
         open_source(humanoid)
     assert OWN_MAPPING in str(caught.value)
+
+
+NO_NUMBERS = {
+    "struct": pa.array([{"x": 1.0, "gripper": 0.0}]),
+    "list of struct": pa.array([[{"x": 1.0}] * 7]),
+    "decimal": pa.array([[Decimal("0.12")] * 7], pa.list_(pa.decimal128(10, 2))),
+    "text": pa.array(["[0.1, 0.2]"]),
+    "bytes": pa.array([b"0000"]),
+    "null": pa.nulls(1),
+}
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("kind", NO_NUMBERS)
+def test_a_column_that_holds_no_numbers_is_named_with_its_type(
+    tmp_path: Path,
+    kind: str,
+    mapped: bool,  # noqa: FBT001
+) -> None:
+    root = make_dataset(tmp_path / "data", LENGTHS)
+    replace_column(root, "observation.state", NO_NUMBERS[kind])
+    stored = str(NO_NUMBERS[kind].type).replace("item: ", "element: ")  # as Parquet calls it
+    said = re.escape(f"is {stored}; it must hold one number or a list of numbers")
+    (warning,) = open_source(root).info.warnings
+    assert re.match(f"no state: column 'observation.state' {said}", warning)
+    replace_column(root, "action", NO_NUMBERS[kind])
+    if mapped:
+        (root / OWN_MAPPING).write_text("action: [{feature: action}]\n")
+    with pytest.raises(UserError, match=f"column 'action' {said}"):
+        open_source(root)
+
+
+def replace_column(root: Path, name: str, cell: pa.Array) -> None:
+    for episode, length in enumerate(LENGTHS):
+        table = pq.read_table(rows_path(root, episode))
+        column = pa.concat_arrays([cell] * length)
+        at = table.column_names.index(name)
+        pq.write_table(table.set_column(at, name, column), rows_path(root, episode))
 
 
 def test_channels_are_cut_converted_and_part_of_the_revision(humanoid: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,64 @@ def test_the_episodes_own_list_decides_between_table_and_column(root: Path) -> N
     list_tasks(root, [[RED], [RED, WIPE], [WIPE]])
     add_text_column(root, "task", [[WIPE], [WIPE], [WIPE]])
     assert instructions(open_source(root)) == [RED, AMBIGUOUS, AMBIGUOUS]
+
+
+def without_numbers(root: Path, name: str, column: Callable[[int], pa.Array]) -> None:
+    """No `task_index` in the rows; `column` makes what stands there instead from the number of rows."""
+    for path in sorted((root / "data").rglob("*.parquet")):
+        table = pq.read_table(path).drop_columns(["task_index"])
+        pq.write_table(table.append_column(name, column(len(table))), path)
+
+
+@pytest.mark.parametrize("blank", [WIPE, None])
+@pytest.mark.parametrize("name", ["task", "language_instruction"])
+def test_without_numbers_a_text_that_the_episode_does_not_list_is_rejected(
+    root: Path, name: str, blank: str | None
+) -> None:
+    list_tasks(root, [[RED], [WIPE.upper() + "."], [RED, WIPE]])
+    without_numbers(root, name, lambda rows: pa.array([WIPE, blank] * rows)[:rows])
+    source = open_source(root)
+    third = MISSING if blank is None else WIPE
+    second = WIPE if blank else WIPE.upper() + "."
+    assert instructions(source) == [AMBIGUOUS, second, third]
+    with pytest.raises(EpisodeRejected, match=f"'{name}' says '{WIPE}', .* lists '{RED}'; make"):
+        source.read_columns(source.episodes[0])
+
+
+def test_of_two_text_columns_the_one_that_the_episode_lists_is_read(root: Path) -> None:
+    list_tasks(root, [[RED]] * 3)
+    without_numbers(root, "task", lambda rows: pa.array([RED] * rows))
+    add_text_column(root, "language_instruction", [[WIPE]] * 3)
+    assert instructions(open_source(root)) == [RED] * 3
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+def test_bytes_are_a_text_where_they_are_utf_8(root: Path, kind: pa.DataType) -> None:
+    list_tasks(root, [[], [], []])
+    without_numbers(root, "task", lambda rows: pa.array([f"{RED} \u2192".encode()] * rows, kind))
+    assert instructions(open_source(root)) == [f"{RED} \u2192"] * 3
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind", "said"),
+    [
+        (b"caf\xe9", pa.binary(), "'task' is blank or no UTF-8"),
+        (b"\x80\x03pickled\x00", pa.binary(), "'task' is blank or no UTF-8"),
+        (b"\x0a\x04wipe\x00", pa.binary(), "'task' is blank or no UTF-8"),
+        (b"wipe", pa.binary(4), r"'task' is fixed_size_binary\[4\], which is no text"),
+        (3, pa.int64(), "'task' is int64, which is no text"),
+        ([WIPE], pa.list_(pa.string()), "'task' is list<element: string>, which is no text"),
+    ],
+)
+def test_a_column_that_holds_no_text_is_named(
+    root: Path, cell: Any, kind: pa.DataType, said: str
+) -> None:
+    list_tasks(root, [[], [], []])
+    without_numbers(root, "task", lambda rows: pa.array([cell] * rows, kind))
+    source = open_source(root)
+    with pytest.raises(EpisodeRejected, match=said) as caught:
+        source.read_columns(source.episodes[0])
+    assert caught.value.reason is MISSING
 
 
 def test_a_column_without_texts_contradicts_nothing(root: Path) -> None:

@@ -6,7 +6,7 @@ without it, the usual names are taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from molmoact_data.config import build, load_yaml
@@ -46,11 +46,19 @@ def read_mapping(folder: Folder) -> LeRobotMapping | None:
 
 
 def choose_mapping(
-    own: LeRobotMapping | None, numeric_columns: Sequence[str], name: str
+    own: LeRobotMapping | None,
+    numeric_columns: Sequence[str],
+    name: str,
+    others: Mapping[str, str] = {},
 ) -> LeRobotMapping:
-    """The dataset's own mapping, all of whose columns exist, or the usual names. Raises `UserError`."""
+    """The dataset's own mapping, all of whose columns exist, or the usual names. Raises `UserError`.
+
+    `others`: the columns that hold no numbers, and what they hold.
+    """
     if own is not None:
         for column in own.columns:
+            if column in others:
+                raise UserError(f"{OWN_MAPPING} of {name!r}: {no_numbers(column, others[column])}")
             if column not in numeric_columns:
                 raise UserError(
                     f"{OWN_MAPPING} of {name!r}: {unknown_name('column', column, numeric_columns)}"
@@ -58,9 +66,19 @@ def choose_mapping(
         return own
     action = next((c for c in ACTION_COLUMNS if c in numeric_columns), None)
     if action is None:
+        for column in (c for c in ACTION_COLUMNS if c in others):
+            raise UserError(f"dataset {name!r}: {no_numbers(column, others[column])}")
         raise UserError(_no_action(numeric_columns, name))
     state = next((c for c in STATE_COLUMNS if c in numeric_columns), None)
     return LeRobotMapping((Channel(action),), (Channel(state),) if state else ())
+
+
+def no_numbers(column: str, kind: str) -> str:
+    """What is wrong with a column of this type that should hold numbers, and what to do."""
+    return (
+        f"column {column!r} is {kind}; it must hold one number or a list of numbers per row. Write it as "
+        f"list<float>, or the parts as columns of their own that {OWN_MAPPING} names (docs/sources.md)"
+    )
 
 
 def _no_action(numeric_columns: Sequence[str], name: str) -> str:

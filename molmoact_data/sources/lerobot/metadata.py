@@ -31,7 +31,12 @@ from molmoact_data.sources.lerobot.info import (
     path_template,
     read_info,
 )
-from molmoact_data.sources.lerobot.instructions import is_text, text_values, without_views
+from molmoact_data.sources.lerobot.instructions import (
+    as_text,
+    is_text,
+    text_values,
+    without_views,
+)
 from molmoact_data.sources.video.spans import SharedFile
 
 _SPAN = ("from_timestamp", "to_timestamp")
@@ -133,7 +138,7 @@ class LeRobotMetadata:
         """Task texts that the episode's own metadata lists, without blanks."""
         texts = self._value(episode_index, "tasks") or ()
         texts = texts if isinstance(texts, list) else [texts]
-        return tuple(text for text in texts if usable_text(text))
+        return tuple(text for text in map(as_text, texts) if text and usable_text(text))
 
     def _v2_names(self, episode_index: int) -> dict[str, int]:
         chunk = episode_index // (int(self.info.get("chunks_size") or 0) or 1000)

@@ -25,6 +25,7 @@ from molmoact_data.sources.lerobot.mapping import (
     STATE_COLUMNS,
     LeRobotMapping,
     choose_mapping,
+    no_numbers,
     read_mapping,
 )
 from molmoact_data.sources.lerobot.metadata import LeRobotMetadata, read_metadata
@@ -85,6 +86,7 @@ def open_lerobot(folder: Folder, *, threads: int | None = None) -> LeRobotSource
             *warnings_of(metadata, elsewhere),
             *span_warnings(metadata),
             *fps_warnings,
+            *_state_warnings(probe),
             *(warning for _, warnings in (*action, *state) for warning in warnings),
             *_task_warnings(metadata),
             *(f"camera {key!r} is declared, but none of its files exists" for key in missing),
@@ -159,7 +161,9 @@ class _Probe:
         self.tables, self.name = tables, name
         names = (f.name for schema in schemas for f in schema if is_numeric(f.type))
         self.numeric_columns = tuple(dict.fromkeys(names))
-        self.mapping = choose_mapping(own, self.numeric_columns, name)
+        fields = {f.name: str(f.type) for schema in schemas for f in schema}
+        self.others = {c: kind for c, kind in fields.items() if c not in self.numeric_columns}
+        self.mapping = choose_mapping(own, self.numeric_columns, name, self.others)
 
     @classmethod
     def of(cls, reader: RowReader, metadata: LeRobotMetadata, own: LeRobotMapping | None) -> _Probe:
@@ -201,6 +205,14 @@ class _Probe:
             if values is not None and len(values):
                 found.append(int(np.prod(values.shape[1:], dtype=np.int64)))
         return found
+
+
+def _state_warnings(probe: _Probe) -> list[str]:
+    """Says that a state is left out because its column holds no numbers."""
+    column = next((c for c in STATE_COLUMNS if c in probe.others), None)
+    if column is None or probe.mapping.state:
+        return []
+    return [f"no state: {no_numbers(column, probe.others[column])}"]
 
 
 def _has_image_columns(metadata: LeRobotMetadata) -> bool:

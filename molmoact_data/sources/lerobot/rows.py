@@ -157,7 +157,7 @@ def dense(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
         width = int(lengths[0]) if len(lengths) else 0
         return values.reshape(len(array), width, *values.shape[1:])
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise TypeError(f"{kind} is not numeric")
+        raise TypeError(f"{kind} is not numeric; write it as float or whole numbers")
     return array.to_numpy(zero_copy_only=False)
 
 

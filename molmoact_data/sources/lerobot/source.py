@@ -24,7 +24,12 @@ from molmoact_data.sources.base import (
 from molmoact_data.sources.channels import Channel, RoundedNumberError, concatenate
 from molmoact_data.sources.images import image_batch, iter_image_batches, of_declared_size
 from molmoact_data.sources.lerobot.clock import clock_problem
-from molmoact_data.sources.lerobot.instructions import frame_instructions, text_columns, text_values
+from molmoact_data.sources.lerobot.instructions import (
+    frame_instructions,
+    no_text_columns,
+    text_columns,
+    text_values,
+)
 from molmoact_data.sources.lerobot.mapping import LeRobotMapping
 from molmoact_data.sources.lerobot.metadata import LeRobotMetadata
 from molmoact_data.sources.lerobot.places import EPISODE_INDEX
@@ -262,6 +267,7 @@ class LeRobotSource:
             self.metadata.tasks,
             {name: text_values(table[name]) for name in texts},
             self.metadata.episode_tasks(episode),
+            no_text_columns(self.rows.schema(episode)),
         )
 
 
