@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from golden import SHARED_DATA
 from test_data_episodes_rlds import example_class, payloads
 from typer.testing import CliRunner
 
@@ -20,8 +20,7 @@ import cli
 from molmoact_data import schema
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("MOLMOACT_SHARED_DATA", ROOT.parent / "shared" / "data"))
-BRIDGE = DATA / "bridge-rlds-octo" / "bridge_dataset" / "1.0.0"
+BRIDGE = SHARED_DATA / "bridge-rlds-octo" / "bridge_dataset" / "1.0.0"
 
 pytestmark = pytest.mark.skipif(not BRIDGE.is_dir(), reason=f"real input is not at {BRIDGE}")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from golden import SHARED_DATA
 
 from molmoact_data.errors import UserError
 from molmoact_data.sources.cameras import resolve_cameras
@@ -15,16 +15,17 @@ from molmoact_data.sources.opening import open_source
 from molmoact_data.sources.selection import select_episodes
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("MOLMOACT_SHARED_DATA", ROOT.parent / "shared" / "data"))
 CAMERA = "observation.images.image"
 
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real input is not at {DATA}")
+needs_data = pytest.mark.skipif(
+    not SHARED_DATA.is_dir(), reason=f"real input is not at {SHARED_DATA}"
+)
 
 
 @needs_data
 def test_twins_of_both_versions_give_equal_rows_and_frames() -> None:
     v21, v30 = (
-        pickle.loads(pickle.dumps(open_source(DATA / f"libero_rollouts_{v}")))
+        pickle.loads(pickle.dumps(open_source(SHARED_DATA / f"libero_rollouts_{v}")))
         for v in ("v21", "v30")
     )
     assert v21.info.format == "lerobot-v2.1"
@@ -52,7 +53,7 @@ def test_twins_of_both_versions_give_equal_rows_and_frames() -> None:
 
 @needs_data
 def test_metadata_that_lies_is_reported_and_missing_videos_stop_before_any_work() -> None:
-    source = open_source(DATA / "reachy2-real-lerobot-v30-novideo")
+    source = open_source(SHARED_DATA / "reachy2-real-lerobot-v30-novideo")
     assert any("14983" in text and "899" in text for text in source.info.warnings)
     assert sum(len(source.read_columns(ref).action) for ref in source.episodes) == 899
     with pytest.raises(UserError, match=r"'observation.image', but not one of the .* files exists"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import textwrap
 import time
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from golden import SHARED_DATA
 
 from molmoact_data.errors import EpisodeRejected, RejectReason
 from molmoact_data.sources.base import EpisodeRef
@@ -18,7 +18,6 @@ from molmoact_data.sources.isolation import SLOT_BYTES, IsolatedSource
 from molmoact_data.sources.opening import open_source
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("MOLMOACT_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
 # A source whose episode number says what its decoder does after the first batch.
 FAKE = """
@@ -122,9 +121,9 @@ def test_an_abandoned_episode_leaves_no_process(source: IsolatedSource) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"real input is not at {DATA}")
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"real input is not at {SHARED_DATA}")
 def test_real_frames_are_the_same_with_and_without() -> None:
-    path, key = DATA / "libero_rollouts_v30", "observation.images.image"
+    path, key = SHARED_DATA / "libero_rollouts_v30", "observation.images.image"
     plain, isolated = open_source(path), open_source(path, isolate=True)
     assert plain.info == isolated.info
     for ref in plain.episodes[:2]:

@@ -6,12 +6,12 @@ the conversion that we promise to equal bit by bit.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from golden import SHARED_DATA
 from numpy.typing import NDArray
 
 from molmoact_data.sources.base import EpisodeSource
@@ -26,7 +26,6 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("MOLMOACT_SHARED_DATA", ROOT.parent / "shared" / "data"))
 CAMERAS = ("observation.images.front", "observation.images.wrist")
 TASKS = ("put the cup on the shelf", "öffne die Schublade", "put the cup on the shelf")
 LENGTHS = (9, 5, 11)
@@ -127,14 +126,14 @@ def test_cameras_come_in_lockstep_and_stored_images_are_passed_through(
         assert encoded[0] == cell["bytes"]
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"real input is not at {DATA}")
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"real input is not at {SHARED_DATA}")
 @pytest.mark.parametrize("version", ["v21", "v30"])
 def test_real_episodes_equal_lerobot_at_every_border(version: str) -> None:
     theirs = lerobot_dataset.LeRobotDataset(
-        "test/real", root=DATA / "libero_rollouts_v30", video_backend="pyav"
+        "test/real", root=SHARED_DATA / "libero_rollouts_v30", video_backend="pyav"
     )
     key = "observation.images.image"
-    ours = all_frames(open_source(DATA / f"libero_rollouts_{version}"), key, batch_size=64)
+    ours = all_frames(open_source(SHARED_DATA / f"libero_rollouts_{version}"), key, batch_size=64)
     assert len(ours) == len(theirs) == 669
     borders = [0, 1, 63, 64, 115, 116, 215, 216, 335, 336, 559, 560, 667, 668]
     for i in sorted({*borders, *range(0, 669, 31)}):

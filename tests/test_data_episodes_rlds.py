@@ -10,13 +10,13 @@ import functools
 import gzip
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from golden import SHARED_DATA
 from hypothesis import given, strategies as st
 from made_tfrecord import encode_example, encode_record
 from numpy.typing import NDArray
@@ -35,8 +35,7 @@ from molmoact_data.sources.rlds.tfrecord import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("MOLMOACT_SHARED_DATA", ROOT.parent / "shared" / "data"))
-BRIDGE = DATA / "bridge-rlds-octo" / "bridge_dataset" / "1.0.0"
+BRIDGE = SHARED_DATA / "bridge-rlds-octo" / "bridge_dataset" / "1.0.0"
 needs_bridge = pytest.mark.skipif(not BRIDGE.is_dir(), reason=f"real input is not at {BRIDGE}")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from golden import SHARED_DATA
 from made_datasets import FRONT, everything, make_dataset, make_v3_dataset
 from test_data_episodes_rlds import COMMON, SHAPES, episode, serialize, write
 
@@ -25,9 +26,8 @@ from pipelines.config import nested
 from pipelines.preprocess import preprocess
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("MOLMOACT_SHARED_DATA", ROOT.parent / "shared" / "data"))
-BRIDGE = DATA / "bridge-rlds-octo" / "bridge_dataset" / "1.0.0"
-ROLLOUTS = DATA / "libero_rollouts_v30"
+BRIDGE = SHARED_DATA / "bridge-rlds-octo" / "bridge_dataset" / "1.0.0"
+ROLLOUTS = SHARED_DATA / "libero_rollouts_v30"
 POINTS = {"pointer": "column", "pointer_column": "gripper_xy", "pointer_units": "pixels"}
 EMBEDDED = {"depth": "embedded", "vqvae": "embedded", "pointer": "embedded"}
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from golden import SHARED_DATA
 
 from molmoact_data import schema
 from molmoact_data.validate import validate
@@ -28,7 +29,6 @@ from scripts.flink.distribution import JarsUnavailable, default_cache, fetch
 pytestmark = [pytest.mark.flink, pytest.mark.timeout(1500)]
 logger = logging.getLogger("cluster-test")
 ROOT = Path(__file__).resolve().parents[1]
-SHARED_DATA = Path(os.environ.get("MOLMOACT_SHARED_DATA", ROOT.parent / "shared" / "data"))
 SIMULATED = ROOT / "examples" / "demo_dataset"
 TIMEOUT_S = 600
 
