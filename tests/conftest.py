@@ -19,6 +19,7 @@ from huggingface_hub.utils import close_session
 from hypothesis import HealthCheck, settings
 from made_commands import Molmoact
 from made_hub import Hub, RunningHub
+from made_priority import be_ordinary
 
 import cli
 
@@ -75,6 +76,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
         yield running
+
+
+@pytest.fixture(autouse=True)
+def no_real_time_priority_left_behind() -> Iterator[None]:
+    """Some tests encode AV1, by LeRobot's own writer too."""
+    yield
+    be_ordinary()
 
 
 @pytest.fixture(autouse=True)

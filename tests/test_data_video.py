@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import av
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from made_priority import be_ordinary
 from numpy.typing import NDArray
 
 from molmoact_data.errors import EpisodeRejected, RejectReason
@@ -47,7 +51,9 @@ def video(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         "av1": ("libsvtav1", {"g": "2", "crf": "30", "preset": "12"}),
     }[request.param]
     path = tmp_path_factory.mktemp("video") / f"{request.param}.mp4"
-    return write_video(path, noise(), codec, "yuv420p", **options)
+    write_video(path, noise(), codec, "yuv420p", **options)
+    be_ordinary()
+    return path
 
 
 def decode(
@@ -171,3 +177,13 @@ def test_matching_equals_a_brute_force_search(
         match_frames(frame_times, row_times, limit)
     expected = "VIDEO_SHORTER_THAN_ROWS" if past_end else "FRAME_TIMESTAMP_MISMATCH"
     assert caught.value.reason is RejectReason[expected]
+
+
+def test_no_test_leaves_real_time_priority_behind(video: Path) -> None:
+    """The fixture `video` encodes AV1, which asks for it."""
+    assert video.is_file()
+    children = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.sched_getscheduler(0))"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert int(children.stdout) == os.sched_getscheduler(0) == os.SCHED_OTHER
