@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from made_datasets import make_dataset, make_v3_dataset
 
-from molmoact_data.errors import EpisodeRejected, RejectReason
+from molmoact_data.errors import EpisodeRejected, RejectReason, UserError
+from molmoact_data.exporters.lerobot.metadata import DatasetDescription, info
+from molmoact_data.outputs.measuring import lerobot_statistics, lerobot_statistics_of
 from molmoact_data.sources.channels import RoundedNumberError, as_float32
 from molmoact_data.sources.opening import open_source
 
@@ -75,3 +79,62 @@ def test_every_whole_number_is_exact_or_refused() -> None:
 
 def test_the_smallest_number_of_64_bits_is_a_power_of_two() -> None:
     assert as_float32(np.array([-(2**63)]), "action")[0] == -(2.0**63)
+
+
+NANOSECONDS = 1_700_000_000_000_000_001
+LARGE = {
+    "nanoseconds": np.array([NANOSECONDS + 7 * n for n in (4, 0, 1, 3, 2)]),
+    "negative": -np.array([NANOSECONDS + 7 * n for n in (4, 0, 1, 3, 2)]),
+    "unsigned": np.array([2**64 - 1 - 7 * n for n in (4, 0, 1, 3, 2)], np.uint64),
+    "one beyond": np.array([2**53 + 1, 2**53 - 6, 2**53 - 13, 2**53 - 20, 2**53 - 27]),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_statistics_of_large_whole_numbers_have_their_own_ends_and_spread(name: str) -> None:
+    values = LARGE[name]
+    ours = lerobot_statistics(values)
+    whole = sorted(map(int, values))
+    assert (ours["min"], ours["max"]) == ([whole[0]], [whole[-1]])
+    assert ours["std"] == pytest.approx([7 * 2**0.5], rel=1e-12), "float64 made them all the same"
+    assert ours["q50"] == [float(whole[2])]
+    assert json.loads(json.dumps(ours))["min"] == [whole[0]]
+
+
+def test_the_whole_range_of_64_bits_has_a_spread() -> None:
+    ours = lerobot_statistics(np.array([[-(2**63)], [2**63 - 1]]))
+    assert (ours["min"], ours["max"]) == ([-(2**63)], [2**63 - 1])
+    assert ours["std"] == pytest.approx([2.0**63])
+
+
+@pytest.mark.parametrize("other", [pa.float64(), pa.uint64()])
+def test_large_whole_numbers_are_not_joined_with_another_type(
+    root: Path, tmp_path: Path, other: pa.DataType
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    add_stamp(root, pa.int64(), NANOSECONDS)
+    add_stamp(copy, other, 1)
+    whole = lerobot_statistics_of([str(root)], ["stamp"])["stamp"]
+    assert (whole["min"], whole["max"]) == ([NANOSECONDS], [NANOSECONDS])
+    with pytest.raises(UserError, match=r"'action' has rows of \(3,\) and of \(7,\) numbers"):
+        lerobot_statistics_of(
+            [str(root), str(make_dataset(tmp_path / "narrow", (5,), action_dim=3))], ["action"]
+        )
+    kind = other.to_pandas_dtype().__name__
+    with pytest.raises(UserError, match=f"'stamp' is of different types .*{kind}.*one type"):
+        lerobot_statistics_of([str(root), str(copy)], ["stamp"])
+
+
+def add_stamp(root: Path, kind: pa.DataType, value: int) -> None:
+    for path in sorted((root / "data").rglob("*.parquet")):
+        table = pq.read_table(path)
+        stamps = pa.array([value] * len(table), pa.int64()).cast(kind)
+        pq.write_table(table.append_column("stamp", stamps), path)
+
+
+@pytest.mark.parametrize("fps", [29.97, 0.5, 30.0])
+def test_an_exported_frame_rate_is_not_cut_off(fps: float) -> None:
+    written = info("v3.0", DatasetDescription(fps, None, {}), {}, 0, [])["fps"]
+    assert written == fps
+    assert isinstance(written, int) == fps.is_integer(), "LeRobot writes whole rates as such"

@@ -25,15 +25,22 @@ from molmoact_data.statistics import ActionSpec, DatasetStatistics, feature_stat
 logger = logging.getLogger(__name__)
 
 LEROBOT_QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+EXACT = 2**53
+"""Up to here float64 holds every whole number."""
 OWN_FEATURES = {"action": schema.ACTION, "observation.state": schema.STATE, "state": schema.STATE}
 
 
 def lerobot_statistics(values_ND: NDArray[np.generic]) -> dict[str, list[float]]:
     """`min max mean std count` and the five quantiles of N >= 1 rows, as `meta/stats.json` has them.
 
-    Quantiles interpolate linearly between order statistics, in float64; `std` is of the population.
+    Quantiles interpolate linearly between order statistics, in float64; `std` is of the population. Whole
+    numbers that float64 cannot hold (nanoseconds since 1970) are measured from their minimum: the spread is
+    theirs, and `min` and `max` are whole numbers to the last digit.
     """
-    values = np.asarray(values_ND, dtype=np.float64).reshape(len(values_ND), -1)
+    rows_ND = np.asarray(values_ND).reshape(len(values_ND), -1)
+    if _beyond_float64(rows_ND):
+        return _from_minimum(rows_ND)
+    values = rows_ND.astype(np.float64)
     if not np.isfinite(values).all():
         raise UserError("the feature has NaN or infinite values; its quantiles mean nothing.")
     statistics = {
@@ -46,12 +53,42 @@ def lerobot_statistics(values_ND: NDArray[np.generic]) -> dict[str, list[float]]
     return {**{k: v.tolist() for k, v in statistics.items()}, "count": [len(values)]}
 
 
+def _beyond_float64(values: NDArray[Any]) -> bool:
+    """True where float64 may round whole numbers."""
+    return values.dtype.kind in "iu" and bool(((values < -EXACT) | (values > EXACT)).any())
+
+
+def _from_minimum(whole_ND: NDArray[Any]) -> dict[str, list[float]]:
+    low_D, high_D = whole_ND.min(axis=0), whole_ND.max(axis=0)
+    # Unsigned differences are exact: they wrap around as the numbers' own two's complement does.
+    above_ND = whole_ND.astype(np.uint64) - low_D.astype(np.uint64)
+    spread = lerobot_statistics(above_ND.astype(np.float64))
+    moved = {k: (low_D + np.array(spread[k])).tolist() for k in ("mean", *LEROBOT_QUANTILES)}
+    return {**spread, **moved, "min": low_D.tolist(), "max": high_D.tolist()}
+
+
+def _together(parts: Sequence[NDArray[np.generic]], feature: str) -> NDArray[np.generic]:
+    """The rows of all parts. Raises `UserError` where those of two cannot be one column."""
+    shapes = sorted({part.shape[1:] for part in parts})
+    if len(shapes) > 1:
+        raise UserError(f"{feature!r} has rows of {shapes[0]} and of {shapes[1]} numbers.")
+    rows = np.concatenate(parts)
+    rounded = [part for part in parts if rows.dtype.kind == "f" and _beyond_float64(part)]
+    if rounded:
+        kinds = ", ".join(sorted({str(part.dtype) for part in parts}))
+        raise UserError(
+            f"{feature!r} is of different types ({kinds}), and its whole numbers are too large to be written "
+            "as float64; store the column with one type."
+        )
+    return rows
+
+
 def feature_values(path: str, feature: str) -> NDArray[np.generic]:
     """All rows of one numeric feature, [N, ...], of a dataset or of an output."""
     if is_output(path):
         return _output_values(Output.open(path), feature)
     parts = [_column(columns, feature, path) for columns in _good_episodes(path, feature)]
-    return np.concatenate(parts)
+    return _together(parts, feature)
 
 
 def action_statistics(
@@ -165,6 +202,6 @@ def lerobot_statistics_of(
 ) -> Mapping[str, Mapping[str, list[float]]]:
     """`{feature: statistics}` over all paths together, the content of a `meta/stats.json`."""
     return {
-        feature: lerobot_statistics(np.concatenate([feature_values(p, feature) for p in paths]))
+        feature: lerobot_statistics(_together([feature_values(p, feature) for p in paths], feature))
         for feature in features
     }

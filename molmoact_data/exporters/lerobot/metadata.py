@@ -99,13 +99,18 @@ def info(
         "total_tasks": num_tasks,
         "chunks_size": files.CHUNK_SIZE,
         **(v3_sizes if version == "v3.0" else v2_counts),
-        "fps": int(description.fps),
+        "fps": _rate(description.fps),
         "splits": {"train": f"0:{len(episodes)}"},
         "data_path": files.data_template(version),
         "video_path": files.video_template(version) if videos else None,
         "features": features,
         **description.extra_info,
     }
+
+
+def _rate(fps: float) -> float:
+    """A whole number where it is one, as LeRobot writes it; 29.97 stays, or every time would be off."""
+    return int(fps) if fps == int(fps) else fps
 
 
 def _write_v2(folder: Path, tasks: Mapping[str, int], episodes: Sequence[EpisodeRecord]) -> None:
