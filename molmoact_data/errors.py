@@ -102,6 +102,9 @@ _REFUSALS = {
     errno.EIO: "The disk or its connection may be broken.",
 }
 _WORDS = {errno.ENOTDIR: "a part of this path is a file", errno.EEXIST: "this is a file"}
+_NO_TEMPORARY = "No usable temporary directory"
+"""How Python's tempfile says it; the file that is not found is none of the user's."""
+_OTHER_TEMPORARY = "TMPDIR=FOLDER in the environment names another one."
 _NUMBER_IN_TEXT = re.compile(r"\((?:os error|errno) (\d+)\)|\berrno (\d+)\b", re.IGNORECASE)
 
 
@@ -110,6 +113,8 @@ def refused_by_system(error: BaseException) -> str | None:
 
     Libraries of other languages (safetensors, Arrow) pass its number on in their text only.
     """
+    if isinstance(error, FileNotFoundError) and _NO_TEMPORARY in str(error):
+        return f"{first_line(error)} All are missing, full or read-only. {_OTHER_TEMPORARY}"
     number = getattr(error, "errno", None) if isinstance(error, OSError) else None
     if number is None and (found := _NUMBER_IN_TEXT.search(str(error))):
         number = int(found[1] or found[2])
@@ -118,7 +123,9 @@ def refused_by_system(error: BaseException) -> str | None:
     filename = getattr(error, "filename2", None) or getattr(error, "filename", None)
     where = f"{_shortened(str(filename))}: " if filename else ""
     said = _WORDS.get(number) or os.strerror(number).lower()
-    return f"{where}{said}. {_REFUSALS[number]}"
+    nameless = not filename and number in (errno.ENOSPC, errno.EDQUOT)  # as temporary files are
+    hint = f" If it is the temporary folder: {_OTHER_TEMPORARY}" if nameless else ""
+    return f"{where}{said}. {_REFUSALS[number]}{hint}"
 
 
 def _shortened(path: str) -> str:

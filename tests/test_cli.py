@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -17,6 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from made_commands import ALL, Molmoact, Words
 from made_datasets import make_dataset
+
+from cli import explained
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -325,3 +329,25 @@ def test_a_missing_module_of_our_own_keeps_its_traceback(
     monkeypatch.setitem(sys.modules, "molmoact_data.validate", None)
     with pytest.raises(ModuleNotFoundError):
         molmoact("validate", "out")
+
+
+def test_no_temporary_folder_at_all_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python falls back from TMPDIR to /tmp and more; only where none can be written it fails."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+    with pytest.raises(FileNotFoundError) as caught:
+        tempfile.gettempdir()
+    message = explained(caught.value)
+    assert message is not None
+    assert message.startswith(f"No usable temporary directory found in ['{tmp_path}/none']. All")
+    assert "TMPDIR=FOLDER" in message
+    assert explained(FileNotFoundError(errno.ENOENT, "another file", "x")) is None, "a bug"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_without_a_name_may_be_the_temporary_folder(number: int) -> None:
+    """What tempfile opens has no name, so nobody else can say where there is no room."""
+    assert "TMPDIR=FOLDER" in str(explained(OSError(number, os.strerror(number))))
+    assert "TMPDIR" not in str(explained(OSError(number, os.strerror(number), "out/shard")))
