@@ -114,7 +114,7 @@ def refused_by_system(error: BaseException) -> str | None:
     Libraries of other languages (safetensors, Arrow) pass its number on in their text only.
     """
     if isinstance(error, FileNotFoundError) and _NO_TEMPORARY in str(error):
-        return f"{first_line(error)} All are missing, full or read-only. {_OTHER_TEMPORARY}"
+        return f"{error.strerror}: all are missing, full or read-only. {_OTHER_TEMPORARY}"
     number = getattr(error, "errno", None) if isinstance(error, OSError) else None
     if number is None and (found := _NUMBER_IN_TEXT.search(str(error))):
         number = int(found[1] or found[2])

@@ -341,7 +341,7 @@ def test_no_temporary_folder_at_all_is_one_line(
         tempfile.gettempdir()
     message = explained(caught.value)
     assert message is not None
-    assert message.startswith(f"No usable temporary directory found in ['{tmp_path}/none']. All")
+    assert message.startswith(f"No usable temporary directory found in ['{tmp_path}/none']: all")
     assert "TMPDIR=FOLDER" in message
     assert explained(FileNotFoundError(errno.ENOENT, "another file", "x")) is None, "a bug"
 
