@@ -291,7 +291,10 @@ def export_hf(
         checkpoint, output_path, to, base=base, tag=unnorm_key, overwrite=overwrite, dry_run=dry_run
     )
     if converted is not None:
-        report_export(converted, as_json=as_json, dry_run=dry_run)
+        then = ("lerobot-eval", f"--policy.path={output_path}", "--env.type=ENV")
+        report_export(
+            converted, as_json=as_json, dry_run=dry_run, then=then if to == "lerobot" else None
+        )
         return
     if dry_run:
         planned = plan(checkpoint, output_path, dtype=kept, overwrite=overwrite)
@@ -305,6 +308,15 @@ def export_hf(
         overwrite=overwrite,
     )
     report_export(done, as_json=as_json)
+
+
+def after_export(folder: object) -> tuple[object, ...]:
+    """An adapter is merged, a whole model asked."""
+    from molmoact_data.files.kinds import ADAPTER_CONFIG
+
+    if (Path(str(folder)) / ADAPTER_CONFIG).is_file():
+        return ("molmoact", "merge-lora", "--adapter", folder, "--output-path", "MODEL")
+    return ask_it(folder)
 
 
 def unshard(
@@ -333,10 +345,11 @@ def unshard(
     report_export(run(checkpoint, output_path, overwrite=overwrite), as_json=as_json)
 
 
-def report_export(done: Any, *, as_json: bool, dry_run: bool = False) -> None:
-    """What was or would be written, as JSON or for people."""
+def report_export(
+    done: Any, *, as_json: bool, dry_run: bool = False, then: tuple[object, ...] | None = None
+) -> None:
+    """What was or would be written, as JSON or for people. Without `then`, what comes next is seen in the folder."""
     from molmoact_data.console.tables import show_facts, size
-    from molmoact_data.files.kinds import ADAPTER_CONFIG
 
     if as_json:
         emit_json(asdict(done))
@@ -346,10 +359,7 @@ def report_export(done: Any, *, as_json: bool, dry_run: bool = False) -> None:
                  "memory": "a few tensors at a time", "licence": "the model's: see its card"}  # fmt: skip
         show_facts(f"Would write {done.folder}", facts)
     else:
-        whole = not (Path(done.folder) / ADAPTER_CONFIG).is_file()
         conclude(
             f"{done.folder}: {done.num_tensors} tensors, {size(done.num_bytes)}",
-            then=ask_it(done.folder)
-            if whole
-            else ("molmoact", "merge-lora", "--adapter", done.folder, "--output-path", "MODEL"),
+            then=then or after_export(done.folder),
         )

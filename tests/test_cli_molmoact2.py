@@ -292,6 +292,7 @@ def test_export_to_lerobots_layout_by_flag(tmp_path: Path, molmoact: Molmoact) -
     assert not (tmp_path / "out").exists()
     code, _, said = molmoact(*to, "--unnorm-key", "libero")
     assert code == 0, said
+    assert f"next: lerobot-eval --policy.path={tmp_path / 'out'} --env.type=ENV" in said
     settings = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (settings["type"], settings["norm_tag"], settings["chunk_size"]) == (
         "molmoact2",

@@ -126,11 +126,12 @@ def test_what_can_be_asked() -> None:
             )
         )  # fmt: skip
 
-    assert kinds(depth=True, trace=True, action=True) == list(ALL)
-    assert kinds(depth=True, trace=False, action=True) == ["depth"]
-    assert kinds(depth=False, trace=True, action=True) == ["trajectory", "trace"]
+    every = ["reasoning", "trajectory", "action", "depth", "trace"]
+    assert kinds(depth=True, trace=True, action=True) == every
+    assert kinds(depth=True, trace=False, action=True) == ["action", "depth"]
+    assert kinds(depth=False, trace=True, action=True) == ["trajectory", "action", "trace"]
     assert kinds(depth=True, trace=True, action=False) == ["depth", "trace"]
-    assert kinds(depth=False, trace=False, action=True) == []
+    assert kinds(depth=False, trace=False, action=True) == ["action"]
 
 
 def test_held_out_episodes_are_whole_and_apart(folder: Path) -> None:

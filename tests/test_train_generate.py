@@ -335,6 +335,9 @@ def test_pictures_show_trace_and_depth(predictor: Predictor, tmp_path: Path) -> 
 
 
 def test_folders_that_are_no_model_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"it has no config\.json"):
+        check_is_model(tmp_path)
+    (tmp_path / "trainer.json").write_text("{}")
     with pytest.raises(UserError, match="molmoact unshard"):
         check_is_model(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
