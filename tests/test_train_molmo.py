@@ -299,7 +299,7 @@ def truncate(folder: Path) -> None:
         (edit_config(num_hidden_layers=3), "tensors missing"),
         (edit_config(hidden_size=32), "config.json implies"),
         (lambda f: (f / "config.json").unlink(), "no config.json"),
-        (lambda f: (f / "config.json").write_text("{"), "is not JSON"),
+        (lambda f: (f / "config.json").write_text("{"), "Invalid JSON"),
         (lambda f: (f / "config.json").write_text('{"model_type": "molmo"}'), "does not say hidden_size"),
         (drop_tensor, "pad_embed"),
         (poison, "ln_f.weight holds NaN"),
