@@ -44,7 +44,7 @@ fmt: setup ## format, and mend what lint can
 	$(BIN)/ruff format .
 
 bench: setup ## every benchmark that needs no GPU, one after the other
-	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	set -e; for file in $$(grep -l __main__ benchmarks/*.py); do echo "== $$file"; $(BIN)/python $$file; done
 
 COUNT ?= 1000
 SEED ?= 0

@@ -56,16 +56,11 @@ def make_samples(config: MolmoAct2Config, lengths: list[int], draws: int) -> lis
         np.arange(patches).reshape(side, side), ((0, side % 2), (0, side % 2)), constant_values=-1
     )
     windows = index.reshape(half, 2, half, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
-    start, end = (
-        (i for i in config.image_token_ids if i != config.image_patch_id),
-        config.image_end_id,
-    )
     image = [
         int(config.fields["image_start_token_id"]),
         *[config.image_patch_id] * len(windows),
-        end,
+        config.image_end_id,
     ]
-    del start
     assert config.action_tokens is not None
     actions = config.action_tokens
     found = []

@@ -22,6 +22,7 @@ from molmoact_data.labels.tracking import PointTracker
 from molmoact_data.pictures.film import (
     CODES_NAME,
     Rgb,
+    caption_of,
     contact_sheet,
     depth_picture,
     frame_name,
@@ -114,8 +115,8 @@ def show_episode(
             found += seen
             sure = f"confidence {points.confidence_NA[i].min():.2f}"
             words.append(sure if seen else "gripper not found")
-        words.append(episode.instructions[frame])
-        tiles.append(side_by_side(pictures | depth[i], "   ".join(words)))
+        caption = caption_of(words, episode.instructions[frame])
+        tiles.append(side_by_side(pictures | depth[i], caption))
     return tiles, found if points is not None else len(tiles)
 
 

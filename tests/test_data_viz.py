@@ -14,11 +14,15 @@ from molmoact_data.errors import UserError
 from molmoact_data.outputs.output import Output
 from molmoact_data.pictures.actions import STRIP_HEIGHT, action_strip
 from molmoact_data.pictures.film import (
+    PAPER_RGB,
+    WORDS_HEIGHT,
+    caption_of,
     codes_picture,
     contact_sheet,
     depth_picture,
     episode_tiles,
     refuse_existing,
+    side_by_side,
     to_height,
     write_video,
 )
@@ -92,6 +96,17 @@ def test_contact_sheet_places_every_tile() -> None:
 
 def test_pictures_of_different_height_meet() -> None:
     assert to_height(np.zeros((48, 64, 3), np.uint8), 96).shape == (96, 128, 3)
+
+
+def test_a_long_instruction_is_not_cut_off() -> None:
+    """Its line has room on both sides; in usual letters it would be half as wide again as the picture."""
+    words = "pick up the black bowl next to the ramekin and put it on the plate"
+    caption = caption_of(["episode 0, frame 5", "trace 0.46"], words)
+    tile = side_by_side({"primary": np.zeros((256, 400, 3), np.uint8)}, caption)
+    line = tile[-WORDS_HEIGHT:]
+    inked = np.flatnonzero((line != PAPER_RGB).any(axis=(0, 2)))
+    assert 300 < inked[-1] < 400 - 2, "all of it"
+    assert tile.shape[0] == 256 + 3 * WORDS_HEIGHT, "names above, two lines below"
 
 
 def test_an_episode_is_shown_whole_or_sampled(make_output: MakeOutput) -> None:
@@ -217,8 +232,8 @@ def test_preview_command(
     assert result == {"output": str(sheet), "frames": 8, "found": 8, "rejected": {}}
     picture = cv2.imread(str(sheet))
     # Four rows of two tiles: two cameras and the depth at 4:3, the codes' square picture, words
-    # above and below, 8 of paper.
-    assert picture.shape == (4 * (22 + 256 + 22 + 8), 2 * (3 * 341 + 256 + 8), 3)
+    # above, two lines of them below, 8 of paper.
+    assert picture.shape == (4 * (22 + 256 + 2 * 22 + 8), 2 * (3 * 341 + 256 + 8), 3)
     code, _, stderr = molmoact(*command)
     assert code == 2
     assert "--overwrite" in stderr

@@ -222,7 +222,6 @@ def test_upload_click_steer_and_start_anew(page, tmp_path) -> None:
     page.locator("#upload input[type=file]").set_input_files(str(tmp_path / "front.png"))
     written = "document.querySelector('#points textarea, #points input').value"
     for number, column in enumerate((20, 60, 100, 140, 180), 1):
-        # The picture lies in the middle of its frame, whole: `object-fit: scale-down`.
         arrived = f"{written}.split('  ').filter(Boolean).length == {number}"
         click_at(page, "#canvas img", column / 200, arrived)
     points = page.locator("#points textarea, #points input").input_value().split("  ")

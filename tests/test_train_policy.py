@@ -87,6 +87,14 @@ def test_a_model_is_asked_for_what_its_run_knew(checkpoint, tmp_path, trained, a
     assert steered.text.startswith(" Based on the image and the annotated trajectory")
 
 
+def test_a_run_that_cannot_be_is_named(checkpoint, tmp_path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    (folder / "train_config.json").write_text(json.dumps({"kind_action": "often"}))
+    with pytest.raises(UserError, match=r"train_config\.json: kind_action.*'often'"):
+        load_policy(folder, device="cpu")
+
+
 def test_steered_answers_hold_actions_alone(policy: Policy) -> None:
     found = policy.act(seen(), trace=[[10, 20], [200, 220]])
     assert (found.trace_P2, found.depth_codes) == (None, None)

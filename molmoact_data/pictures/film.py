@@ -17,8 +17,7 @@ from molmoact_data import schema
 from molmoact_data.errors import UserError
 from molmoact_data.files.folders import check_new_file, new_file, write_bytes
 from molmoact_data.labels.depth import DepthTokenizer
-from molmoact_data.outputs.output import Output
-from molmoact_data.outputs.shards import ShardRecord
+from molmoact_data.outputs.output import EpisodeRows, Output
 from molmoact_data.pictures.actions import INK_RGB, PAPER_RGB, action_strip
 from molmoact_data.pictures.images import decode_image
 from molmoact_data.pictures.overlay import draw_labels
@@ -66,13 +65,17 @@ def to_height(rgb_HWC: Rgb, height: int = ROW_HEIGHT) -> Rgb:
 
 
 def side_by_side(pictures: Mapping[str, Rgb], caption: str) -> Rgb:
-    """Pictures of one frame in a row, their names above them and a caption below."""
+    """Pictures of one frame in a row, their names above them and below the lines of the caption."""
     shown = {name: to_height(picture) for name, picture in pictures.items()}
     names = [_words(name, picture.shape[1]) for name, picture in shown.items()]
     row = np.concatenate(list(shown.values()), axis=1)
-    return np.concatenate(
-        [np.concatenate(names, axis=1), row, _words(caption, row.shape[1])], axis=0
-    )
+    below = [_words(line, row.shape[1]) for line in caption.split("\n")]
+    return np.concatenate([np.concatenate(names, axis=1), row, *below], axis=0)
+
+
+def caption_of(words: Sequence[str], instruction: str) -> str:
+    """What is known of a frame, and on a line of its own what was asked."""
+    return "   ".join(words) + "\n" + " ".join(instruction.split())
 
 
 def frame_name(episode: int, frame: int) -> str:
@@ -102,18 +105,17 @@ def episode_tiles(
     `frames` = at most so many, evenly spaced; None = all, in order. Raises UserError for an episode that
     is not in the output.
     """
-    shard, length = _find(output, episode)
-    every = range(length)
+    rows = _find(output, episode)
+    length = rows.num_rows
     wanted = set(
-        every if frames is None else np.linspace(0, length - 1, min(frames, length)).astype(int)
+        range(length)
+        if frames is None
+        else np.linspace(0, length - 1, min(frames, length)).astype(int)
     )
-    with output.open_shard(shard) as file:
-        for batch in file.iter_batches(batch_size=32):
-            if episode not in batch[schema.EPISODE_INDEX].to_pylist():
-                continue
-            for row in batch.to_pylist():
-                if row[schema.EPISODE_INDEX] == episode and row[schema.FRAME_INDEX] in wanted:
-                    yield frame_tile(row, output.layout.cameras, tokenizer)
+    for batch in rows.batches(batch_rows=32):
+        for row in batch.to_pylist():
+            if row[schema.FRAME_INDEX] in wanted:
+                yield frame_tile(row, output.layout.cameras, tokenizer)
 
 
 def frame_tile(
@@ -134,7 +136,7 @@ def frame_tile(
     if schema.TRACE_QUALITY in row:
         reason = row[schema.TRACE_REJECT_REASON]
         words.append(f"no trace: {reason}" if reason else f"trace {row[schema.TRACE_QUALITY]:.2f}")
-    return side_by_side(pictures, "   ".join([*words, row[schema.INSTRUCTION]]))
+    return side_by_side(pictures, caption_of(words, row[schema.INSTRUCTION]))
 
 
 def write_picture(path: Path, rgb_HWC: Rgb) -> None:
@@ -239,24 +241,17 @@ def recorded_actions(output: Output, episode: int) -> NDArray[np.float32] | None
     """[T, D] in the order of the frames; None for an output without actions."""
     if output.layout.action_dim is None:
         return None
-    shard, _ = _find(output, episode)
-    found: list[list[float]] = []
-    with output.open_shard(shard) as file:
-        for batch in file.iter_batches(columns=[schema.EPISODE_INDEX, schema.ACTION]):
-            found += [
-                row[schema.ACTION]
-                for row in batch.to_pylist()
-                if row[schema.EPISODE_INDEX] == episode
-            ]
+    batches = _find(output, episode).batches([schema.ACTION])
+    found = [values for batch in batches for values in batch[schema.ACTION].to_pylist()]
     return np.array(found, dtype=np.float32)
 
 
-def _find(output: Output, episode: int) -> tuple[ShardRecord, int]:
-    for shard in output.shards:
-        for index, rows in shard.episodes:
-            if index == episode:
-                return shard, rows
-    known = [index for shard in output.shards for index, _ in shard.episodes]
+def _find(output: Output, episode: int) -> EpisodeRows:
+    known = []
+    for rows in output.episodes():
+        if rows.index == episode:
+            return rows
+        known.append(rows.index)
     raise UserError(
         f"episode {episode} is not in {output.storage.root}; it holds {len(known)} episodes "
         f"from {min(known, default=0)} to {max(known, default=0)}."
@@ -264,9 +259,13 @@ def _find(output: Output, episode: int) -> tuple[ShardRecord, int]:
 
 
 def _words(text: str, width: int) -> Rgb:
+    """One line, in smaller letters where it would be cut off, down to half their size."""
     import cv2
 
+    font, usual, left = cv2.FONT_HERSHEY_SIMPLEX, 0.42, 6
     strip = np.full((WORDS_HEIGHT, width, 3), PAPER_RGB, dtype=np.uint8)
     plain = text.encode("ascii", "replace").decode()  # OpenCV's fonts know ASCII only
-    cv2.putText(strip, plain, (6, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, INK_RGB, 1, cv2.LINE_AA)
+    needed = cv2.getTextSize(plain, font, usual, 1)[0][0]
+    size = usual * min(1.0, max(0.5, (width - 2 * left) / max(needed, 1)))
+    cv2.putText(strip, plain, (left, 15), font, size, INK_RGB, 1, cv2.LINE_AA)
     return strip

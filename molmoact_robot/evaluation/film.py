@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 
 from molmoact_data.labels.depth import DepthTokenizer
 from molmoact_data.pictures.actions import STRIP_HEIGHT, action_strip
-from molmoact_data.pictures.film import CODES_NAME, codes_picture, side_by_side, write_video
+from molmoact_data.pictures.film import (
+    CODES_NAME,
+    caption_of,
+    codes_picture,
+    side_by_side,
+    write_video,
+)
 from molmoact_data.pictures.overlay import TAKEN_RGB, draw_dot, draw_path, draw_trace
 from molmoact_robot.rollout import Decision, Episode
 
@@ -103,7 +109,8 @@ def _row(
         }
     if with_depth:
         pictures[CODES_NAME] = np.zeros_like(frame) if depth is None else depth
-    return side_by_side(pictures, f"{_moment(episode, step, decision)}   {episode.instruction}")
+    moment = _moment(episode, step, decision)
+    return side_by_side(pictures, caption_of([moment], episode.instruction))
 
 
 def _moment(episode: Episode, step: int, decision: Decision | None) -> str:

@@ -24,6 +24,8 @@ from molmoact_robot.tabletop.world import World
 
 PolicyName = Literal["scripted", "random", "idle"]
 _PASSIVE_STEPS = 45
+CALM_START_M = (-0.09, 0.0, 0.29)
+"""Of the grip point above the table, in the calm world: the middle of the random starts."""
 
 
 @dataclass(frozen=True)
@@ -152,21 +154,27 @@ def _start_joints(
 ) -> NDArray[np.float64]:
     """Above the table at random, turned and tilted at random; calm: always at one place, upright.
 
-    A start of its own tells a network which scene this is; from one start, only the picture of the object does.
+    From one start, nothing but the picture of the object tells where to go.
     """
     scratch = mujoco.MjData(model)
     for _ in range(50):
-        position = rng.uniform((-0.20, -0.15, 0.22), (0.02, 0.15, 0.36))
+        position, rotation = (
+            (np.array(CALM_START_M), gripper_rotation(0.0, 0.0, 0.0)) if calm else _random_pose(rng)
+        )
         position[2] += table_height_m
-        roll, pitch = rng.normal(0, 0.25, 2)
-        rotation = gripper_rotation(float(rng.uniform(-0.8, 0.8)), roll, pitch)
-        if calm:
-            position = np.array([-0.09, 0.0, 0.29 + table_height_m])
-            rotation = gripper_rotation(0.0, 0.0, 0.0)
         joints, error = solve_ik(model, scratch, HOME_RAD, position, rotation, iterations=60)
         if error < 1e-3:
             return joints
     raise RuntimeError("no reachable start pose in 50 draws")
+
+
+def _random_pose(
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of a start: position above the table in metres, and rotation."""
+    position = rng.uniform((-0.20, -0.15, 0.22), (0.02, 0.15, 0.36))
+    roll, pitch = rng.normal(0, 0.25, 2)
+    return position, gripper_rotation(float(rng.uniform(-0.8, 0.8)), roll, pitch)
 
 
 def _passive(name: str, actions: Iterator[NDArray[np.float32]]) -> Iterator[Motion]:

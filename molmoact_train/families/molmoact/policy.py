@@ -14,6 +14,7 @@ from molmoact_data.errors import UserError
 from molmoact_data.files.typed import read_typed
 from molmoact_data.policies import ActionChunk, Observation, PolicyInfo, PredictionFailed
 from molmoact_data.text.prompts import Wording
+from molmoact_train.families.fields import Finite, check_fields
 from molmoact_train.families.loading import Dtype
 from molmoact_train.families.molmoact.pictures import ImageLike
 from molmoact_train.families.molmoact.predictor import Prediction, PredictOptions, Predictor
@@ -166,7 +167,12 @@ def _count(values: Mapping[str, Any], name: str, default: int) -> int:
 
 def trained_kind(run: Mapping[str, Any]) -> Literal["reasoning", "action"]:
     """What a model is asked: whole answers, unless its run knew actions alone."""
-    actions_alone = run.get("kind_action", 0) > 0 and run.get("kind_reasoning", 0) == 0
+    shares = {name: run.get(name, 0.0) for name in ("kind_action", "kind_reasoning")}
+    try:
+        check_fields(shares, dict.fromkeys(shares, Finite))
+    except ValueError as error:
+        raise UserError(f"{RUN_FILE}: {error}.") from error
+    actions_alone = shares["kind_action"] > 0 and shares["kind_reasoning"] == 0
     return "action" if actions_alone else "reasoning"
 
 
